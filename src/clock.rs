@@ -1,0 +1,48 @@
+//! Time as this crate counts it: a monotonic clock that goes on while the machine sleeps.
+//!
+//! Leases are judged by this clock alone. The wall clock of a client is never read for a decision;
+//! where wall time matters (fences, ages), the server's is used, inside scripts.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// A point in time: the span since the machine was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(Duration);
+
+impl Moment {
+    /// The present. `CLOCK_BOOTTIME`, so a suspended laptop does not believe in its old lease.
+    pub fn now() -> Self {
+        let t = clock_gettime(ClockId::Boottime);
+        Self(Duration::new(t.tv_sec as u64, t.tv_nsec as u32))
+    }
+
+    /// Span from now to here; zero when it has passed.
+    pub fn left(self) -> Duration {
+        self.since(Self::now())
+    }
+
+    /// Span from `earlier` to here; zero when `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// Whether this moment has come.
+    pub fn passed(self) -> bool {
+        Self::now() >= self
+    }
+}
+
+impl std::ops::Add<Duration> for Moment {
+    type Output = Self;
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span))
+    }
+}
+
+impl std::ops::Sub<Duration> for Moment {
+    type Output = Self;
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span))
+    }
+}

@@ -1,0 +1,236 @@
+//! Where the server is and how to speak to it. Pure: reads no environment, opens nothing.
+
+use crate::error::{Error, Result};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A password. Neither `Debug` nor any error shows it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a password in.
+    pub fn new(password: impl Into<String>) -> Self {
+        Self(password.into())
+    }
+
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// How the server is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP, with TLS (rustls, system roots or [`Tls::ca`]) if asked for.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whether to speak TLS.
+        tls: bool,
+    },
+    /// Unix socket.
+    Unix(PathBuf),
+}
+
+/// Certificates in PEM.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// Certificate authority to trust instead of the system's.
+    pub ca: Option<Vec<u8>>,
+    /// Client certificate and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("ca", &self.ca.is_some())
+            .field("identity", &self.identity.is_some())
+            .finish()
+    }
+}
+
+/// One server, the credentials for it, the prefix of all keys, and the patience with it.
+///
+/// ```
+/// use tagsweep::Config;
+/// let config = Config::from_url("redis://:secret@cache.internal:6380/2")?.prefix("app:");
+/// assert_eq!(config.label(), "redis://cache.internal:6380/2");
+/// # Ok::<(), tagsweep::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Where the server is.
+    pub address: Address,
+    /// User name of the server's ACL.
+    pub user: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Database number.
+    pub db: i64,
+    /// Stands before every key, as phpredis' `OPT_PREFIX` does.
+    pub prefix: Vec<u8>,
+    /// Longest time to wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest time that one call may take, connecting and repeating included.
+    pub timeout: Duration,
+    /// Certificates.
+    pub tls: Tls,
+}
+
+/// What to expect of a URL, for error messages.
+const URL_FORMS: &str = "expected redis://[user:password@]host[:port][/db], rediss://… for TLS, \
+                         or unix:///path/to/socket[?db=N&user=U&pass=P]";
+
+impl Config {
+    /// A server at an address, without credentials, database 0.
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            user: None,
+            password: None,
+            db: 0,
+            prefix: Vec::new(),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            tls: Tls::default(),
+        }
+    }
+
+    /// Parses `redis://`, `rediss://`, `valkey://`, `valkeys://`, `unix://` or the path of a socket.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid); the text does not repeat the URL, which may hold a password.
+    pub fn from_url(url: &str) -> Result<Self> {
+        if url.starts_with('/') {
+            return Ok(Self::new(Address::Unix(url.into())));
+        }
+        let wrong = |why: &str| Error::invalid(format!("not a server URL: {why}; {URL_FORMS}"));
+        if url.contains("#insecure") {
+            return Err(wrong("certificates are always checked (#insecure is not supported)"));
+        }
+        let info = url.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
+        let mut config = Self::new(match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                Address::Tcp { host: host.clone(), port: *port, tls: false }
+            }
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                Address::Tcp { host: host.clone(), port: *port, tls: true }
+            }
+            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+            _ => return Err(wrong("unknown kind of address")),
+        });
+        let settings = info.redis_settings();
+        config.user = settings.username().map(str::to_owned);
+        config.password = settings.password().map(Secret::new);
+        config.db = settings.db();
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The same server with a prefix before every key.
+    pub fn prefix(mut self, prefix: impl Into<Vec<u8>>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The same server with other patience; see [`Config::timeout`].
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Whether it can be tried at all.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) with the first thing that is out of bounds.
+    pub fn check(&self) -> Result<()> {
+        if self.db < 0 {
+            return Err(Error::invalid("the database number must be 0 or greater"));
+        }
+        if self.timeout.is_zero() || self.connect_timeout.is_zero() {
+            return Err(Error::invalid("timeouts must be greater than 0"));
+        }
+        match &self.address {
+            Address::Tcp { host, .. } if host.is_empty() => Err(Error::invalid("no host given")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The server in words, for messages: scheme, host, port and database; never a secret.
+    pub fn label(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, port, tls } => {
+                let scheme = if *tls { "rediss" } else { "redis" };
+                format!("{scheme}://{host}:{port}/{}", self.db)
+            }
+            Address::Unix(path) => format!("unix://{}?db={}", path.display(), self.db),
+        }
+    }
+
+    pub(crate) fn connection_info(&self) -> Result<ConnectionInfo> {
+        let addr = match &self.address {
+            Address::Tcp { host, port, tls: false } => ConnectionAddr::Tcp(host.clone(), *port),
+            Address::Tcp { host, port, tls: true } => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: false,
+                tls_params: None,
+            },
+            Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
+        };
+        // No CLIENT SETINFO: it is refused before Redis 7.2 and needs a permission of its own.
+        let mut settings =
+            RedisConnectionInfo::default().set_db(self.db).set_skip_set_lib_name();
+        if let Some(user) = &self.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password.reveal());
+        }
+        let info = addr
+            .into_connection_info()
+            .map_err(|e| Error::invalid("unusable server address").because(e))?;
+        Ok(info.set_redis_settings(settings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_show_neither_in_debug_nor_in_errors() {
+        let config = Config::from_url("redis://app:hunter2@h/1").unwrap();
+        assert_eq!(config.user.as_deref(), Some("app"));
+        assert!(!format!("{config:?}{}", config.label()).contains("hunter2"));
+        for url in ["redis://:hunter2@h:port", "http://:hunter2@h", "redis://:hunter2@h/minus", ""] {
+            let e = Config::from_url(url).unwrap_err();
+            assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_a_unix_socket() {
+        let config = Config::from_url("/run/redis.sock").unwrap();
+        assert_eq!(config.label(), "unix:///run/redis.sock?db=0");
+        let config = Config::from_url("unix:///run/redis.sock?db=3&pass=x").unwrap();
+        assert_eq!((config.db, config.password.is_some()), (3, true));
+    }
+
+    #[test]
+    fn negative_databases_are_refused() {
+        assert!(Config::from_url("redis://h/-1").unwrap_err().is_invalid());
+    }
+}

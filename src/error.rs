@@ -1,0 +1,198 @@
+//! The one error type: what failed, on which key and server, how long and how often it was tried,
+//! and what to do.
+//!
+//! Contention is never an error (see [`Outcome`](crate::lock::Outcome)), and neither is a sweep that
+//! ends early (see [`Reason`](crate::sweep::Reason)).
+
+use std::fmt;
+use std::time::Duration;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, by what a caller would do about it.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// An argument is out of bounds. Nothing was sent.
+    Invalid,
+    /// No connection could be made. Nothing was sent.
+    Unreachable,
+    /// The server refused the credentials, or the user lacks a permission. Trying again is no use.
+    Denied,
+    /// The command was sent and no answer came in time: it may or may not have taken effect.
+    Unknown,
+    /// The server answered with an error; [`Error::code`] is its first word.
+    Refused,
+    /// The key holds a value of another type.
+    WrongType,
+    /// The lease is not ours any more.
+    Lost,
+    /// No member maps to an existing entry, or two mappings do: a sweep would guess.
+    Unproven,
+}
+
+/// An error of tagsweep. Its text is complete and holds no secret.
+#[derive(thiserror::Error, Debug)]
+#[error("{}", self.text())]
+pub struct Error {
+    kind: ErrorKind,
+    what: String,
+    code: Option<String>,
+    server: Option<String>,
+    key: Option<String>,
+    tries: Option<(u32, Duration)>,
+    advice: Option<&'static str>,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        let what = what.into();
+        Self {
+            kind,
+            what,
+            code: None,
+            server: None,
+            key: None,
+            tries: None,
+            advice: None,
+            source: None,
+        }
+    }
+
+    /// An argument out of bounds: what is wrong, and what would be right.
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, what)
+    }
+
+    /// A fault of a transport that is not ours (the PHP face carries commands through a PHP client).
+    #[doc(hidden)]
+    pub fn transport(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self::new(kind, what)
+    }
+
+    pub(crate) fn code_of(mut self, code: &str) -> Self {
+        self.code = Some(code.to_owned());
+        self
+    }
+
+    pub(crate) fn server(mut self, label: &str) -> Self {
+        self.server.get_or_insert_with(|| label.to_owned());
+        self
+    }
+
+    pub(crate) fn key(mut self, key: &[u8]) -> Self {
+        self.key.get_or_insert_with(|| printable(key));
+        self
+    }
+
+    pub(crate) fn tried(mut self, times: u32, elapsed: Duration) -> Self {
+        self.tries = Some((times, elapsed));
+        self
+    }
+
+    pub(crate) fn advice(mut self, advice: &'static str) -> Self {
+        self.advice = Some(advice);
+        self
+    }
+
+    pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(e));
+        self
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// First word of the server's error (`READONLY`, `OOM`, …), if the server answered with one.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// The command was sent and its effect is not known.
+    pub fn is_unknown(&self) -> bool {
+        self.kind == ErrorKind::Unknown
+    }
+
+    /// The lease is not ours any more.
+    pub fn is_lost(&self) -> bool {
+        self.kind == ErrorKind::Lost
+    }
+
+    /// An argument was out of bounds; nothing was sent.
+    pub fn is_invalid(&self) -> bool {
+        self.kind == ErrorKind::Invalid
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.what.clone();
+        if let Some(key) = &self.key {
+            text += &format!(" (key {key})");
+        }
+        if let Some(server) = &self.server {
+            text += &format!(" on {server}");
+        }
+        if let Some((times, elapsed)) = self.tries {
+            let plural = if times == 1 { "" } else { "s" };
+            text += &format!(", tried {times} time{plural} in {} ms", elapsed.as_millis());
+        }
+        if let Some(advice) = self.advice {
+            text += &format!("; {advice}");
+        }
+        text
+    }
+}
+
+/// A key as people can read it: control characters and bytes outside UTF-8 are escaped, long ones cut.
+pub fn printable(bytes: &[u8]) -> String {
+    const SHOWN: usize = 120;
+    let shown = &bytes[..bytes.len().min(SHOWN)];
+    let mut text = String::from("\"");
+    for chunk in shown.utf8_chunks() {
+        chunk.valid().chars().for_each(|c| match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            c if c.is_control() => text.extend(c.escape_default()),
+            c => text.push(c),
+        });
+        chunk.invalid().iter().for_each(|b| text += &format!("\\x{b:02x}"));
+    }
+    text.push('"');
+    if bytes.len() > SHOWN {
+        text += &format!("… ({} bytes)", bytes.len());
+    }
+    text
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_where_how_often_and_what_to_do() {
+        let e = Error::new(ErrorKind::Unreachable, "no connection")
+            .key(b"lock:a\nb")
+            .server("redis://h:1")
+            .tried(3, Duration::from_millis(20))
+            .advice("start the server");
+        assert_eq!(
+            e.to_string(),
+            "no connection (key \"lock:a\\nb\") on redis://h:1, tried 3 times in 20 ms; start the server"
+        );
+    }
+
+    #[test]
+    fn keys_are_printed_without_control_characters() {
+        assert_eq!(printable(b"a\0\"\xff"), "\"a\\u{0}\\\"\\xff\"");
+        assert!(printable(&[b'x'; 500]).ends_with("… (500 bytes)"));
+    }
+}

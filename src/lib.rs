@@ -1,0 +1,17 @@
+//! Two jobs on Redis and Valkey: a [distributed lock](lock), and a [sweep](sweep) of cache tags under
+//! that lock.
+//!
+//! The crate opens no thread, reads no environment and has no global state. All calls block, and all
+//! are bounded by [`Config::timeout`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod clock;
+pub mod config;
+pub mod connect;
+pub mod error;
+pub mod lock;
+mod script;
+
+pub use config::Config;
+pub use error::{Error, ErrorKind, Result};

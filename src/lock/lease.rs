@@ -1,0 +1,150 @@
+//! A lease: one grant of a lock, bounded in time. Pure: no server, no clock of its own.
+
+use crate::clock::Moment;
+use crate::error::{Error, Result};
+use std::time::Duration;
+
+/// Shortest and longest TTL. Redis deletes a key whose TTL is set to 0, and counts milliseconds in
+/// numbers that Lua keeps exact only up to 2^53.
+const TTL_BOUNDS_MS: std::ops::RangeInclusive<u64> = 1..=1 << 53;
+
+/// A TTL in milliseconds that the server takes as it is meant.
+///
+/// # Errors
+/// [`Invalid`](crate::ErrorKind::Invalid) below 1 ms and above 2^53 ms.
+pub(crate) fn ttl_ms(ttl: Duration) -> Result<u64> {
+    u64::try_from(ttl.as_millis())
+        .ok()
+        .filter(|ms| TTL_BOUNDS_MS.contains(ms))
+        .ok_or_else(|| Error::invalid("the TTL must be at least 1 ms and at most 2^53 ms"))
+}
+
+/// Proof of ownership: 128 bits from the kernel's CSPRNG, in hexadecimal; new for each acquisition.
+pub(crate) fn owner_token() -> Result<String> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|e| {
+        Error::invalid(format!("the system gives no random bytes for an owner token: {e}"))
+    })?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// One grant of a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// The value of the lock key: owner token, fence, who. Equality of the whole proves ownership.
+    pub value: Vec<u8>,
+    /// Grows with each grant.
+    pub fence: u64,
+    /// After this we must not act on the lease any more, whatever the server may think.
+    pub safe_until: Moment,
+}
+
+impl Lease {
+    /// From the value that the server made, the moment *before* the request was sent, and the TTL.
+    pub fn new(value: Vec<u8>, sent: Moment, ttl: Duration) -> Option<Self> {
+        let fence = Holder::read(&value, None).fence?;
+        Some(Self { value, fence, safe_until: safe_until(sent, ttl) })
+    }
+}
+
+/// The holder's own deadline: the start of the request plus the TTL, less what two clocks may drift
+/// apart in that time (1 % and 2 ms, the allowance of Redlock).
+pub(crate) fn safe_until(sent: Moment, ttl: Duration) -> Moment {
+    sent + ttl.saturating_sub(ttl / 100 + Duration::from_millis(2))
+}
+
+/// Who holds a lock, as far as its value tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Fencing token of the grant; `None` when the value was not written by tagsweep.
+    pub fence: Option<u64>,
+    /// Host name.
+    pub host: Option<String>,
+    /// Process.
+    pub pid: Option<u32>,
+    /// Program and version.
+    pub program: Option<String>,
+    /// Time that the key has left; `None` when it never expires.
+    pub ttl: Option<Duration>,
+}
+
+impl Holder {
+    /// Reads the value of a lock key: `token:fence|host|pid|program`. A value of any other form (an
+    /// old PHP instance, another library) is a holder of whom nothing is known.
+    pub(crate) fn read(value: &[u8], ttl: Option<Duration>) -> Self {
+        let parse = || {
+            let text = std::str::from_utf8(value).ok()?;
+            let (_, rest) = text.split_once(':')?;
+            let mut fields = rest.split('|');
+            let fence = fields.next()?.parse().ok()?;
+            let mut field = || fields.next().filter(|f| !f.is_empty()).map(str::to_owned);
+            let host = field();
+            let pid = field().and_then(|p| p.parse().ok());
+            Some(Self { fence: Some(fence), host, pid, program: field(), ttl })
+        };
+        parse().unwrap_or(Self { ttl, ..Self::default() })
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.host, self.pid) {
+            (Some(host), Some(pid)) => write!(f, "held by {host} pid {pid}")?,
+            _ => f.write_str("held by an unknown program")?,
+        }
+        if let Some(fence) = self.fence {
+            write!(f, ", fence {fence}")?;
+        }
+        match self.ttl {
+            Some(ttl) => write!(f, ", expires in {:.1} s unless extended", ttl.as_secs_f64()),
+            None => f.write_str(", never expires"),
+        }
+    }
+}
+
+/// Who we are, for the value of the lock key. No field holds a separator.
+pub(crate) fn whoami() -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let clean: String = host.chars().filter(|c| !c.is_control() && *c != '|').take(64).collect();
+    format!("{clean}|{}|tagsweep/{}", std::process::id(), env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttl_zero_and_overflow_are_refused() {
+        assert!(ttl_ms(Duration::ZERO).is_err());
+        assert!(ttl_ms(Duration::from_micros(999)).is_err());
+        assert!(ttl_ms(Duration::MAX).is_err());
+        assert_eq!(ttl_ms(Duration::from_millis(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn owner_tokens_are_128_bit_and_new_each_time() {
+        let (a, b) = (owner_token().unwrap(), owner_token().unwrap());
+        assert_eq!(a.len(), 32);
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_value_tells_who_holds() {
+        let ours = format!("0f:17|{}", whoami());
+        let holder = Holder::read(ours.as_bytes(), Some(Duration::from_secs(2)));
+        assert_eq!((holder.fence, holder.pid), (Some(17), Some(std::process::id())));
+        assert!(holder.to_string().contains("expires in 2.0 s"));
+        let foreign = Holder::read(b"5f3c:uniqid", None);
+        assert_eq!(foreign, Holder::default());
+        assert_eq!(foreign.to_string(), "held by an unknown program, never expires");
+    }
+
+    #[test]
+    fn safe_until_lies_before_the_end_of_the_ttl() {
+        let sent = Moment::now();
+        let until = safe_until(sent, Duration::from_secs(10));
+        assert_eq!(until.since(sent), Duration::from_millis(10_000 - 100 - 2));
+        assert_eq!(safe_until(sent, Duration::from_millis(1)), sent);
+    }
+}

@@ -1,0 +1,102 @@
+//! Server-side scripts: one file in `scripts/` per atomic act.
+//!
+//! A script is run by its digest; a server that does not know it (restart, `SCRIPT FLUSH`,
+//! failover) is sent the body once. No script has a shebang: with one, Redis refuses the whole
+//! script under memory pressure, which is when cleaning is needed.
+
+use crate::clock::Moment;
+use crate::connect::{Link, checked};
+use crate::error::Result;
+use redis::{Cmd, Value};
+
+/// One of the scripts in `scripts/`.
+pub(crate) struct Script {
+    body: &'static str,
+    digest: std::sync::LazyLock<String>,
+}
+
+macro_rules! script {
+    ($name:ident, $file:literal) => {
+        pub(crate) static $name: Script = Script {
+            body: include_str!(concat!("scripts/", $file)),
+            digest: std::sync::LazyLock::new(|| {
+                let body = include_str!(concat!("scripts/", $file));
+                redis::Script::new(body).get_hash().to_owned()
+            }),
+        };
+    };
+}
+
+script!(ACQUIRE, "acquire.lua");
+script!(EXTEND, "extend.lua");
+script!(RELEASE, "release.lua");
+script!(PRUNE, "prune.lua");
+script!(INVALIDATE, "invalidate.lua");
+script!(RESTORE, "restore.lua");
+
+/// Keys and arguments of one run, in the order of the script's header.
+#[derive(Clone, Default)]
+pub(crate) struct Args {
+    pub keys: Vec<Vec<u8>>,
+    pub argv: Vec<Vec<u8>>,
+}
+
+impl Args {
+    pub fn key(mut self, key: &[u8]) -> Self {
+        self.keys.push(key.to_vec());
+        self
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
+        self.argv.push(arg.as_ref().to_vec());
+        self
+    }
+
+    pub fn number(self, n: impl ToString) -> Self {
+        self.arg(n.to_string())
+    }
+}
+
+impl Script {
+    /// The short form, for a server that knows the script.
+    pub fn by_digest(&self, args: &Args) -> Cmd {
+        self.command("EVALSHA", &self.digest, args)
+    }
+
+    /// The long form, which also teaches it.
+    pub fn by_body(&self, args: &Args) -> Cmd {
+        self.command("EVAL", self.body, args)
+    }
+
+    /// Teaches it to the server.
+    pub fn load(&self) -> Cmd {
+        let mut cmd = redis::cmd("SCRIPT");
+        cmd.arg("LOAD").arg(self.body);
+        cmd
+    }
+
+    fn command(&self, how: &str, what: &str, args: &Args) -> Cmd {
+        let mut cmd = redis::cmd(how);
+        cmd.arg(what).arg(args.keys.len()).arg(&args.keys).arg(&args.argv);
+        cmd
+    }
+
+    /// Runs it: one round trip, two when the server does not know it yet.
+    pub fn run(&self, link: &mut Link, args: &Args, deadline: Moment) -> Result<Value> {
+        match link.call(&self.by_digest(args), deadline) {
+            Err(e) if e.code() == Some("NOSCRIPT") => link.call(&self.by_body(args), deadline),
+            other => other,
+        }
+    }
+
+    /// Reads a pipelined reply; the command is sent again, with the body, if the server did not know it.
+    pub fn reply(&self, reply: Value, link: &mut Link, args: &Args) -> Result<Value> {
+        match checked(reply) {
+            Err(e) if e.code() == Some("NOSCRIPT") => {
+                let deadline = link.deadline();
+                link.call(&self.by_body(args), deadline)
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+-- Gives the lock more time, if it is still ours. Never creates it.
+--
+-- KEYS[1] lock key
+-- ARGV[1] our value
+-- ARGV[2] new TTL in ms, at least 1
+-- ARGV[3] '1' to set exactly this TTL, '0' never to shorten what is left
+-- Returns {1, TTL in ms} when it is ours, {0} when it is not.
+-- Cost: O(1), at most 3 commands.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
+local left = redis.call('PTTL', KEYS[1])
+if ARGV[3] == '0' and left >= tonumber(ARGV[2]) then return {1, left} end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {1, tonumber(ARGV[2])}

@@ -1,0 +1,54 @@
+-- Removes stale references from tags: the confirm step of a sweep.
+--
+-- Works on several tags, given as one list of work items. For each: every reference whose entry is
+-- absent at this instant goes, the others stay; Redis drops a set that becomes empty by itself. An
+-- entry may have two names (with and without the key prefix); it is absent when both are.
+-- Nothing happens unless the lock still holds our value: a deposed sweeper removes nothing.
+--
+-- KEYS[1] lock key
+-- KEYS[2..] per item: the tag key, then the entry keys of its members, all first names and then,
+--   with two names, all second names
+-- ARGV[1] our value of the lock
+-- ARGV[2] number of names of an entry: 1 or 2
+-- ARGV[3] seconds for which a tag must have been idle to be touched, '' to not ask
+-- ARGV[4..] per item: the number of members, then the members
+-- Returns {'FENCED'} or, per item, one of: -1 (used of late, left alone), -2 (another type, left
+--   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0) of members that
+--   stayed under their first name, as p, or under their second name alone, as -p-1}.
+-- Cost: O(members); at most 4 commands per item and 2 more per member of a mixed tag. Callers keep
+-- the members of one call below 256.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end
+local names, idle = tonumber(ARGV[2]), tonumber(ARGV[3])
+local key, arg, out = 2, 4, {}
+while arg <= #ARGV do
+  local n = tonumber(ARGV[arg])
+  local tag, first, second = KEYS[key], key, key + n
+  local result
+  if idle then
+    local seen = redis.pcall('OBJECT', 'IDLETIME', tag)
+    if type(seen) == 'number' and seen < idle then result = -1 end
+  end
+  if not result then
+    local stay = {}
+    if redis.call('EXISTS', unpack(KEYS, key + 1, key + n * names)) > 0 then
+      for i = 1, n do
+        if redis.call('EXISTS', KEYS[first + i]) == 1 then stay[i] = i - 1
+        elseif names == 2 and redis.call('EXISTS', KEYS[second + i]) == 1 then stay[i] = -i end
+      end
+    end
+    local go = {}
+    for i = 1, n do if not stay[i] then go[#go + 1] = ARGV[arg + i] end end
+    local removed = 0
+    if #go > 0 then removed = redis.pcall('SREM', tag, unpack(go)) end
+    if type(removed) ~= 'number' then
+      result = -2
+    else
+      result = {redis.call('EXISTS', tag) == 0 and 1 or 0, removed}
+      for i = 1, n do if stay[i] then result[#result + 1] = stay[i] end end
+    end
+  end
+  out[#out + 1] = result
+  key = key + 1 + n * names
+  arg = arg + 1 + n
+end
+return out

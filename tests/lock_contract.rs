@@ -1,0 +1,226 @@
+//! What the lock promises, on a real server.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::Commands;
+use std::time::Duration;
+use support::{Server, run, until};
+use tagsweep::lock::{Lock, Outcome};
+use tagsweep::{Config, ErrorKind};
+
+const TTL: Duration = Duration::from_secs(30);
+
+fn lock(server: &Server) -> Lock {
+    Lock::new(server.config(), b"job", TTL).unwrap()
+}
+
+fn fence(outcome: Outcome) -> u64 {
+    match outcome {
+        Outcome::Acquired { fence } => fence,
+        Outcome::Held(holder) => panic!("held: {holder}"),
+    }
+}
+
+#[test]
+fn one_contender_at_a_time() {
+    let server = Server::start();
+    let (mut a, mut b) = (lock(&server), lock(&server));
+    let first = fence(a.acquire().unwrap());
+    assert!(a.is_held() && a.remaining().unwrap() > Duration::from_secs(29));
+    let Outcome::Held(holder) = b.acquire().unwrap() else { panic!("two holders") };
+    assert_eq!((holder.fence, holder.pid), (Some(first), Some(std::process::id())));
+    assert!(!b.release().unwrap(), "only the holder releases");
+    assert!(a.release().unwrap());
+    assert!(!a.is_held() && a.fence().is_none());
+    assert!(fence(b.acquire().unwrap()) > first);
+}
+
+#[test]
+fn acquire_extend_and_release_are_one_round_trip_each() {
+    let server = Server::start();
+    let mut watch = server.connect();
+    let mut warm = lock(&server);
+    warm.acquire().unwrap();
+    warm.extend(None).unwrap();
+    warm.release().unwrap();
+    let _: () = run(&mut watch, "CONFIG RESETSTAT");
+    let mut lock = lock(&server);
+    lock.acquire().unwrap();
+    lock.extend(None).unwrap();
+    lock.release().unwrap();
+    let stats: String = run(&mut watch, "INFO commandstats");
+    assert!(stats.contains("cmdstat_evalsha:calls=3"), "{stats}");
+    assert!(!stats.contains("cmdstat_eval:"), "{stats}");
+}
+
+#[test]
+fn an_old_php_instance_and_ours_exclude_each_other() {
+    let server = Server::start();
+    let mut php = server.connect();
+    let mut ours = lock(&server);
+    let _: () = run(&mut php, "SET lock:job 65f1c2 NX EX 60");
+    let Outcome::Held(holder) = ours.acquire().unwrap() else { panic!("two holders") };
+    assert_eq!(holder.fence, None);
+    let _: () = run(&mut php, "DEL lock:job");
+    fence(ours.acquire().unwrap());
+    assert_eq!(run::<Option<String>>(&mut php, "SET lock:job 65f1c2 NX EX 60"), None);
+    assert!(run::<i64>(&mut php, "PTTL lock:job") > 29_000);
+}
+
+#[test]
+fn fences_grow_over_loss_of_all_data() {
+    let mut server = Server::start();
+    let mut lock = lock(&server);
+    let mut last = 0;
+    for lose in ["DEL lock:job", "FLUSHALL", "restart", "SET {lock:job}:fence nonsense", ""] {
+        let next = fence(lock.acquire().unwrap());
+        assert!(next > last, "{next} after {last}");
+        last = next;
+        lock.release().unwrap();
+        match lose {
+            "" => {}
+            "restart" => server.restart(),
+            command => run::<()>(&mut server.connect(), command),
+        }
+    }
+    // Faster than the clock ticks, and after a clock that was ahead.
+    let ahead = last + 3_600_000_000;
+    let _: () = server.connect().set("{lock:job}:fence", ahead).unwrap();
+    for step in 1..=3 {
+        assert_eq!(fence(lock.acquire().unwrap()), ahead + step);
+        lock.release().unwrap();
+    }
+}
+
+#[test]
+fn a_lease_ends_with_its_ttl_and_is_then_nobodys() {
+    let server = Server::start();
+    let mut a = Lock::new(server.config(), b"job", Duration::from_millis(50)).unwrap();
+    let mut b = lock(&server);
+    fence(a.acquire().unwrap());
+    until("b takes over", || matches!(b.acquire().unwrap(), Outcome::Acquired { .. }));
+    assert!(!a.is_held(), "the holder knows without asking");
+    assert!(!a.extend(None).unwrap(), "extend does not take a lost lock again");
+    assert!(!a.release().unwrap());
+    assert!(b.is_held() && b.extend(None).unwrap(), "b is untouched");
+}
+
+#[test]
+fn extend_never_creates_and_shortens_only_when_told() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let _: () = run(&mut other, "PEXPIRE lock:job 90000");
+    assert!(lock.extend(None).unwrap());
+    assert!(run::<i64>(&mut other, "PTTL lock:job") > 80_000);
+    assert!(lock.extend(Some(Duration::from_secs(2))).unwrap());
+    assert!(run::<i64>(&mut other, "PTTL lock:job") <= 2000);
+    assert!(lock.remaining().unwrap() < Duration::from_secs(2));
+    let _: () = run(&mut other, "DEL lock:job");
+    assert!(!lock.extend(None).unwrap());
+    assert!(!run::<bool>(&mut other, "EXISTS lock:job"));
+}
+
+#[test]
+fn a_replaced_value_is_not_ours_even_with_our_token() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let value = String::from_utf8(lock.owner().unwrap().to_vec()).unwrap();
+    let token = value.split(':').next().unwrap().to_owned();
+    // A late duplicate of our own acquire would leave our token with another fence.
+    let _: () = other.set("lock:job", format!("{token}:1|h|1|x")).unwrap();
+    assert!(!lock.extend(None).unwrap());
+    assert!(!lock.release().unwrap());
+    assert!(run::<bool>(&mut other, "EXISTS lock:job"));
+}
+
+#[test]
+fn names_are_bytes_and_the_prefix_stands_before_them() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let long = vec![b'x'; 64 * 1024];
+    for name in [b"a b\n\0*[?]\xff".as_slice(), b"{tag}x", &long] {
+        let mut lock = Lock::new(server.config().prefix("app:"), name, TTL).unwrap();
+        fence(lock.acquire().unwrap());
+        let key = [b"app:lock:", name].concat();
+        assert_eq!(lock.key(), key);
+        assert!(other.exists::<_, bool>(&key).unwrap());
+        assert!(lock.release().unwrap());
+    }
+    for name in [b"".as_slice(), &[b'x'; 64 * 1024 + 1]] {
+        assert!(Lock::new(server.config(), name, TTL).unwrap_err().is_invalid());
+    }
+    for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+        assert!(Lock::new(server.config(), b"a", ttl).unwrap_err().is_invalid());
+    }
+}
+
+#[test]
+fn dropping_a_lock_releases_it() {
+    let server = Server::start();
+    let mut held = lock(&server);
+    fence(held.acquire().unwrap());
+    drop(held);
+    assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"));
+}
+
+#[test]
+fn faults_are_told_apart() {
+    let server = Server::with(&["--requirepass", "canary-secret"]);
+    let e = lock(&server).acquire().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
+    let wrong = Config::from_url(&format!("{}?pass=wrong-canary", server.url())).unwrap();
+    let e = Lock::new(wrong, b"job", TTL).unwrap().acquire().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    assert!(!format!("{e} {e:?}").contains("canary"), "{e:?}");
+    let right = Config::from_url(&format!("{}?pass=canary-secret", server.url())).unwrap();
+    let mut open = Lock::new(right.clone(), b"job", TTL).unwrap();
+    fence(open.acquire().unwrap());
+
+    let nowhere = Config::from_url("redis://127.0.0.1:1").unwrap();
+    let e = Lock::new(nowhere, b"job", TTL).unwrap().acquire().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unreachable);
+    let text = e.to_string();
+    assert!(text.contains("redis://127.0.0.1:1/0") && text.contains("tried 3 times"), "{text}");
+
+    let mut other = redis::Client::open(format!("{}?pass=canary-secret", server.url()))
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let _: () = run(&mut other, "LPUSH lock:list x");
+    let e = Lock::new(right, b"list", TTL).unwrap().acquire().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::WrongType);
+    assert!(e.to_string().contains("\"lock:list\""), "{e}");
+}
+
+#[test]
+fn a_stopped_server_costs_no_more_than_the_timeout() {
+    let server = Server::start();
+    let patience = Duration::from_millis(300);
+    let mut lock = Lock::new(server.config().timeout(patience), b"job", TTL).unwrap();
+    fence(lock.acquire().unwrap());
+    server.signal("STOP");
+    let begun = std::time::Instant::now();
+    let e = lock.extend(None).unwrap_err();
+    assert!(e.is_unknown() || e.kind() == ErrorKind::Unreachable, "{e}");
+    assert!(begun.elapsed() < patience + Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(lock.is_held(), "the lease lives on until its own deadline");
+    server.signal("CONT");
+    assert!(lock.extend(None).unwrap());
+}
+
+#[test]
+fn works_without_memory_and_after_the_scripts_are_forgotten() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut lock = lock(&server);
+    let _: () = run(&mut other, "CONFIG SET maxmemory 1");
+    fence(lock.acquire().unwrap());
+    let _: () = run(&mut other, "SCRIPT FLUSH");
+    assert!(lock.extend(None).unwrap());
+    assert!(lock.release().unwrap());
+}

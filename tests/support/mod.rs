@@ -1,0 +1,140 @@
+//! Private servers for tests and benches: a child process on a unix socket in a folder of its own,
+//! stopped by its pid, its log shown when the test fails. A test that cannot get its server fails.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use redis::{Connection, FromRedisValue};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tagsweep::Config;
+use tempfile::TempDir;
+
+/// A private redis-server (or what `TAGSWEEP_TEST_SERVER` names).
+pub struct Server {
+    child: Child,
+    dir: TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    args: Vec<String>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more command line options, such as `["--maxmemory", "1mb"]`.
+    pub fn with(options: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("tagsweep-test-").tempdir().expect("a folder");
+        let socket = dir.path().join("s").display().to_string();
+        let home = dir.path().display().to_string();
+        let fixed = ["--port", "0", "--unixsocket", &socket, "--dir", &home, "--save", ""];
+        let args: Vec<String> =
+            fixed.iter().chain(options).map(|option| (*option).to_owned()).collect();
+        let (child, log) = launch(&args);
+        Self { child, dir, log, args }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    pub fn config(&self) -> Config {
+        Config::from_url(&self.url()).expect("a URL")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn connect(&self) -> Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().expect("a connection")
+    }
+
+    /// Stops it without any farewell and starts it again on the same socket, empty.
+    pub fn restart(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_file(self.socket());
+        (self.child, self.log) = launch(&self.args);
+    }
+
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal, such as `STOP`, to the server.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        if std::thread::panicking() {
+            eprintln!("--- log of the server ---\n{}", self.log.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+fn launch(args: &[String]) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let program = std::env::var("TAGSWEEP_TEST_SERVER").unwrap_or("redis-server".into());
+    let mut child = Command::new(&program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program} does not start ({e}); run `make deps`"));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut seen = Vec::new();
+    let ready = |line: &str| {
+        line.contains("Ready to accept connections") || line.contains("ready to accept connections")
+    };
+    while let Some(Ok(line)) = lines.next() {
+        seen.push(line);
+        if seen.last().is_some_and(|line| ready(line)) {
+            let log = Arc::new(Mutex::new(seen));
+            let sink = Arc::clone(&log);
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
+            });
+            return (child, log);
+        }
+    }
+    let _ = child.wait();
+    panic!("{program} ended before it was ready:\n{}", seen.join("\n"));
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success(), "kill -{name} {pid}");
+}
+
+/// Runs a command written as on a command line; arguments hold no spaces.
+pub fn run<T: FromRedisValue>(connection: &mut Connection, command: &str) -> T {
+    let mut words = command.split(' ');
+    let mut cmd = redis::cmd(words.next().unwrap());
+    words.for_each(|word| {
+        cmd.arg(word);
+    });
+    cmd.query(connection).unwrap_or_else(|e| panic!("{command}: {e}"))
+}
+
+/// Waits until something is so; fails after ten seconds.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "waited 10 s for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
