@@ -191,8 +191,7 @@ impl Config {
             Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
         };
         // No CLIENT SETINFO: it is refused before Redis 7.2 and needs a permission of its own.
-        let mut settings =
-            RedisConnectionInfo::default().set_db(self.db).set_skip_set_lib_name();
+        let mut settings = RedisConnectionInfo::default().set_db(self.db).set_skip_set_lib_name();
         if let Some(user) = &self.user {
             settings = settings.set_username(user);
         }
@@ -215,7 +214,8 @@ mod tests {
         let config = Config::from_url("redis://app:hunter2@h/1").unwrap();
         assert_eq!(config.user.as_deref(), Some("app"));
         assert!(!format!("{config:?}{}", config.label()).contains("hunter2"));
-        for url in ["redis://:hunter2@h:port", "http://:hunter2@h", "redis://:hunter2@h/minus", ""] {
+        for url in ["redis://:hunter2@h:port", "http://:hunter2@h", "redis://:hunter2@h/minus", ""]
+        {
             let e = Config::from_url(url).unwrap_err();
             assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{e}");
         }

@@ -36,7 +36,6 @@ pub struct Link {
     dial: Dial,
     transport: Option<Box<dyn Transport>>,
     pid: u32,
-    dialled: u64,
 }
 
 impl Link {
@@ -56,17 +55,12 @@ impl Link {
     pub fn over(config: Config, dial: Dial) -> Result<Self> {
         config.check()?;
         let label = config.label();
-        Ok(Self { config, label, dial, transport: None, pid: 0, dialled: 0 })
+        Ok(Self { config, label, dial, transport: None, pid: 0 })
     }
 
     /// Where this link leads.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// Counts connections made; a change means that the server has forgotten our connection's state.
-    pub(crate) fn generation(&self) -> u64 {
-        self.dialled
     }
 
     /// When a call that starts now must have ended.
@@ -87,7 +81,6 @@ impl Link {
         if self.transport.is_none() {
             let made = (self.dial)(&self.config, deadline).map_err(|e| e.server(&self.label))?;
             self.transport = Some(made);
-            self.dialled += 1;
         }
         match &mut self.transport {
             Some(transport) => Ok(transport.as_mut()),
@@ -132,6 +125,15 @@ impl Link {
     /// Drops the connection; the next use makes a new one.
     pub(crate) fn drop_connection(&mut self) {
         self.transport = None;
+    }
+
+    /// The bare round trip: the shortest of a few.
+    pub(crate) fn round_trip(&mut self) -> Result<Duration> {
+        let mut ping = || {
+            let begun = Moment::now();
+            self.call(&redis::cmd("PING"), self.deadline()).map(|_| Moment::now().since(begun))
+        };
+        (1..5).try_fold(ping()?, |least, _| Ok(least.min(ping()?)))
     }
 
     fn keep_if<T>(&mut self, outcome: Result<T>) -> Result<T> {
@@ -182,13 +184,12 @@ fn pause(times: u32) -> Duration {
 }
 
 /// Whether another attempt may fare better.
-fn passes(e: &Error) -> bool {
+pub(crate) fn passes(e: &Error) -> bool {
     match e.kind() {
         ErrorKind::Unknown | ErrorKind::Unreachable => true,
-        ErrorKind::Refused => matches!(
-            e.code(),
-            Some("LOADING" | "TRYAGAIN" | "MASTERDOWN" | "CLUSTERDOWN" | "BUSY")
-        ),
+        ErrorKind::Refused => {
+            matches!(e.code(), Some("LOADING" | "TRYAGAIN" | "MASTERDOWN" | "CLUSTERDOWN" | "BUSY"))
+        }
         _ => false,
     }
 }
@@ -263,9 +264,11 @@ impl Transport for Socket {
 
 fn certificates(config: &Config) -> TlsCertificates {
     TlsCertificates {
-        client_tls: config.tls.identity.clone().map(|(client_cert, client_key)| {
-            redis::ClientTlsConfig { client_cert, client_key }
-        }),
+        client_tls: config
+            .tls
+            .identity
+            .clone()
+            .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key }),
         root_cert: config.tls.ca.clone(),
     }
 }

@@ -34,8 +34,13 @@ pub enum ErrorKind {
 
 /// An error of tagsweep. Its text is complete and holds no secret.
 #[derive(thiserror::Error, Debug)]
+#[error(transparent)]
+pub struct Error(Box<Fault>);
+
+/// What an error knows.
+#[derive(thiserror::Error, Debug)]
 #[error("{}", self.text())]
-pub struct Error {
+struct Fault {
     kind: ErrorKind,
     what: String,
     code: Option<String>,
@@ -43,23 +48,21 @@ pub struct Error {
     key: Option<String>,
     tries: Option<(u32, Duration)>,
     advice: Option<&'static str>,
-    #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        let what = what.into();
-        Self {
+        Self(Box::new(Fault {
             kind,
-            what,
+            what: what.into(),
             code: None,
             server: None,
             key: None,
             tries: None,
             advice: None,
             source: None,
-        }
+        }))
     }
 
     /// An argument out of bounds: what is wrong, and what would be right.
@@ -74,60 +77,62 @@ impl Error {
     }
 
     pub(crate) fn code_of(mut self, code: &str) -> Self {
-        self.code = Some(code.to_owned());
+        self.0.code = Some(code.to_owned());
         self
     }
 
     pub(crate) fn server(mut self, label: &str) -> Self {
-        self.server.get_or_insert_with(|| label.to_owned());
+        self.0.server.get_or_insert_with(|| label.to_owned());
         self
     }
 
     pub(crate) fn key(mut self, key: &[u8]) -> Self {
-        self.key.get_or_insert_with(|| printable(key));
+        self.0.key.get_or_insert_with(|| printable(key));
         self
     }
 
     pub(crate) fn tried(mut self, times: u32, elapsed: Duration) -> Self {
-        self.tries = Some((times, elapsed));
+        self.0.tries = Some((times, elapsed));
         self
     }
 
     pub(crate) fn advice(mut self, advice: &'static str) -> Self {
-        self.advice = Some(advice);
+        self.0.advice = Some(advice);
         self
     }
 
     pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {
-        self.source = Some(Box::new(e));
+        self.0.source = Some(Box::new(e));
         self
     }
 
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// First word of the server's error (`READONLY`, `OOM`, …), if the server answered with one.
     pub fn code(&self) -> Option<&str> {
-        self.code.as_deref()
+        self.0.code.as_deref()
     }
 
     /// The command was sent and its effect is not known.
     pub fn is_unknown(&self) -> bool {
-        self.kind == ErrorKind::Unknown
+        self.0.kind == ErrorKind::Unknown
     }
 
     /// The lease is not ours any more.
     pub fn is_lost(&self) -> bool {
-        self.kind == ErrorKind::Lost
+        self.0.kind == ErrorKind::Lost
     }
 
     /// An argument was out of bounds; nothing was sent.
     pub fn is_invalid(&self) -> bool {
-        self.kind == ErrorKind::Invalid
+        self.0.kind == ErrorKind::Invalid
     }
+}
 
+impl Fault {
     fn text(&self) -> String {
         let mut text = self.what.clone();
         if let Some(key) = &self.key {

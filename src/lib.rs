@@ -10,8 +10,11 @@ pub mod clock;
 pub mod config;
 pub mod connect;
 pub mod error;
+pub mod layout;
 pub mod lock;
 mod script;
+pub mod sweep;
+mod topology;
 
 pub use config::Config;
 pub use error::{Error, ErrorKind, Result};

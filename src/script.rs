@@ -5,7 +5,7 @@
 //! script under memory pressure, which is when cleaning is needed.
 
 use crate::clock::Moment;
-use crate::connect::{Link, checked};
+use crate::connect::Link;
 use crate::error::Result;
 use redis::{Cmd, Value};
 
@@ -85,17 +85,6 @@ impl Script {
     pub fn run(&self, link: &mut Link, args: &Args, deadline: Moment) -> Result<Value> {
         match link.call(&self.by_digest(args), deadline) {
             Err(e) if e.code() == Some("NOSCRIPT") => link.call(&self.by_body(args), deadline),
-            other => other,
-        }
-    }
-
-    /// Reads a pipelined reply; the command is sent again, with the body, if the server did not know it.
-    pub fn reply(&self, reply: Value, link: &mut Link, args: &Args) -> Result<Value> {
-        match checked(reply) {
-            Err(e) if e.code() == Some("NOSCRIPT") => {
-                let deadline = link.deadline();
-                link.call(&self.by_body(args), deadline)
-            }
             other => other,
         }
     }

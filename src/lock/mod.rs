@@ -27,14 +27,16 @@
 
 mod contender;
 mod lease;
+mod wait;
 
-pub(crate) use contender::{Contender, companion};
 pub use contender::Outcome;
+pub(crate) use contender::{Contender, companion};
 pub use lease::Holder;
 
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::Result;
+use crate::lock::wait::Patience;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -78,6 +80,19 @@ impl Lock {
     /// whether the lock was taken, for at most one TTL.
     pub fn acquire(&mut self) -> Result<Outcome> {
         self.contender.acquire(&mut guard(&self.link))
+    }
+
+    /// Takes the lock, asking again for at most `budget`, at growing intervals of up to 250 ms with
+    /// full jitter. `go_on` is asked before each pause; when it answers false, the wait ends.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn acquire_within(
+        &mut self,
+        budget: Duration,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Outcome> {
+        acquire_within(&mut self.contender, &self.link, budget, go_on)
     }
 
     /// Gives the lease more time. `None`: the usual TTL from now, never less than what is left;
@@ -124,6 +139,28 @@ impl Lock {
     }
 }
 
+/// Asks until the lock is ours, the budget is spent or the caller has had enough. The link is free
+/// for others during the pauses.
+pub(crate) fn acquire_within(
+    contender: &mut Contender,
+    link: &SharedLink,
+    budget: Duration,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Outcome> {
+    let mut patience = Patience::new(budget);
+    loop {
+        let outcome = contender.acquire(&mut guard(link))?;
+        if matches!(outcome, Outcome::Acquired { .. }) || !go_on() || !patience.sleep() {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// Whether a TTL can be used for a lock.
+pub(crate) fn check_ttl(ttl: Duration) -> Result<()> {
+    lease::ttl_ms(ttl).map(|_| ())
+}
+
 /// Longest time that dropping a lock may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -140,6 +177,6 @@ impl Drop for Lock {
 }
 
 /// A link is whole after a panic: any fault drops its connection.
-fn guard(link: &SharedLink) -> MutexGuard<'_, Link> {
+pub(crate) fn guard(link: &SharedLink) -> MutexGuard<'_, Link> {
     link.lock().unwrap_or_else(PoisonError::into_inner)
 }

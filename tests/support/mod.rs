@@ -138,3 +138,12 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Makes a key look unused for `seconds`, as its idle time goes.
+pub fn age(connection: &mut Connection, key: impl AsRef<[u8]>, seconds: u64) {
+    let key = key.as_ref();
+    let dump: Vec<u8> = redis::cmd("DUMP").arg(key).query(connection).unwrap();
+    let mut cmd = redis::cmd("RESTORE");
+    cmd.arg(key).arg(0).arg(dump).arg("REPLACE").arg("IDLETIME").arg(seconds);
+    cmd.query::<()>(connection).unwrap();
+}

@@ -1,0 +1,429 @@
+//! What follows from each answer: the second half of a run.
+//!
+//! Every answer either settles something or leads to another question; nothing here sends or waits.
+
+use crate::clock::Moment;
+use crate::connect::{checked, passes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::companion;
+use crate::sweep::judge::{self, Evidence, idle_needed};
+use crate::sweep::options::OnAged;
+use crate::sweep::proof::Proof;
+use crate::sweep::report::Reason;
+use crate::sweep::round::{Ask, BATCH, Batch, Visit};
+use crate::sweep::run::{Later, Run, STOPPING};
+use crate::topology::Facts;
+use redis::Value;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The first so many tags are weighed, and then one in so many.
+const WEIGHED: u64 = 64;
+
+/// For how long what was held back for the proof of the mapping stays fresh.
+const HELD_FRESH: Duration = Duration::from_secs(1);
+
+impl Run<'_> {
+    /// Goes where an answer leads.
+    pub(super) fn follow(&mut self, ask: Ask, replies: Vec<Value>, sent: Moment) -> Result<()> {
+        if let Some(fault) = replies.iter().find_map(passing_fault) {
+            self.ask_again(ask);
+            return Err(fault);
+        }
+        match ask {
+            Ask::Page { .. } => self.paged(replies),
+            Ask::Read { visit, cursor } => self.read(visit, cursor, replies),
+            Ask::Look(batch) => self.looked(batch, replies),
+            Ask::Sift(batch) => self.sifted(batch, replies),
+            Ask::Prune(batches) => self.pruned(batches, replies),
+            Ask::Invalidate(batch) => self.invalidated(batch, replies),
+            Ask::Verify { batch, again } => self.verified(batch, again, replies),
+            Ask::Restore(batch) => self.restored(batch, replies),
+            Ask::Extend => self.extended(replies, sent),
+            Ask::Remember { .. } => Ok(()),
+            Ask::Persistence => {
+                if let Some(Value::BulkString(info)) = replies.first() {
+                    let facts = Facts::read(&String::from_utf8_lossy(info), 0);
+                    self.idle.observe(&facts, Moment::now());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn paged(&mut self, replies: Vec<Value>) -> Result<()> {
+        let reply = checked(first(replies))?;
+        let (cursor, keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
+        self.walk.answered(cursor);
+        self.report.pages += 1;
+        let again = self.second_pass;
+        keys.into_iter().for_each(|key| self.visit(key, again, again));
+        Ok(())
+    }
+
+    pub(super) fn visit(&mut self, key: Vec<u8>, again: bool, looked: bool) {
+        if self.stop.is_none() {
+            self.visits += 1;
+            let weigh = self.visits <= WEIGHED || self.visits % WEIGHED == 0;
+            let visit = Rc::new(Visit { key, again, looked, weigh, ..Visit::default() });
+            self.ready.push_back(Ask::Read { visit, cursor: 0 });
+        }
+    }
+
+    fn read(&mut self, visit: Rc<Visit>, cursor: u64, mut replies: Vec<Value>) -> Result<()> {
+        let (next, members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
+            Err(e) if e.kind() == ErrorKind::WrongType => {
+                self.report.tags_skipped += u64::from(!visit.again);
+                return Ok(());
+            }
+            other => understood(other?)?,
+        };
+        if cursor == 0 {
+            let idle = replies.first().and_then(seconds);
+            visit.weight.set(replies.get(1).and_then(seconds).unwrap_or(0));
+            if !members.is_empty() || next != 0 {
+                self.first_seen(&visit, idle);
+            }
+            if let Evidence::Young(span) = self.evidence(&visit, idle) {
+                self.read_later(&visit, visit.looked, span);
+                return Ok(());
+            }
+        }
+        for chunk in members.chunks(BATCH) {
+            let members = chunk.iter().map(Vec::as_slice).collect();
+            let batch = Batch { visit: Rc::clone(&visit), members, stale: 0 };
+            self.ready.push_back(Ask::Look(batch));
+        }
+        if next != 0 && self.stop.is_none() {
+            self.ready.push_back(Ask::Read { visit, cursor: next });
+        } else {
+            self.let_go(visit);
+        }
+        Ok(())
+    }
+
+    fn read_later(&mut self, visit: &Visit, looked: bool, span: Duration) {
+        let key = visit.key.clone();
+        let size = key.capacity();
+        self.waiting.put(Later::Tag { key, looked }, size, Moment::now() + span);
+    }
+
+    fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
+        visit.aged.set(judge::aged(idle, self.options.max_tag_age));
+        if !visit.again {
+            self.report.tags_seen += 1;
+            self.report.tags_aged += u64::from(visit.aged.get());
+        }
+        if idle.is_none() && self.options.max_tag_age.is_some() {
+            self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
+        }
+    }
+
+    /// Judges a tag's idle time. A tag that is young twice, or whose idle time means nothing, goes
+    /// the way of two looks. A dry run takes the grace for granted.
+    fn evidence(&mut self, visit: &Visit, idle: Option<u64>) -> Evidence {
+        let grace = self.options.grace;
+        let needed = idle_needed(grace);
+        let trusted = self.idle.trusted(Duration::from_secs(needed), Moment::now());
+        let mut evidence = judge::evidence(idle, grace, trusted, !self.untouching);
+        if self.options.dry_run {
+            evidence = Evidence::Settled;
+        }
+        if visit.again && matches!(evidence, Evidence::Young(_)) {
+            evidence = Evidence::Unclear;
+        }
+        visit.unclear.set(evidence == Evidence::Unclear);
+        let ask = self.untouching && evidence == Evidence::Settled && !grace.is_zero();
+        let age = self.options.max_tag_age.filter(|_| visit.aged.get()).map(|age| age.as_secs());
+        visit.idle.set(ask.then_some(age.unwrap_or(0).max(needed)));
+        evidence
+    }
+
+    /// How many entries exist.
+    fn looked(&mut self, mut batch: Batch, replies: Vec<Value>) -> Result<()> {
+        let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
+        let counts = counts.collect::<Result<Vec<u64>>>()?;
+        let total = batch.members.len() as u64;
+        if !batch.visit.looked {
+            self.report.references_checked += total;
+        }
+        self.prove(&counts)?;
+        let live = counts.iter().copied().max().unwrap_or(total);
+        batch.stale = (total - live) as usize;
+        let visit = &batch.visit;
+        visit.checked.set(visit.checked.get() + total);
+        if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
+            self.invalidate(batch, live);
+        } else if self.options.dry_run {
+            self.foresee(batch, total - live);
+        } else if live == total {
+            self.let_go(batch.visit);
+        } else if batch.visit.unclear.get() {
+            self.ready.push_back(Ask::Sift(batch));
+        } else {
+            self.condemn(batch);
+        }
+        Ok(())
+    }
+
+    /// Takes in how many entries exist under each mapping that is still open.
+    fn prove(&mut self, counts: &[u64]) -> Result<()> {
+        let Some(prefix) = self.proof.learn(counts)? else { return Ok(()) };
+        if self.report.entry_prefix.is_some() {
+            return Ok(());
+        }
+        self.report.entry_prefix = Some(String::from_utf8_lossy(prefix).into_owned());
+        let now = Moment::now();
+        for (since, batch) in self.proof.take_held() {
+            if now.since(since) <= HELD_FRESH {
+                self.condemn(batch);
+            } else {
+                self.read_later(&batch.visit, true, Duration::ZERO);
+            }
+        }
+        if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
+            // A later run may find a cache whose entries have all expired, and trust this one.
+            let key = companion(self.contender.key(), "mapping");
+            self.ready.push_back(Ask::Remember { key, proof });
+        }
+        Ok(())
+    }
+
+    /// Counts what a sweep would do.
+    fn foresee(&mut self, batch: Batch, stale: u64) {
+        self.report.references_removed += stale;
+        let visit = &batch.visit;
+        visit.removed.set(visit.removed.get() + stale);
+        visit.gone.set(visit.removed.get() == visit.checked.get());
+        self.let_go(batch.visit);
+    }
+
+    /// Which entries exist: the others wait for a second look.
+    fn sifted(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        let absent: Vec<bool> = replies.iter().map(|reply| *reply == Value::Int(0)).collect();
+        let members = batch.members.select(|i| absent.get(i) == Some(&true));
+        let batch = Batch { visit: batch.visit, stale: members.len(), members };
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
+        } else {
+            let due = Moment::now() + self.options.grace;
+            self.waiting.put(Later::Absent(batch.clone()), batch.size(), due);
+        }
+        Ok(())
+    }
+
+    /// Sends references to the confirming script, as soon as the mapping is proven and as long as
+    /// the operator's limits allow.
+    pub(super) fn condemn(&mut self, batch: Batch) {
+        if self.stop.is_some() {
+            return;
+        }
+        let Some(mut batch) = self.proof.admit(batch) else { return };
+        if let Some(most) = self.options.max_removals {
+            let left = most.saturating_sub(self.condemned_total);
+            if batch.stale as u64 > left {
+                batch.members = batch.members.select(|i| (i as u64) < left);
+                batch.stale = batch.members.len();
+            }
+        }
+        self.condemned_total += batch.stale as u64;
+        let checked = self.report.references_checked;
+        if judge::exceeds_share(self.condemned_total, checked, self.options.max_share) {
+            self.stop(Reason::MaxShare);
+        } else if batch.members.is_empty() {
+            self.reach_limit();
+        } else {
+            self.condemned.push_back(batch);
+        }
+    }
+
+    /// No more removals than the operator allows: what is condemned goes, and then it ends.
+    fn reach_limit(&mut self) {
+        let condemned = std::mem::take(&mut self.condemned);
+        self.stop(Reason::MaxRemovals);
+        for batch in condemned {
+            self.ready.push_back(Ask::Prune(vec![batch]));
+        }
+    }
+
+    fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        for (batch, item) in batches.into_iter().zip(items) {
+            match item {
+                Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
+                    self.read_later(&batch.visit, true, self.options.grace);
+                }
+                Value::Int(-2) => self.report.tags_skipped += 1,
+                Value::Array(figures) => self.removed(batch, figures)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what the script removed, and sees to its verification.
+    fn removed(&mut self, batch: Batch, figures: Vec<Value>) -> Result<()> {
+        let figures = figures.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
+        let [gone, removed, stayed @ ..] = figures.as_slice() else {
+            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+        };
+        if stayed.iter().any(|position| *position < 0) {
+            return Err(Proof::ambiguous());
+        }
+        self.report.references_removed += removed.unsigned_abs();
+        let visit = &batch.visit;
+        visit.removed.set(visit.removed.get() + removed.unsigned_abs());
+        visit.gone.set(*gone == 1);
+        let members = match stayed {
+            [] => batch.members,
+            _ => batch.members.select(|i| !stayed.contains(&(i as i64))),
+        };
+        self.verify_later(Batch { visit: batch.visit, members, stale: 0 });
+        Ok(())
+    }
+
+    fn verify_later(&mut self, batch: Batch) {
+        if batch.members.is_empty() {
+            return self.let_go(batch.visit);
+        }
+        let wait = match self.stop {
+            Some(_) => self.options.verify.min(STOPPING),
+            None => self.options.verify,
+        };
+        let again = batch.visit.unclear.get();
+        self.unverified.put((batch.clone(), again), batch.size(), Moment::now() + wait);
+    }
+
+    /// The items of a fenced script's answer, unless it refused because the lock is not ours.
+    fn unless_fenced(&mut self, reply: Value) -> Result<Option<Vec<Value>>> {
+        let Value::Array(items) = reply else {
+            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+        };
+        if matches!(items.first(), Some(Value::BulkString(word)) if word == b"FENCED") {
+            self.lost();
+            return Ok(None);
+        }
+        Ok(Some(items))
+    }
+
+    fn lost(&mut self) {
+        self.contender.forget();
+        self.stop(Reason::Lost);
+    }
+
+    fn invalidate(&mut self, batch: Batch, live: u64) {
+        if self.options.dry_run {
+            self.report.entries_invalidated += live;
+            let all = batch.members.len() as u64;
+            self.foresee(batch, all);
+        } else if self.stop.is_none() {
+            self.ready.push_back(Ask::Invalidate(batch));
+        }
+    }
+
+    fn invalidated(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let figures = items.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
+        if let [gone, references, entries] = figures.as_slice() {
+            self.report.references_removed += references.unsigned_abs();
+            self.report.entries_invalidated += entries.unsigned_abs();
+            let visit = &batch.visit;
+            visit.removed.set(visit.removed.get() + references.unsigned_abs());
+            visit.gone.set(*gone == 1);
+            self.verify_later(batch);
+        } else {
+            self.let_go(batch.visit);
+        }
+        Ok(())
+    }
+
+    fn verified(&mut self, batch: Batch, again: bool, replies: Vec<Value>) -> Result<()> {
+        let grace = self.options.grace.saturating_sub(self.options.verify);
+        match first(replies) {
+            Value::Int(0) if again && !grace.is_zero() && self.stop.is_none() => {
+                let due = Moment::now() + grace;
+                self.unverified.put((batch.clone(), false), batch.size(), due);
+            }
+            Value::Int(0) => self.let_go(batch.visit),
+            _ => self.ready.push_back(Ask::Restore(batch)),
+        }
+        Ok(())
+    }
+
+    fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        match understood::<i64>(checked(first(replies))?)? {
+            n @ 1.. => {
+                self.report.references_restored += n.unsigned_abs();
+                let visit = &batch.visit;
+                visit.removed.set(visit.removed.get().saturating_sub(n.unsigned_abs()));
+                visit.gone.set(false);
+            }
+            n if n < 0 => self.warn("a tag key changed its type during the sweep"),
+            _ => {}
+        }
+        self.let_go(batch.visit);
+        Ok(())
+    }
+
+    fn extended(&mut self, replies: Vec<Value>, sent: Moment) -> Result<()> {
+        let reply = checked(first(replies))?;
+        if self.contender.lease().is_some() && !self.contender.extended(&reply, sent)? {
+            self.lost();
+        }
+        Ok(())
+    }
+
+    /// Lets go of a tag; the last one who does settles its figures.
+    pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
+        let Some(visit) = Rc::into_inner(visit) else { return };
+        if visit.weight.get() > 0 {
+            self.weighed.0 += visit.weight.get();
+            self.weighed.1 += visit.checked.get();
+        }
+        if visit.removed.get() > 0 {
+            match visit.gone.get() {
+                true => self.report.tags_removed += 1,
+                false => self.report.tags_pruned += 1,
+            }
+        }
+    }
+
+    fn warn(&mut self, what: &str) {
+        if !self.report.warnings.iter().any(|known| known == what) {
+            self.report.warnings.push(what.to_owned());
+        }
+    }
+}
+
+/// An answer that may be another one in a moment: the server is busy, or forgot our scripts.
+fn passing_fault(reply: &Value) -> Option<Error> {
+    let Value::ServerError(_) = reply else { return None };
+    match checked(reply.clone()) {
+        Err(e) if e.code() == Some("NOSCRIPT") => {
+            Some(Error::new(ErrorKind::Unknown, "the server forgot our scripts"))
+        }
+        Err(e) if passes(&e) => Some(e),
+        _ => None,
+    }
+}
+
+fn first(replies: Vec<Value>) -> Value {
+    replies.into_iter().next().unwrap_or(Value::Nil)
+}
+
+fn last(replies: &mut Vec<Value>) -> Value {
+    replies.pop().unwrap_or(Value::Nil)
+}
+
+fn seconds(reply: &Value) -> Option<u64> {
+    match reply {
+        Value::Int(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+fn understood<T: redis::FromRedisValue>(reply: Value) -> Result<T> {
+    redis::from_redis_value(reply).map_err(|e| {
+        Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
+    })
+}

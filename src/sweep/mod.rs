@@ -1,0 +1,171 @@
+//! One pass over all tags of a server, under a lock, that removes stale references and loses none.
+//!
+//! # How a reference goes
+//! An atomic "entry absent? remove the reference" is not enough, because writers are not atomic: one
+//! that has added the reference and is about to write the entry would lose it. So a reference goes
+//! in three steps:
+//! 1. **Grace.** The tag has not been touched for the grace period, so no writer is between reference
+//!    and entry. Idle time tells, as far as the server keeps it (not while it saves, not under an LFU
+//!    policy); where it does not tell, the entry must be seen absent twice, a grace apart.
+//! 2. **Confirm.** One script, on the server, at one instant: the lock is still ours, the entry is
+//!    still absent, the reference goes.
+//! 3. **Verify.** A moment later the entry is looked for again, and the reference put back if it
+//!    appeared after all. What had no idle time as evidence is verified a second time, a grace later.
+//!
+//! Nothing is removed at all before some member is proven to map to an existing entry: a wrong prefix
+//! would make every entry look absent. A tag key is never deleted as a whole; the server drops a set
+//! with its last member.
+//!
+//! # How it is done
+//! Rounds of commands travel two at a time, so that the server works while we read. Each question
+//! ([`Ask`]) is answered by replies that lead to further questions; a question whose answer is lost
+//! is asked again. The size of a round is steered by [`Pace`]. Memory is bounded: when the quarantine
+//! is full, the walk pauses.
+//!
+//! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
+//! stale a share of a script and one EXISTS more.
+
+mod answers;
+mod judge;
+mod members;
+mod options;
+mod pace;
+mod page;
+mod proof;
+mod quarantine;
+mod report;
+mod round;
+mod run;
+
+pub use options::{OnAged, Options};
+pub use report::{Flow, Progress, Reason, Report};
+
+use crate::config::Config;
+use crate::connect::Link;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::Plain;
+use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard};
+use crate::topology::Facts;
+use run::Run;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How a sweep came out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ended {
+    /// It ran; [`Report::reason`] tells whether to the end.
+    Swept(Report),
+    /// Another sweep holds the lock; nothing was done.
+    Held(Holder),
+}
+
+/// A sweep of one server.
+///
+/// ```no_run
+/// use tagsweep::{Config, sweep::{Ended, Flow, Options, Sweep}};
+///
+/// let mut sweep = Sweep::new(Config::from_url("redis://127.0.0.1")?, Options::default())?;
+/// match sweep.run(&mut |progress| {
+///     eprintln!("{:.0} %", progress.share * 100.0);
+///     Flow::Continue
+/// })? {
+///     Ended::Swept(report) => println!("{} tags removed", report.tags_removed),
+///     Ended::Held(holder) => println!("another sweep runs: {holder}"),
+/// }
+/// # Ok::<(), tagsweep::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Sweep {
+    link: SharedLink,
+    options: Options,
+    report: Option<Report>,
+}
+
+/// Longest time that giving the lock back may take after an error.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Sweep {
+    /// A sweep with a connection of its own. Does not connect yet.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) with the first option out of bounds.
+    pub fn new(config: Config, options: Options) -> Result<Self> {
+        Self::on(Arc::new(Mutex::new(Link::new(config)?)), options)
+    }
+
+    /// A sweep on a link that others use too; they wait while it runs.
+    ///
+    /// # Errors
+    /// As [`Sweep::new`].
+    pub fn on(link: SharedLink, options: Options) -> Result<Self> {
+        options.check()?;
+        Contender::new(&guard(&link), &options.lock, options.lock_ttl)?;
+        Ok(Self { link, options, report: None })
+    }
+
+    /// Sweeps. `watch` is called between any two rounds, a few thousand times a second; what it
+    /// answers decides whether the sweep goes on.
+    ///
+    /// # Errors
+    /// What keeps the server from answering; [`Unproven`](ErrorKind::Unproven) when no member maps to
+    /// an existing entry. What was done before is in [`Sweep::report`].
+    pub fn run(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<Ended> {
+        self.report = None;
+        let facts = survey(&mut guard(&self.link))?;
+        let mut contender =
+            Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_ttl)?;
+        if let Some(holder) = self.lock(&mut contender, watch)? {
+            return Ok(Ended::Held(holder));
+        }
+        let link = &mut guard(&self.link);
+        let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
+        let mut run = Run::new(link, &mut contender, &self.options, &layout, facts);
+        let swept = run.to_the_end(watch);
+        let report = run.report();
+        // After an error or a loss there may be nothing to release; the TTL ends what is left.
+        let _ = link.hurry(LAST_WORDS, |link| contender.release(link));
+        self.report = Some(report.clone());
+        swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))
+    }
+
+    /// Figures of the last run, also of one that ended with an error.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
+    }
+
+    /// Takes the lock, unless nothing will be written; answers who has it.
+    fn lock(
+        &self,
+        contender: &mut Contender,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<Option<Holder>> {
+        if self.options.dry_run {
+            return Ok(None);
+        }
+        let idle = Report::default();
+        let mut go_on =
+            || watch(&Progress { report: &idle, share: 0.0, waiting: true }) == Flow::Continue;
+        match acquire_within(contender, &self.link, self.options.wait, &mut go_on)? {
+            Outcome::Held(holder) => Ok(Some(holder)),
+            Outcome::Acquired { .. } => Ok(None),
+        }
+    }
+}
+
+/// Asks the server what it is.
+fn survey(link: &mut Link) -> Result<Facts> {
+    let replies = link.persist(|link, deadline| {
+        link.calls(&[redis::cmd("INFO"), redis::cmd("TIME")], deadline)
+    })?;
+    let mut replies = replies.into_iter();
+    // A user without the permission is told nothing, and nothing is assumed.
+    let info = replies.next().and_then(|r| redis::from_redis_value::<String>(r).ok());
+    let time = replies.next().and_then(|r| redis::from_redis_value::<(u64, u64)>(r).ok());
+    let facts = Facts::read(&info.unwrap_or_default(), time.map_or(0, |(seconds, _)| seconds));
+    if facts.replica {
+        return Err(Error::new(ErrorKind::Refused, "this server is a replica")
+            .server(&link.config().label())
+            .advice("name the primary: what a replica does not see yet is no evidence"));
+    }
+    Ok(facts)
+}

@@ -1,0 +1,125 @@
+//! What a sweep is told.
+
+use crate::error::{Error, Result};
+use std::time::Duration;
+
+/// What to do with an aged tag that still has live entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnAged {
+    /// Count it; its stale references go like everybody's.
+    #[default]
+    Keep,
+    /// Delete its entries, then their references, as the framework's own invalidation does.
+    Invalidate,
+}
+
+/// Options of a sweep. Start from `Options::default()`; every field stands alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// What makes a member the key of its entry. `None`: the prefix in force, or nothing at all,
+    /// whichever existing entries prove.
+    pub entry_prefix: Option<Vec<u8>>,
+    /// Take the mapping of members to entries for right, without a proof.
+    pub trust_mapping: bool,
+    /// How long a tag must have been left alone before its references may go. Must exceed the
+    /// slowest writer's time between reference and entry.
+    pub grace: Duration,
+    /// Time from a removal to the look whether the entry appeared after all.
+    pub verify: Duration,
+    /// Age from which a tag counts as aged; `None` to not ask.
+    pub max_tag_age: Option<Duration>,
+    /// What to do with aged tags.
+    pub on_aged: OnAged,
+    /// Stop when more than this share of the references looked at would go (1 = never).
+    pub max_share: f64,
+    /// Stop after this many removed references.
+    pub max_removals: Option<u64>,
+    /// Stop after this time.
+    pub max_duration: Option<Duration>,
+    /// Name of the lock.
+    pub lock: Vec<u8>,
+    /// TTL of the lock; extended while the sweep runs.
+    pub lock_ttl: Duration,
+    /// How long to wait for the lock.
+    pub wait: Duration,
+    /// Judge, write nothing (and take no lock).
+    pub dry_run: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            entry_prefix: None,
+            trust_mapping: false,
+            grace: Duration::from_secs(5),
+            verify: Duration::from_secs(1),
+            max_tag_age: None,
+            on_aged: OnAged::Keep,
+            max_share: 1.0,
+            max_removals: None,
+            max_duration: None,
+            lock: b"cache_tag_cleanup".to_vec(),
+            lock_ttl: Duration::from_secs(30),
+            wait: Duration::ZERO,
+            dry_run: false,
+        }
+    }
+}
+
+/// The server keeps idle times in 24 bits of seconds, which wrap after 194 days.
+const AGE_MAX: Duration = Duration::from_secs(180 * 86_400);
+
+/// Longest grace and verify: what is removed waits in memory for it.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+impl Options {
+    /// Whether it can be done as told.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) with the first option that is out of bounds.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::invalid(what));
+        if self.grace > WAIT_MAX || self.verify > WAIT_MAX {
+            return wrong("grace and verify must be at most one hour");
+        }
+        match self.max_tag_age {
+            Some(age) if age < Duration::from_secs(1) => {
+                return wrong("max_tag_age must be at least 1 second");
+            }
+            Some(age) if age > AGE_MAX => {
+                return wrong("max_tag_age must be at most 180 days: the server cannot tell more");
+            }
+            _ => {}
+        }
+        if !(self.max_share > 0.0 && self.max_share <= 1.0) {
+            return wrong("max_share must be greater than 0 and at most 1");
+        }
+        // Extended every third of it, between two rounds; shorter ones could end within a round.
+        if self.lock_ttl < Duration::from_secs(1) {
+            return wrong("the TTL of the sweep's lock must be at least 1 second");
+        }
+        crate::lock::check_ttl(self.lock_ttl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_checked_before_anything_is_touched() {
+        assert!(Options::default().check().is_ok());
+        let days = |n: u64| Some(Duration::from_secs(n * 86_400));
+        for wrong in [
+            Options { max_tag_age: days(181), ..Options::default() },
+            Options { max_tag_age: Some(Duration::ZERO), ..Options::default() },
+            Options { max_share: 0.0, ..Options::default() },
+            Options { max_share: f64::NAN, ..Options::default() },
+            Options { lock_ttl: Duration::from_millis(10), ..Options::default() },
+            Options { lock_ttl: Duration::MAX, ..Options::default() },
+            Options { grace: Duration::from_secs(7200), ..Options::default() },
+        ] {
+            assert!(wrong.check().unwrap_err().is_invalid(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The proof that members map to entries: before it, nothing is removed. Pure.
+//!
+//! A wrong prefix makes every entry look absent. So a sweep waits for one member that leads to an
+//! existing entry; what is condemned meanwhile is held back.
+
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Result, printable};
+use crate::layout::Mapping;
+use crate::sweep::round::Batch;
+
+/// Members that may be held back; of more, the tags are walked to again.
+const HELD_MEMBERS: usize = 200_000;
+
+/// Which mapping is in force, and what waits for the answer.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    mappings: Vec<Mapping>,
+    chosen: Option<usize>,
+    held: Vec<(Moment, Batch)>,
+    held_members: usize,
+    missed: bool,
+}
+
+impl Proof {
+    /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
+    pub fn new(mappings: Vec<Mapping>, trusted: bool) -> Self {
+        let chosen = trusted.then_some(0);
+        Self { mappings, chosen, held: Vec::new(), held_members: 0, missed: false }
+    }
+
+    /// The mapping in force, or the first one while none is.
+    pub fn in_force(&self) -> &Mapping {
+        &self.mappings[self.chosen.unwrap_or(0)]
+    }
+
+    /// All mappings, the one in force first.
+    pub fn in_order(&self) -> impl Iterator<Item = &Mapping> {
+        let chosen = self.chosen.unwrap_or(0);
+        let others = self.mappings.iter().enumerate().filter(move |(at, _)| *at != chosen);
+        std::iter::once(self.in_force()).chain(others.map(|(_, mapping)| mapping))
+    }
+
+    /// The mappings that may be right.
+    pub fn open(&self) -> &[Mapping] {
+        match self.chosen {
+            Some(_) => std::slice::from_ref(self.in_force()),
+            None => &self.mappings,
+        }
+    }
+
+    /// Takes in how many entries were found under each of the mappings that were open when it was
+    /// asked. The entry prefix, when some were found.
+    ///
+    /// # Errors
+    /// Unproven, when two mappings lead to entries.
+    pub fn learn(&mut self, counts: &[u64]) -> Result<Option<&[u8]>> {
+        let found: Vec<usize> = (0..counts.len()).filter(|at| counts[*at] > 0).collect();
+        let at = match (found.as_slice(), counts.len() == self.mappings.len()) {
+            ([], _) => return Ok(None),
+            ([at], true) => *at,
+            ([_], false) => self.chosen.unwrap_or(0),
+            _ => return Err(Self::ambiguous()),
+        };
+        if *self.chosen.get_or_insert(at) != at {
+            return Err(Self::ambiguous());
+        }
+        Ok(Some(&self.mappings[at].entry_prefix))
+    }
+
+    /// Trusts the proof of an earlier run, if it is one of ours.
+    pub fn recognise(&mut self, fingerprint: &[u8]) {
+        let known = self.mappings.iter().position(|m| print_of(m) == fingerprint);
+        self.chosen = self.chosen.or(known);
+    }
+
+    /// The proof, for a later run.
+    pub fn fingerprint(&self) -> Option<Vec<u8>> {
+        self.chosen.map(|at| print_of(&self.mappings[at]))
+    }
+
+    /// Lets a batch pass when the mapping is proven; holds it back otherwise.
+    pub fn admit(&mut self, batch: Batch) -> Option<Batch> {
+        if self.chosen.is_some() {
+            return Some(batch);
+        }
+        let members = self.held_members + batch.members.len();
+        if members > HELD_MEMBERS {
+            self.missed = true;
+        } else {
+            self.held_members = members;
+            self.held.push((Moment::now(), batch));
+        }
+        None
+    }
+
+    /// What was held back, and since when.
+    pub fn take_held(&mut self) -> Vec<(Moment, Batch)> {
+        self.held_members = 0;
+        std::mem::take(&mut self.held)
+    }
+
+    /// Whether something was passed over that can be dealt with now. True once.
+    pub fn must_walk_again(&mut self) -> bool {
+        self.chosen.is_some() && std::mem::take(&mut self.missed)
+    }
+
+    /// At the end of a walk: what speaks against every mapping, if anything does.
+    pub fn refutation(&self) -> Option<String> {
+        if self.chosen.is_some() || (self.held.is_empty() && !self.missed) {
+            return None;
+        }
+        let sample = self.held.first().and_then(|(_, batch)| {
+            let entry = self.in_force().entry(batch.members.iter().next()?);
+            Some(format!(" (such as {} of {})", printable(&entry), printable(&batch.visit.key)))
+        });
+        Some(format!(
+            "no reference leads to an existing entry{}: either every entry is gone, or the prefix \
+             is wrong; nothing was removed",
+            sample.unwrap_or_default()
+        ))
+    }
+
+    /// Two mappings lead to entries.
+    pub fn ambiguous() -> Error {
+        Error::new(
+            ErrorKind::Unproven,
+            "members lead to existing entries both with the key prefix and without it",
+        )
+        .advice("give --entry-prefix to say which is meant")
+    }
+}
+
+fn print_of(mapping: &Mapping) -> Vec<u8> {
+    [b"plain|".as_slice(), &mapping.entry_prefix].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::round::Visit;
+    use std::rc::Rc;
+
+    fn two() -> Proof {
+        let mapping = |prefix: &str| Mapping { entry_prefix: prefix.into() };
+        Proof::new(vec![mapping("p:"), mapping("")], false)
+    }
+
+    fn batch() -> Batch {
+        let members = [b"m".as_slice()].into_iter().collect();
+        Batch { visit: Rc::new(Visit::default()), members, stale: 1 }
+    }
+
+    #[test]
+    fn the_mapping_that_leads_to_entries_is_taken() {
+        let mut proof = two();
+        assert_eq!(proof.learn(&[0, 0]).unwrap(), None);
+        assert!(proof.admit(batch()).is_none());
+        assert!(proof.refutation().unwrap().contains("\"p:m\""));
+        assert_eq!(proof.learn(&[0, 2]).unwrap(), Some(b"".as_slice()));
+        assert_eq!((proof.open().len(), proof.take_held().len()), (1, 1));
+        assert!(proof.admit(batch()).is_some());
+        let order: Vec<_> = proof.in_order().map(|m| m.entry_prefix.clone()).collect();
+        assert_eq!(order, [b"".to_vec(), b"p:".to_vec()]);
+        // A look that was under way before the choice, and one after it.
+        assert!(proof.learn(&[0, 1]).is_ok() && proof.learn(&[1]).is_ok());
+        assert!(proof.learn(&[1, 0]).is_err());
+    }
+
+    #[test]
+    fn two_mappings_that_lead_to_entries_are_an_error() {
+        assert!(two().learn(&[1, 1]).is_err());
+    }
+
+    #[test]
+    fn a_remembered_proof_counts_only_for_the_same_mapping() {
+        let mut proof = two();
+        proof.recognise(b"plain|q:");
+        assert_eq!(proof.fingerprint(), None);
+        proof.recognise(b"plain|p:");
+        assert_eq!(proof.fingerprint().unwrap(), b"plain|p:");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_walked_to_again() {
+        let mut proof = two();
+        proof.held_members = HELD_MEMBERS;
+        assert!(proof.admit(batch()).is_none() && !proof.must_walk_again());
+        proof.learn(&[1, 0]).unwrap();
+        assert!(proof.must_walk_again() && !proof.must_walk_again());
+    }
+}

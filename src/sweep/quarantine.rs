@@ -1,0 +1,123 @@
+//! What waits: for its grace, or for its verification. Bounded by memory, first due first out.
+
+use crate::clock::Moment;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// Memory that may wait before the walk pauses.
+const BUDGET: usize = 24 << 20;
+
+/// Things that are due at a time.
+#[derive(Debug)]
+pub(crate) struct Quarantine<T> {
+    waiting: BinaryHeap<Waiting<T>>,
+    size: usize,
+    order: u64,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    due: Moment,
+    order: u64,
+    size: usize,
+    what: T,
+}
+
+impl<T> Quarantine<T> {
+    pub fn new() -> Self {
+        Self { waiting: BinaryHeap::new(), size: 0, order: 0 }
+    }
+
+    /// Lets `what`, of about `size` bytes, wait until `due`.
+    pub fn put(&mut self, what: T, size: usize, due: Moment) {
+        let size = size + std::mem::size_of::<Waiting<T>>();
+        self.order += 1;
+        self.size += size;
+        self.waiting.push(Waiting { due, order: self.order, size, what });
+    }
+
+    /// The next that is due.
+    pub fn take(&mut self, now: Moment) -> Option<T> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let first = self.waiting.pop()?;
+        self.size -= first.size;
+        Some(first.what)
+    }
+
+    pub fn next_due(&self) -> Option<Moment> {
+        self.waiting.peek().map(|first| first.due)
+    }
+
+    /// Nothing waits longer than until `latest`.
+    pub fn hurry(&mut self, latest: Moment) {
+        let all = std::mem::take(&mut self.waiting).into_iter();
+        self.waiting = all.map(|w| Waiting { due: w.due.min(latest), ..w }).collect();
+    }
+
+    /// Gives up everything that waits.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
+        self.size = 0;
+        std::mem::take(&mut self.waiting).into_iter().map(|w| w.what)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.size >= BUDGET
+    }
+}
+
+impl<T> Ord for Waiting<T> {
+    /// A heap gives its largest first; ours gives what is due first, and of those the oldest.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.due, other.order).cmp(&(self.due, self.order))
+    }
+}
+
+impl<T> PartialOrd for Waiting<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> PartialEq for Waiting<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl<T> Eq for Waiting<T> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn first_due_first_out_and_nothing_early() {
+        let now = Moment::now();
+        let at = |s| now + Duration::from_secs(s);
+        let mut quarantine = Quarantine::new();
+        [("c", 3), ("a", 1), ("b", 1)].map(|(what, s)| quarantine.put(what, 0, at(s)));
+        assert_eq!(quarantine.take(now), None);
+        assert_eq!(quarantine.take(at(2)), Some("a"));
+        assert_eq!(quarantine.take(at(2)), Some("b"));
+        assert_eq!((quarantine.take(at(2)), quarantine.next_due()), (None, Some(at(3))));
+        quarantine.hurry(at(2));
+        assert_eq!(quarantine.take(at(2)), Some("c"));
+        assert!(quarantine.is_empty());
+    }
+
+    #[test]
+    fn fullness_counts_bytes() {
+        let mut quarantine = Quarantine::new();
+        quarantine.put((), BUDGET, Moment::now());
+        assert!(quarantine.is_full());
+        quarantine.take(Moment::now());
+        assert!(!quarantine.is_full());
+    }
+}

@@ -1,0 +1,112 @@
+//! What a sweep did, and what it is doing.
+
+use serde::Serialize;
+use std::time::Duration;
+
+/// Why a sweep ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// Every tag was seen and judged.
+    #[default]
+    Complete,
+    /// The lock was lost; the server refused what came after.
+    Lost,
+    /// The caller asked it to stop.
+    Stopped,
+    /// `max_duration` was reached.
+    MaxDuration,
+    /// `max_removals` was reached.
+    MaxRemovals,
+    /// More than `max_share` of the references would have gone.
+    MaxShare,
+    /// The server could not be reached any more, or refused.
+    Error,
+}
+
+impl Reason {
+    /// In words, for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Lost => "the lock was lost",
+            Self::Stopped => "stopped on request",
+            Self::MaxDuration => "the time allowed was used up",
+            Self::MaxRemovals => "the number of removals allowed was reached",
+            Self::MaxShare => "a larger share than allowed would have been removed",
+            Self::Error => "an error ended it",
+        }
+    }
+}
+
+/// Figures of a sweep. Counts are of effects, not of visits. In a dry run, of what would be done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Tags read.
+    pub tags_seen: u64,
+    /// Tags that are gone because their last reference was removed.
+    pub tags_removed: u64,
+    /// Tags that lost some references and live on.
+    pub tags_pruned: u64,
+    /// Tags not used for `max_tag_age`.
+    pub tags_aged: u64,
+    /// Keys under the pattern that hold another type; never touched.
+    pub tags_skipped: u64,
+    /// References whose entry was looked for.
+    pub references_checked: u64,
+    /// References removed.
+    pub references_removed: u64,
+    /// References put back because their entry appeared after all.
+    pub references_restored: u64,
+    /// Scores corrected (sorted sets only; the plain layout has none).
+    pub scores_healed: u64,
+    /// Entries deleted because their tag was aged.
+    pub entries_invalidated: u64,
+    /// Memory given back by removed references, estimated from samples (bytes).
+    pub bytes_reclaimed: u64,
+    /// Pages of the walk over the keys.
+    pub pages: u64,
+    /// Duration (s).
+    #[serde(rename = "duration_s", serialize_with = "seconds")]
+    pub duration: Duration,
+    /// Time that the server worked for us (s).
+    #[serde(rename = "server_s", serialize_with = "seconds")]
+    pub server: Duration,
+    /// Whether every tag was seen and judged.
+    pub complete: bool,
+    /// Why it ended.
+    pub reason: Reason,
+    /// Nothing was written.
+    pub dry_run: bool,
+    /// The prefix that makes a member the key of its entry, as proven; `None` if nothing was proven.
+    pub entry_prefix: Option<String>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64((span.as_secs_f64() * 1e6).round() / 1e6)
+}
+
+/// A look at a running sweep.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// Figures so far.
+    pub report: &'a Report,
+    /// Share of the keys walked, 0 to 1.
+    pub share: f64,
+    /// The walk is done, or paused; what is young waits for its grace, what was removed for its
+    /// verification.
+    pub waiting: bool,
+}
+
+/// What a watcher of a sweep answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// End soon: verify what was removed, release the lock, report.
+    Stop,
+}

@@ -1,0 +1,124 @@
+//! What one server is and does right now, as far as it tells: the facts that decide how evidence is
+//! gathered. Pure; the text of `INFO` comes in.
+
+use crate::clock::Moment;
+use std::time::Duration;
+
+/// Facts about a server. What it does not tell is assumed for the worse.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Idle times are not kept under an LFU policy.
+    pub lfu: bool,
+    /// A server that answers but is somebody's replica.
+    pub replica: bool,
+    /// `CLIENT NO-TOUCH` exists: our own reads leave idle times alone.
+    pub no_touch: bool,
+    /// A child process saves or rewrites: idle times stand still.
+    pub child: bool,
+    /// Every child that there ever was ended at least this many seconds ago. `None`: not known.
+    pub childless_for: Option<u64>,
+}
+
+impl Facts {
+    /// Reads the sections server, memory, persistence, stats and replication of `INFO`; `now` is
+    /// the server's clock in seconds.
+    pub fn read(info: &str, now: u64) -> Self {
+        let field = |name: &str| {
+            info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+        };
+        let number = |name: &str| field(name).and_then(|v| v.parse::<i64>().ok());
+        // Valkey reports a Redis version of 7.2.4 whatever its own; both know NO-TOUCH.
+        let version: Vec<u32> = field("redis_version")
+            .map(|v| v.split('.').filter_map(|part| part.parse().ok()).collect())
+            .unwrap_or_default();
+        let running = |name| number(name).unwrap_or(1) != 0;
+        Self {
+            lfu: field("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
+            replica: field("role") == Some("slave"),
+            no_touch: version >= vec![7, 2],
+            child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
+            childless_for: childless_for(&number, now),
+        }
+    }
+}
+
+/// How long ago the last child ended. A save for a replica and a rewrite leave no time behind, so
+/// those make it unknown.
+fn childless_for(number: &dyn Fn(&str) -> Option<i64>, now: u64) -> Option<u64> {
+    if number("total_forks") == Some(0) {
+        return Some(u64::MAX);
+    }
+    let only_saves =
+        number("aof_last_rewrite_time_sec") == Some(-1) && number("connected_slaves") == Some(0);
+    let saved = u64::try_from(number("rdb_last_save_time")?).ok()?;
+    only_saves.then_some(now.saturating_sub(saved))
+}
+
+/// Whether idle times are evidence, watched over a run.
+#[derive(Clone, Debug)]
+pub(crate) struct IdleClock {
+    facts: Facts,
+    /// Since when we know that no child ran. `None` while one does.
+    still_since: Option<Moment>,
+}
+
+impl IdleClock {
+    pub fn new(facts: Facts, now: Moment) -> Self {
+        let before = Duration::from_secs(facts.childless_for.unwrap_or(0).min(365 * 86_400));
+        let still_since = (!facts.child).then(|| now - before);
+        Self { facts, still_since }
+    }
+
+    /// Takes in what `INFO persistence` says now.
+    pub fn observe(&mut self, facts: &Facts, now: Moment) {
+        match (facts.child, self.still_since) {
+            (true, _) => self.still_since = None,
+            (false, None) => self.still_since = Some(now),
+            (false, Some(_)) => {}
+        }
+    }
+
+    /// Whether the server kept idle times for all of the last `span`.
+    pub fn trusted(&self, span: Duration, now: Moment) -> bool {
+        !self.facts.lfu && self.still_since.is_some_and(|since| now.since(since) >= span)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n\
+        rdb_bgsave_in_progress:0\r\naof_rewrite_in_progress:0\r\nrdb_last_save_time:1000\r\n\
+        aof_last_rewrite_time_sec:-1\r\ntotal_forks:3\r\nrole:master\r\nconnected_slaves:0\r\n";
+
+    fn with(from: &str, to: &str) -> Facts {
+        Facts::read(&INFO.replace(from, to), 1007)
+    }
+
+    #[test]
+    fn facts_are_read_and_the_unknown_is_assumed_for_the_worse() {
+        let facts = Facts::read(INFO, 1007);
+        let quiet = Facts { childless_for: Some(7), ..Facts::default() };
+        assert_eq!(facts, quiet);
+        assert!(with("7.0.15", "7.2.4").no_touch);
+        assert!(with("noeviction", "allkeys-lfu").lfu);
+        assert!(with("bgsave_in_progress:0", "bgsave_in_progress:1").child);
+        assert_eq!(with("connected_slaves:0", "connected_slaves:1").childless_for, None);
+        assert_eq!(with("rewrite_time_sec:-1", "rewrite_time_sec:0").childless_for, None);
+        assert_eq!(with("total_forks:3", "total_forks:0").childless_for, Some(u64::MAX));
+        assert!(Facts::read("", 0).child, "a server that says nothing may be saving");
+    }
+
+    #[test]
+    fn idle_times_are_evidence_only_after_a_quiet_span() {
+        let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
+        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        assert!(clock.trusted(span, now));
+        assert!(!clock.trusted(span * 2, now));
+        clock.observe(&with("bgsave_in_progress:0", "bgsave_in_progress:1"), now);
+        assert!(!clock.trusted(span, now + span));
+        clock.observe(&Facts::read(INFO, 1007), now + span);
+        assert!(!clock.trusted(span, now + span) && clock.trusted(span, now + span * 2));
+    }
+}

@@ -1,0 +1,382 @@
+//! What the sweep promises, on a real server.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::{Commands, Connection};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use support::{Server, age, run};
+use tagsweep::lock::{Lock, Outcome};
+use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
+use tagsweep::{Config, ErrorKind};
+
+/// Quick, for tests that are not about time: what is old enough goes at once.
+fn quick() -> Options {
+    Options { verify: Duration::from_millis(10), ..Options::default() }
+}
+
+fn sweep(config: Config, options: Options) -> Report {
+    sweep_watched(config, options, &mut |_| Flow::Continue)
+}
+
+fn sweep_watched(
+    config: Config,
+    options: Options,
+    watch: &mut dyn FnMut(&Progress) -> Flow,
+) -> Report {
+    match Sweep::new(config, options).unwrap().run(watch).unwrap() {
+        Ended::Swept(report) => report,
+        Ended::Held(holder) => panic!("{holder}"),
+    }
+}
+
+/// A tag with `live` live entries and `stale` stale references, unused for an hour.
+fn tag(con: &mut Connection, prefix: &str, name: &str, live: usize, stale: usize) {
+    let key = format!("{prefix}tag:{name}");
+    for i in 0..live {
+        let _: () = con.set(format!("{prefix}item:{name}:l{i}"), "x").unwrap();
+        let _: () = con.sadd(&key, format!("item:{name}:l{i}")).unwrap();
+    }
+    for i in 0..stale {
+        let _: () = con.sadd(&key, format!("item:{name}:s{i}")).unwrap();
+    }
+    age(con, &key, 3600);
+}
+
+fn members(con: &mut Connection, key: &str) -> BTreeSet<String> {
+    con.smembers(key).unwrap()
+}
+
+#[test]
+fn stale_references_and_orphaned_tags_go_and_nothing_else() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "live", 3, 0);
+    tag(&mut con, "", "mixed", 2, 3);
+    tag(&mut con, "", "orphan", 0, 4);
+    let _: () = con.set("tag:string", "x").unwrap();
+    let _: () = con.rpush("tag:list", "x").unwrap();
+    let _: () = con.sadd("other:set", "item:none").unwrap();
+    let report = sweep(server.config(), quick());
+    assert_eq!((report.tags_seen, report.tags_removed, report.tags_pruned), (3, 1, 1));
+    assert_eq!((report.references_checked, report.references_removed), (12, 7));
+    assert_eq!((report.tags_skipped, report.references_restored), (2, 0));
+    assert!(report.complete && report.reason == Reason::Complete && report.bytes_reclaimed > 0);
+    assert_eq!(report.entry_prefix.as_deref(), Some(""));
+    assert_eq!(members(&mut con, "tag:live").len(), 3);
+    assert_eq!(members(&mut con, "tag:mixed").len(), 2);
+    let left: BTreeSet<String> = con.keys("tag:*").unwrap();
+    assert_eq!(left, ["tag:list", "tag:live", "tag:mixed", "tag:string"].map(Into::into).into());
+    assert!(con.exists::<_, bool>("other:set").unwrap());
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap(), "the lock is released");
+}
+
+#[test]
+fn names_are_bytes() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "live", 1, 0);
+    let long = vec![b'n'; 64 * 1024];
+    let names: [&[u8]; 7] =
+        [b"a b\r\n\t", b"nul\0nul", b"*?[a-z]\\^", b"", b"\xff\xfe", b"{x}y}z{", &long];
+    for name in names {
+        let key = [b"tag:", name].concat();
+        let _: () = con.sadd(&key, [b"gone:", name].concat()).unwrap();
+        let _: () = con.sadd(&key, [b"here:", name].concat()).unwrap();
+        let _: () = con.set([b"here:", name].concat(), "x").unwrap();
+        age(&mut con, &key, 3600);
+    }
+    let report = sweep(server.config(), quick());
+    assert_eq!((report.tags_pruned, report.references_removed), (7, 7));
+    for name in names {
+        let left: Vec<Vec<u8>> = con.smembers([b"tag:", name].concat()).unwrap();
+        assert_eq!(left, [[b"here:", name].concat()]);
+    }
+}
+
+#[test]
+fn the_prefix_is_taken_literally_and_its_mapping_is_proven() {
+    let server = Server::start();
+    let mut con = server.connect();
+    // As phpredis writes with OPT_PREFIX "a*:": keys carry the prefix, members do not.
+    tag(&mut con, "a*:", "t", 1, 2);
+    tag(&mut con, "abc:", "t", 1, 2);
+    let report = sweep(server.config().prefix("a*:"), quick());
+    assert_eq!((report.tags_seen, report.references_removed), (1, 2));
+    assert_eq!(report.entry_prefix.as_deref(), Some("a*:"));
+    assert_eq!(members(&mut con, "abc:tag:t").len(), 3, "another prefix is another cache");
+    assert!(!con.exists::<_, bool>("a*:lock:cache_tag_cleanup").unwrap());
+    // Members that hold the whole key.
+    let _: () = con.set("p:full:1", "x").unwrap();
+    let _: () = con.sadd("p:tag:f", &["p:full:1", "p:full:2"]).unwrap();
+    age(&mut con, "p:tag:f", 3600);
+    let report = sweep(server.config().prefix("p:"), quick());
+    assert_eq!((report.references_removed, report.entry_prefix.as_deref()), (1, Some("")));
+    assert_eq!(members(&mut con, "p:tag:f"), ["p:full:1".to_owned()].into());
+}
+
+#[test]
+fn a_wrong_prefix_removes_nothing_and_says_so() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..50 {
+        tag(&mut con, "", &format!("t{i}"), 5, 5);
+    }
+    let wrong = Options { entry_prefix: Some(b"wrong:".to_vec()), ..quick() };
+    let mut run_ = Sweep::new(server.config(), wrong.clone()).unwrap();
+    let e = run_.run(&mut |_| Flow::Continue).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unproven);
+    let text = e.to_string();
+    assert!(text.contains("wrong:item:") && text.contains("--entry-prefix"), "{text}");
+    assert_eq!(run_.report().unwrap().references_removed, 0);
+    assert_eq!(members(&mut con, "tag:t7").len(), 10);
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    // Said by name, it is done.
+    let report = sweep(server.config(), Options { trust_mapping: true, ..wrong });
+    assert_eq!(report.tags_removed, 50);
+}
+
+#[test]
+fn two_proven_mappings_are_a_question_not_a_guess() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "p:", "t", 3, 3);
+    let _: () = con.set("item:t:l0", "another application's").unwrap();
+    let mut sweep = Sweep::new(server.config().prefix("p:"), quick()).unwrap();
+    let e = sweep.run(&mut |_| Flow::Continue).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unproven);
+    assert_eq!(members(&mut con, "p:tag:t").len(), 6);
+}
+
+#[test]
+fn a_proof_is_remembered_for_a_cache_that_has_expired_as_a_whole() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 1, 1);
+    sweep(server.config(), quick());
+    let _: () = con.del("item:t:l0").unwrap();
+    age(&mut con, "tag:t", 3600);
+    assert_eq!(sweep(server.config(), quick()).tags_removed, 1);
+}
+
+#[test]
+fn a_held_lock_stops_it_at_once() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 1, 3);
+    let mut lock =
+        Lock::new(server.config(), b"cache_tag_cleanup", Duration::from_secs(30)).unwrap();
+    assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+    let ended = Sweep::new(server.config(), quick()).unwrap().run(&mut |_| Flow::Continue);
+    let Ended::Held(holder) = ended.unwrap() else { panic!("two sweeps") };
+    assert_eq!(holder.pid, Some(std::process::id()));
+    assert_eq!(members(&mut con, "tag:t").len(), 4);
+    // A dry run writes nothing and needs no lock.
+    let report = sweep(server.config(), Options { dry_run: true, ..quick() });
+    assert_eq!((report.references_removed, report.tags_pruned), (3, 1));
+    assert_eq!(members(&mut con, "tag:t").len(), 4);
+}
+
+#[test]
+fn a_dry_run_needs_no_permission_to_write() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 2, 3);
+    tag(&mut con, "", "o", 0, 3);
+    let _: () =
+        run(&mut con, "ACL SETUSER reader on >pw ~* +@read +@connection +info +time -@write");
+    let url = format!("{}?user=reader&pass=pw", server.url());
+    let report = sweep(Config::from_url(&url).unwrap(), Options { dry_run: true, ..quick() });
+    assert_eq!((report.tags_removed, report.tags_pruned, report.references_removed), (1, 1, 6));
+    assert!(report.complete && report.dry_run);
+}
+
+#[test]
+fn a_young_tag_waits_for_its_grace_in_the_same_run() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "old", 1, 1);
+    let _: () = con.sadd("tag:young", &["item:a", "item:b"]).unwrap();
+    let begun = Instant::now();
+    let report = sweep(server.config(), Options { grace: Duration::from_secs(1), ..quick() });
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((report.tags_seen, report.tags_removed, report.references_removed), (2, 1, 3));
+}
+
+#[test]
+fn without_idle_times_an_entry_must_be_absent_twice() {
+    let server = Server::with(&["--maxmemory-policy", "allkeys-lfu", "--maxmemory", "1gb"]);
+    let mut con = server.connect();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:t", &["item:live", "item:dead", "item:back"]).unwrap();
+    let grace = Duration::from_millis(600);
+    let begun = Instant::now();
+    let mut other = server.connect();
+    let options = Options { grace, max_tag_age: Some(Duration::from_secs(9)), ..quick() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.waiting && begun.elapsed() > grace / 2 {
+            let _: () = other.set("item:back", "written between the two looks").unwrap();
+        }
+        Flow::Continue
+    });
+    assert!(begun.elapsed() >= grace);
+    assert_eq!(report.references_removed, 1);
+    assert_eq!(members(&mut con, "tag:t"), ["item:back", "item:live"].map(Into::into).into());
+    assert!(report.warnings[0].contains("LFU"), "{:?}", report.warnings);
+}
+
+#[test]
+fn an_entry_that_appears_after_all_gets_its_reference_back() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 1, 2);
+    let mut other = server.connect();
+    let options = Options { verify: Duration::from_millis(300), ..quick() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed == 2 {
+            let _: () = other.set("item:t:s0", "the writer was slow").unwrap();
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.references_removed, report.references_restored), (2, 1));
+    assert_eq!(members(&mut con, "tag:t"), ["item:t:l0", "item:t:s0"].map(Into::into).into());
+}
+
+#[test]
+fn nothing_is_removed_after_the_lock_is_lost() {
+    for how in ["DEL lock:cache_tag_cleanup", "SET lock:cache_tag_cleanup thief"] {
+        let server = Server::start();
+        let mut con = server.connect();
+        for i in 0..2000 {
+            tag(&mut con, "", &format!("t{i}"), 1, 2);
+        }
+        let mut thief = server.connect();
+        let mut at_theft = None;
+        let report = sweep_watched(server.config(), quick(), &mut |progress| {
+            if at_theft.is_none() && progress.report.references_removed > 100 {
+                let _: () = run(&mut thief, how);
+                at_theft = Some(references(&mut thief));
+            }
+            Flow::Continue
+        });
+        assert_eq!(report.reason, Reason::Lost, "{how}");
+        assert!(!report.complete);
+        assert_eq!(Some(references(&mut con)), at_theft, "not one removal after that: {how}");
+        assert!(report.references_removed < 4000);
+    }
+}
+
+fn references(con: &mut Connection) -> usize {
+    let tags: Vec<String> = con.keys("tag:*").unwrap();
+    tags.iter().map(|key| con.scard::<_, usize>(key).unwrap()).sum()
+}
+
+#[test]
+fn an_aged_tag_is_kept_or_invalidated() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let week = Some(Duration::from_secs(604_800));
+    tag(&mut con, "", "used", 2, 1);
+    tag(&mut con, "", "aged", 2, 1);
+    age(&mut con, "tag:aged", 700_000);
+    let keep = Options { max_tag_age: week, ..quick() };
+    let report = sweep(server.config(), keep.clone());
+    assert_eq!((report.tags_aged, report.entries_invalidated, report.tags_pruned), (1, 0, 2));
+    age(&mut con, "tag:aged", 700_000);
+    let report = sweep(server.config(), Options { on_aged: OnAged::Invalidate, ..keep });
+    assert_eq!((report.tags_aged, report.entries_invalidated, report.tags_removed), (1, 2, 1));
+    assert!(!con.exists::<_, bool>(&["tag:aged", "item:aged:l0", "item:aged:l1"]).unwrap());
+    assert!(con.exists::<_, bool>("item:used:l0").unwrap());
+}
+
+#[test]
+fn a_large_set_goes_in_small_bites() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 100000 do redis.call('SADD', KEYS[1], 'item:' .. i) \
+                if i % 10 == 0 then redis.call('SET', 'item:' .. i, '') end end";
+    let _: () = redis::cmd("EVAL").arg(fill).arg(1).arg("tag:big").query(&mut con).unwrap();
+    age(&mut con, "tag:big", 3600);
+    let _: () = run(&mut con, "CONFIG RESETSTAT");
+    let report = sweep(server.config(), quick());
+    assert_eq!((report.references_removed, report.tags_pruned), (90_000, 1));
+    assert_eq!(con.scard::<_, usize>("tag:big").unwrap(), 10_000);
+    // The mean, for the longest of some hundred is the scheduler's; `make bench` shows the longest.
+    let stats: String = run(&mut con, "INFO commandstats");
+    let script = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap();
+    let mean = script.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap();
+    assert!(mean.parse::<f64>().unwrap() < 1000.0, "{script}");
+}
+
+#[test]
+fn limits_stop_it() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..500 {
+        tag(&mut con, "", &format!("t{i}"), 1, 5);
+    }
+    let report = sweep(server.config(), Options { max_removals: Some(333), ..quick() });
+    assert_eq!(report.reason, Reason::MaxRemovals);
+    assert!((328..=333).contains(&report.references_removed), "{}", report.references_removed);
+    let report = sweep(server.config(), Options { max_share: 0.5, ..quick() });
+    assert_eq!(report.reason, Reason::MaxShare);
+    let limit = Some(Duration::from_nanos(1));
+    let report = sweep(server.config(), Options { max_duration: limit, ..quick() });
+    assert_eq!((report.reason, report.tags_seen), (Reason::MaxDuration, 0));
+    let report = sweep_watched(server.config(), quick(), &mut |_| Flow::Stop);
+    assert_eq!((report.reason, report.complete), (Reason::Stopped, false));
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+}
+
+#[test]
+fn cleans_without_memory() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 1, 2);
+    let _: () = run(&mut con, "CONFIG SET maxmemory 1");
+    let mut other = server.connect();
+    let mut written = false;
+    let options = Options { verify: Duration::from_millis(300), ..quick() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed == 2 && !written {
+            let _: () = run(&mut other, "CONFIG SET maxmemory 0");
+            let _: () = other.set("item:t:s0", "slow").unwrap();
+            let _: () = run(&mut other, "CONFIG SET maxmemory 1");
+            written = true;
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.references_removed, report.references_restored), (2, 1));
+}
+
+#[test]
+fn forgotten_scripts_and_broken_connections_are_survived() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..1000 {
+        tag(&mut con, "", &format!("t{i}"), 1, 3);
+    }
+    let mut other = server.connect();
+    let mut done = 0;
+    let report = sweep_watched(server.config(), quick(), &mut |progress| {
+        if progress.report.references_removed > done * 1000 {
+            done += 1;
+            let _: () = run(&mut other, "SCRIPT FLUSH");
+            let _: i64 = run(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
+        }
+        Flow::Continue
+    });
+    assert!(report.complete && done >= 2, "{done}");
+    let mut con = server.connect();
+    assert_eq!(references(&mut con), 1000);
+}
+
+#[test]
+fn a_replica_is_refused() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = run(&mut con, "REPLICAOF 127.0.0.1 1");
+    let e = Sweep::new(server.config(), quick()).unwrap().run(&mut |_| Flow::Continue);
+    assert!(e.unwrap_err().to_string().contains("name the primary"));
+}
