@@ -70,6 +70,12 @@ impl Error {
         Self::new(ErrorKind::Invalid, what)
     }
 
+    /// An argument that a face found to be out of bounds.
+    #[doc(hidden)]
+    pub fn bad_argument(what: impl Into<String>) -> Self {
+        Self::invalid(what)
+    }
+
     /// A fault of a transport that is not ours (the PHP face carries commands through a PHP client).
     #[doc(hidden)]
     pub fn transport(kind: ErrorKind, what: impl Into<String>) -> Self {

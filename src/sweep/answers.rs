@@ -64,7 +64,7 @@ impl Run<'_> {
     pub(super) fn visit(&mut self, key: Vec<u8>, again: bool, looked: bool) {
         if self.stop.is_none() {
             self.visits += 1;
-            let weigh = self.visits <= WEIGHED || self.visits % WEIGHED == 0;
+            let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
             let visit = Rc::new(Visit { key, again, looked, weigh, ..Visit::default() });
             self.ready.push_back(Ask::Read { visit, cursor: 0 });
         }

@@ -120,7 +120,7 @@ impl Sweep {
         let link = &mut guard(&self.link);
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Run::new(link, &mut contender, &self.options, &layout, facts);
-        let swept = run.to_the_end(watch);
+        let swept = run.finish(watch);
         let report = run.report();
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
         let _ = link.hurry(LAST_WORDS, |link| contender.release(link));

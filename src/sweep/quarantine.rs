@@ -102,7 +102,9 @@ mod tests {
         let now = Moment::now();
         let at = |s| now + Duration::from_secs(s);
         let mut quarantine = Quarantine::new();
-        [("c", 3), ("a", 1), ("b", 1)].map(|(what, s)| quarantine.put(what, 0, at(s)));
+        for (what, s) in [("c", 3), ("a", 1), ("b", 1)] {
+            quarantine.put(what, 0, at(s));
+        }
         assert_eq!(quarantine.take(now), None);
         assert_eq!(quarantine.take(at(2)), Some("a"));
         assert_eq!(quarantine.take(at(2)), Some("b"));

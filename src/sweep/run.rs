@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
     }
 
     /// Goes on until every tag is judged and everything removed is verified, or until it must stop.
-    pub fn to_the_end(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+    pub fn finish(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         let ended = self.rounds(watch);
         self.report.reason = match (&ended, self.stop) {
             (Err(_), _) => Reason::Error,

@@ -1,0 +1,246 @@
+//! The command line.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+use tagsweep::sweep::{OnAged, Options};
+use tagsweep::{Config, Error};
+
+/// Distributed locks and a safe sweep of cache tags, for Redis and Valkey.
+#[derive(Debug, Parser)]
+#[command(name = "tagsweep", version, propagate_version = true, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 held by another, \
+    4 lost or interrupted (partial result), 5 unknown";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Remove stale references and orphaned tags, under a lock.
+    #[command(after_help = EXIT_CODES)]
+    Sweep(SweepArgs),
+    /// Show what a sweep would do; writes nothing and takes no lock.
+    #[command(after_help = EXIT_CODES)]
+    Plan(SweepArgs),
+    /// Run a command under a renewed lock and pass its exit code on.
+    #[command(after_help = EXIT_CODES)]
+    Lock(LockArgs),
+    /// Write a small tagged cache, sweep it, and show what happened.
+    Demo(DemoArgs),
+}
+
+/// The server.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N]. In the
+    /// environment a password is hidden from other users of the machine.
+    #[arg(
+        long,
+        env = "REDIS_URL",
+        hide_env_values = true,
+        default_value = "redis://127.0.0.1:6379"
+    )]
+    pub url: String,
+    /// Stands before every key, as phpredis' OPT_PREFIX does.
+    #[arg(long, default_value = "")]
+    pub prefix: OsString,
+    /// Longest time that one call to the server may take.
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    pub timeout: Duration,
+    /// Certificate authority to trust instead of the system's (PEM file).
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate (PEM file).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the client certificate (PEM file).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl ServerArgs {
+    pub fn config(&self) -> tagsweep::Result<Config> {
+        let mut config =
+            Config::from_url(&self.url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
+        config.tls.ca = self.tls_ca.as_ref().map(pem).transpose()?;
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            config.tls.identity = Some((pem(cert)?, pem(key)?));
+        }
+        Ok(config)
+    }
+}
+
+fn pem(path: &PathBuf) -> tagsweep::Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::bad_argument(format!("{}: {e}", path.display())))
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Aged {
+    /// Count them.
+    Keep,
+    /// Delete their entries and references.
+    Invalidate,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LayoutName {
+    /// A set `tag:<tag>` whose members name entries.
+    Plain,
+}
+
+/// The sweep.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SweepArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// How the application stores its tags.
+    #[arg(long, value_enum, default_value = "plain")]
+    pub layout: LayoutName,
+    /// What makes a member the key of its entry. Default: the prefix, or nothing, whichever
+    /// existing entries prove.
+    #[arg(long)]
+    pub entry_prefix: Option<OsString>,
+    /// Go on although no member leads to an existing entry.
+    #[arg(long)]
+    pub trust_mapping: bool,
+    /// How long a tag must have been left alone before its references may go.
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    pub grace: Duration,
+    /// Time from a removal to the look whether the entry appeared after all.
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    pub verify: Duration,
+    /// Age from which a tag counts as aged.
+    #[arg(long, value_parser = duration)]
+    pub max_tag_age: Option<Duration>,
+    /// What to do with aged tags that still have live entries.
+    #[arg(long, value_enum, default_value = "keep")]
+    pub on_aged: Aged,
+    /// Stop when more than this share of the references would go (1 = never).
+    #[arg(long, default_value_t = 1.0)]
+    pub max_share: f64,
+    /// Stop after this many removed references.
+    #[arg(long)]
+    pub max_removals: Option<u64>,
+    /// Stop after this time.
+    #[arg(long, value_parser = duration)]
+    pub max_duration: Option<Duration>,
+    /// Name of the lock.
+    #[arg(long, default_value = "cache_tag_cleanup")]
+    pub lock: OsString,
+    /// TTL of the lock; it is extended while the sweep runs.
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub lock_ttl: Duration,
+    /// How long to wait for the lock.
+    #[arg(long, value_parser = duration, default_value = "0s")]
+    pub wait: Duration,
+    /// Judge, write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON object a line, the report last.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl SweepArgs {
+    pub fn options(&self) -> Options {
+        let LayoutName::Plain = self.layout;
+        Options {
+            entry_prefix: self.entry_prefix.as_deref().map(bytes),
+            trust_mapping: self.trust_mapping,
+            grace: self.grace,
+            verify: self.verify,
+            max_tag_age: self.max_tag_age,
+            on_aged: match self.on_aged {
+                Aged::Keep => OnAged::Keep,
+                Aged::Invalidate => OnAged::Invalidate,
+            },
+            max_share: self.max_share,
+            max_removals: self.max_removals,
+            max_duration: self.max_duration,
+            lock: bytes(&self.lock),
+            lock_ttl: self.lock_ttl,
+            wait: self.wait,
+            dry_run: self.dry_run,
+        }
+    }
+}
+
+/// The lock.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LockArgs {
+    /// What is protected; the lock's key is `lock:NAME`.
+    pub name: OsString,
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// TTL of the lock; it is extended while the command runs.
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub ttl: Duration,
+    /// How long to wait for the lock.
+    #[arg(long, value_parser = duration, default_value = "0s")]
+    pub wait: Duration,
+    /// Exit code when the lock is held by another.
+    #[arg(long, default_value_t = crate::exit::HELD)]
+    pub conflict_exit_code: u8,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The demo.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Server to use, under a prefix of the demo's own. Default: a private redis-server.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub url: Option<String>,
+    /// Tags to write.
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(3..=1_000_000))]
+    pub tags: u32,
+}
+
+pub(crate) fn bytes(text: &OsStr) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+/// `250us`, `50ms`, `1.5s`, `2m`, `1h`, `7d`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err(format!("unknown unit {unit:?}; use us, ms, s, m, h or d")),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| "not a number, such as 30s or 1.5h")?;
+    Duration::try_from_secs_f64(number * scale).map_err(|_| "out of range".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("250us"), Ok(Duration::from_micros(250)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        assert_eq!(duration("3"), Ok(Duration::from_secs(3)));
+        for wrong in ["", "s", "-1s", "1w", "1e300d", "nan"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

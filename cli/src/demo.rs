@@ -1,0 +1,116 @@
+//! `tagsweep demo`: the whole story on a small cache of its own.
+
+use crate::args::DemoArgs;
+use crate::output::{Screen, print_report};
+use crate::{Done, exit, signals};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tagsweep::Config;
+use tagsweep::sweep::{Ended, Flow, Options, Sweep};
+use tempfile::TempDir;
+
+/// References of each tag.
+const MEMBERS: u32 = 10;
+
+pub(crate) fn demo(args: &DemoArgs) -> Done {
+    let private = args.url.is_none().then(Private::start).transpose()?;
+    let url = args.url.clone().or(private.as_ref().map(|p| p.url.clone())).unwrap_or_default();
+    let prefix = format!("tagsweep-demo:{}:", std::process::id());
+    let config = Config::from_url(&url)?.prefix(prefix.as_str());
+    let label = config.label();
+    let stop = signals::stop_flag()?;
+    let mut connection = redis::Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
+    println!("Writing {} tags of {MEMBERS} references each to {label}", args.tags);
+    println!("  a third live, a third half stale, a third orphaned");
+    write(&mut connection, &prefix, args.tags)?;
+    println!("Sweeping. The tags are young, so the sweep waits for its grace (1 s and a tick).");
+    let options = Options { grace: Duration::from_secs(1), ..Options::default() };
+    let mut screen = Screen::new(false);
+    let ended = Sweep::new(config, options)?.run(&mut |progress| {
+        screen.show(progress);
+        if stop.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
+    });
+    screen.end();
+    let left = clear(&mut connection, &prefix, args.tags)?;
+    match ended? {
+        Ended::Swept(report) => {
+            print_report(&report, &label);
+            println!("{left} tags are left, each with live references only.");
+            Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
+        }
+        Ended::Held(_) => Ok(exit::HELD),
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tag n: members 0..10; live ones have an entry.
+fn write(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisResult<()> {
+    for n in 0..tags {
+        let mut pipe = redis::pipe();
+        for i in 0..MEMBERS {
+            let live = n % 3 == 0 || (n % 3 == 1 && i % 2 == 0);
+            if live {
+                pipe.set(format!("{prefix}item:{n}:{i}"), "a cached value").ignore();
+            }
+            pipe.sadd(format!("{prefix}tag:t{n}"), format!("item:{n}:{i}")).ignore();
+        }
+        pipe.exec(con)?;
+    }
+    Ok(())
+}
+
+/// Removes what the demo wrote; answers how many of its tags the sweep left.
+fn clear(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisResult<u64> {
+    let mut left = 0;
+    for n in 0..tags {
+        let tag = format!("{prefix}tag:t{n}");
+        let entries: Vec<_> = (0..MEMBERS).map(|i| format!("{prefix}item:{n}:{i}")).collect();
+        let (gone, _): (u64, u64) = redis::pipe().unlink(tag).unlink(entries).query(con)?;
+        left += gone;
+    }
+    let lock = format!("{prefix}lock:cache_tag_cleanup");
+    let companions = ["fence", "mapping"].map(|what| format!("{{{lock}}}:{what}"));
+    redis::cmd("UNLINK").arg(&companions).exec(con)?;
+    Ok(left)
+}
+
+/// A redis-server of the demo's own, which ends with it.
+struct Private {
+    server: Child,
+    url: String,
+    _folder: TempDir,
+}
+
+impl Private {
+    fn start() -> std::io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("tagsweep-demo-").tempdir()?;
+        let socket = folder.path().join("s").display().to_string();
+        let home = folder.path().display().to_string();
+        let mut server = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--dir", &home, "--unixsocket", &socket])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| {
+                let what = format!("no redis-server ({e}); install it or give --url");
+                std::io::Error::new(e.kind(), what)
+            })?;
+        let lines = server.stdout.take().map(|out| BufReader::new(out).lines());
+        let ready = |line: &String| line.to_lowercase().contains("ready to accept connections");
+        if !lines.into_iter().flatten().map_while(Result::ok).any(|line| ready(&line)) {
+            let _ = server.wait();
+            return Err(std::io::Error::other("redis-server ended before it was ready"));
+        }
+        Ok(Self { server, url: format!("unix://{socket}"), _folder: folder })
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}

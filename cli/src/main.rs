@@ -1,0 +1,52 @@
+//! `tagsweep`: the sweep and the lock for the shell and for cron.
+//!
+//! Exit codes: 0 done, 1 error, 2 usage, 3 held by another, 4 lost or interrupted (partial result),
+//! 5 unknown (the server did not answer; what was sent may have taken effect).
+
+mod args;
+mod demo;
+mod lock;
+mod output;
+mod signals;
+mod sweep;
+
+use args::{Args, Command};
+use clap::Parser;
+use std::process::ExitCode;
+use tagsweep::{Error, ErrorKind};
+
+/// What the shell is told.
+pub(crate) mod exit {
+    pub const DONE: u8 = 0;
+    pub const ERROR: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const HELD: u8 = 3;
+    pub const PARTIAL: u8 = 4;
+    pub const UNKNOWN: u8 = 5;
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.command {
+        Command::Sweep(options) => sweep::sweep(&options, false),
+        Command::Plan(options) => sweep::sweep(&options, true),
+        Command::Lock(options) => lock::lock(&options),
+        Command::Demo(options) => demo::demo(&options),
+    };
+    ExitCode::from(done.unwrap_or_else(|e| {
+        eprintln!("tagsweep: {e}");
+        code_of(e.as_ref())
+    }))
+}
+
+fn code_of(e: &(dyn std::error::Error + 'static)) -> u8 {
+    match e.downcast_ref::<Error>().map(Error::kind) {
+        Some(ErrorKind::Invalid) => exit::USAGE,
+        Some(ErrorKind::Unknown) => exit::UNKNOWN,
+        Some(ErrorKind::Lost) => exit::PARTIAL,
+        _ => exit::ERROR,
+    }
+}
+
+/// Result of a command: the exit code, or what went wrong.
+pub(crate) type Done = Result<u8, Box<dyn std::error::Error>>;

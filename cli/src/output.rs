@@ -1,0 +1,127 @@
+//! What people and machines are shown of a sweep.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+use tagsweep::sweep::{Progress, Report};
+
+/// Shows progress: a bar on a terminal, a JSON line a second for machines, nothing otherwise.
+pub(crate) enum Meter {
+    Bar(ProgressBar),
+    Json,
+    Silent,
+}
+
+/// A meter that is looked at thousands of times a second and moves a few times.
+pub(crate) struct Screen {
+    meter: Meter,
+    every: Duration,
+    shown: Instant,
+}
+
+const BAR_STEPS: u64 = 1000;
+
+impl Screen {
+    pub fn new(json: bool) -> Self {
+        let (meter, every) = match (json, std::io::stderr().is_terminal()) {
+            (true, _) => (Meter::Json, Duration::from_secs(1)),
+            (false, true) => (Meter::Bar(bar()), Duration::from_millis(100)),
+            (false, false) => (Meter::Silent, Duration::MAX),
+        };
+        Self { meter, every, shown: Instant::now() }
+    }
+
+    pub fn show(&mut self, progress: &Progress) {
+        if self.shown.elapsed() < self.every {
+            return;
+        }
+        self.shown = Instant::now();
+        match &self.meter {
+            Meter::Bar(bar) => {
+                bar.set_position((progress.share * BAR_STEPS as f64) as u64);
+                bar.set_message(message(progress));
+            }
+            Meter::Json => print_json("progress", progress.report, Some(progress.share)),
+            Meter::Silent => {}
+        }
+    }
+
+    pub fn end(&self) {
+        if let Meter::Bar(bar) = &self.meter {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:32} {percent:>3} %  {msg}");
+    let bar = ProgressBar::new(BAR_STEPS);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn message(progress: &Progress) -> String {
+    let report = progress.report;
+    let waiting = if progress.waiting { ", waiting for grace and verification" } else { "" };
+    format!(
+        "{} tags, {} references checked, {} removed{waiting}",
+        report.tags_seen, report.references_checked, report.references_removed
+    )
+}
+
+/// The report as text.
+pub(crate) fn print_report(report: &Report, server: &str) {
+    let done = match (report.dry_run, report.complete) {
+        (true, true) => "Would be done".to_owned(),
+        (false, true) => "Swept".to_owned(),
+        (_, false) => format!("Ended early ({})", report.reason.text()),
+    };
+    println!(
+        "{done} on {server} in {:.2} s ({:.2} s of the server's time)",
+        report.duration.as_secs_f64(),
+        report.server.as_secs_f64()
+    );
+    let gone = if report.dry_run { "to remove" } else { "removed" };
+    println!(
+        "  tags        {} seen, {} {gone}, {} pruned, {} aged, {} skipped (other types)",
+        report.tags_seen,
+        report.tags_removed,
+        report.tags_pruned,
+        report.tags_aged,
+        report.tags_skipped
+    );
+    println!(
+        "  references  {} checked, {} {gone}, {} restored; {} entries invalidated",
+        report.references_checked,
+        report.references_removed,
+        report.references_restored,
+        report.entries_invalidated
+    );
+    println!("  memory      about {} reclaimed", size(report.bytes_reclaimed));
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
+
+/// One line of JSON: the report's keys, with a type.
+pub(crate) fn print_json(kind: &str, report: &Report, share: Option<f64>) {
+    let mut line = serde_json::Map::new();
+    line.insert("type".into(), kind.into());
+    if let Some(share) = share {
+        line.insert("share".into(), share.into());
+    }
+    if let Ok(serde_json::Value::Object(figures)) = serde_json::to_value(report) {
+        line.extend(figures);
+    }
+    println!("{}", serde_json::Value::Object(line));
+}

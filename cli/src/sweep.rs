@@ -1,0 +1,53 @@
+//! `tagsweep sweep` and `tagsweep plan`.
+
+use crate::args::SweepArgs;
+use crate::output::{Screen, print_json, print_report};
+use crate::{Done, exit, signals};
+use std::sync::atomic::Ordering;
+use tagsweep::lock::Holder;
+use tagsweep::sweep::{Ended, Flow, Sweep};
+
+pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
+    let config = args.server.config()?;
+    let label = config.label();
+    let mut options = args.options();
+    options.dry_run |= plan;
+    let mut sweep = Sweep::new(config, options)?;
+    let stop = signals::stop_flag()?;
+    let mut screen = Screen::new(args.json);
+    let ended = sweep.run(&mut |progress| {
+        screen.show(progress);
+        if stop.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
+    });
+    screen.end();
+    let show = |report| match args.json {
+        true => print_json("report", report, None),
+        false => print_report(report, &label),
+    };
+    match ended {
+        Ok(Ended::Swept(report)) => {
+            show(&report);
+            Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
+        }
+        Ok(Ended::Held(holder)) => {
+            held(args, &holder);
+            Ok(exit::HELD)
+        }
+        Err(e) => {
+            sweep.report().into_iter().for_each(show);
+            Err(e.into())
+        }
+    }
+}
+
+fn held(args: &SweepArgs, holder: &Holder) {
+    let lock = args.lock.to_string_lossy();
+    if args.json {
+        let line = serde_json::json!({
+            "type": "held", "lock": lock, "host": holder.host, "pid": holder.pid,
+            "fence": holder.fence, "ttl_s": holder.ttl.map(|ttl| ttl.as_secs_f64()),
+        });
+        println!("{line}");
+    }
+    eprintln!("tagsweep: skipped: the lock {lock} is {holder}");
+}
