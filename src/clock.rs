@@ -3,7 +3,7 @@
 //! Leases are judged by this clock alone. The wall clock of a client is never read for a decision;
 //! where wall time matters (fences, ages), the server's is used, inside scripts.
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
 /// A point in time: the span since the machine was started.
@@ -13,8 +13,9 @@ pub struct Moment(Duration);
 impl Moment {
     /// The present. `CLOCK_BOOTTIME`, so a suspended laptop does not believe in its old lease.
     pub fn now() -> Self {
-        let t = clock_gettime(ClockId::Boottime);
-        Self(Duration::new(t.tv_sec as u64, t.tv_nsec as u32))
+        // Linux has had this clock since 2.6.39; without it the machine seems just started.
+        let since_start = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+        Self(since_start.unwrap_or_default())
     }
 
     /// Span from now to here; zero when it has passed.

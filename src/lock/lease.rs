@@ -104,8 +104,8 @@ impl std::fmt::Display for Holder {
 
 /// Who we are, for the value of the lock key. No field holds a separator.
 pub(crate) fn whoami() -> String {
-    let host = rustix::system::uname();
-    let host = host.nodename().to_string_lossy();
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy();
     let clean: String = host.chars().filter(|c| !c.is_control() && *c != '|').take(64).collect();
     format!("{clean}|{}|tagsweep/{}", std::process::id(), env!("CARGO_PKG_VERSION"))
 }

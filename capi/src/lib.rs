@@ -1,0 +1,33 @@
+//! The C face: handles, status codes, and nothing that the core does not do.
+//!
+//! The contract is in the header of `include/tagsweep.h` (from `cbindgen.toml`). `handle.rs` is the
+//! one place that casts pointers, `boundary.rs` the one place that panics and errors meet.
+#![allow(non_camel_case_types)]
+
+mod boundary;
+mod client;
+mod handle;
+mod lock;
+mod status;
+mod sweep;
+
+pub use client::*;
+pub use lock::*;
+pub use status::*;
+pub use sweep::*;
+
+/// Version of this interface. It grows when a function, a code or a field is added; a program built
+/// against an older one goes on working. It starts again when something changes or goes.
+pub const TAGSWEEP_ABI_VERSION: u32 = 1;
+
+/// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.
+#[unsafe(no_mangle)]
+pub extern "C" fn tagsweep_abi_version() -> u32 {
+    TAGSWEEP_ABI_VERSION
+}
+
+/// The version of the library, such as "1.2.3". Static storage, never NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn tagsweep_version() -> *const std::ffi::c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}

@@ -1,0 +1,167 @@
+//! The lock, as C sees it.
+
+use crate::boundary::{ErrorText, done, guarded, infallible};
+use crate::client::tagsweep_client;
+use crate::handle::{bytes, give, mutable, put, shared, take_back};
+use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK};
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::time::Duration;
+use tagsweep::lock::{Lock, Outcome};
+
+/// One contender for one lock. How its functions are used together: tagsweep_lock_new, then
+/// tagsweep_lock_acquire; while it is held tagsweep_lock_extend before its TTL ends, and
+/// tagsweep_lock_is_held before anything that must not happen twice; tagsweep_lock_release;
+/// tagsweep_lock_free.
+pub struct tagsweep_lock {
+    lock: Lock,
+}
+
+/// Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
+///
+/// `ttl_ms`: life of a lease unless it is extended, 1 to 2^53.
+/// `out`: receives the handle, to be freed with tagsweep_lock_free.
+///
+/// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+///
+/// # Safety
+/// Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_new(
+    client: *const tagsweep_client,
+    name: *const c_char,
+    name_len: usize,
+    ttl_ms: u64,
+    out: *mut *mut tagsweep_lock,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let (client, name) = unsafe { (shared(client, "client")?, bytes(name, name_len, "name")?) };
+        let ttl = Duration::from_millis(ttl_ms);
+        let make = || Ok(tagsweep_lock { lock: Lock::on(Arc::clone(&client.link), name, ttl)? });
+        // SAFETY: the caller's promise, passed on.
+        unsafe { give(out, make) }.map(done)
+    })
+}
+
+/// Takes the lock if it is free. One round trip.
+///
+/// `wait_ms`: how long to go on asking while another holds it; 0 to ask once.
+/// `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), or an error.
+///
+/// # Safety
+/// `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_acquire(
+    lock: *mut tagsweep_lock,
+    wait_ms: u64,
+    fence: *mut u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let handle = unsafe { mutable(lock, "lock")? };
+        let budget = Duration::from_millis(wait_ms);
+        match handle.lock.acquire_within(budget, &mut || true)? {
+            Outcome::Acquired { fence: granted } => {
+                // SAFETY: the caller's promise, passed on.
+                unsafe { put(fence, granted) };
+                Ok(TAGSWEEP_OK)
+            }
+            Outcome::Held(holder) => {
+                error.write(&holder.to_string());
+                Ok(TAGSWEEP_HELD)
+            }
+        }
+    })
+}
+
+/// Gives the lease more time. One round trip.
+///
+/// `ttl_ms`: exactly this from now on; 0 for the lock's TTL, never less than what is left.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not ours any more, or an error; after an error the
+/// lease is valid until tagsweep_lock_is_held says otherwise.
+///
+/// # Safety
+/// `lock` is NULL or live; `error` is writable for `error_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_extend(
+    lock: *mut tagsweep_lock,
+    ttl_ms: u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let handle = unsafe { mutable(lock, "lock")? };
+        let ttl = (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms));
+        Ok(if handle.lock.extend(ttl)? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+    })
+}
+
+/// Gives the lock up. One round trip; none without a lease.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_LOST when it was not ours (any more), or an error; after an error the
+/// lease ends with its TTL.
+///
+/// # Safety
+/// `lock` is NULL or live; `error` is writable for `error_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_release(
+    lock: *mut tagsweep_lock,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let handle = unsafe { mutable(lock, "lock")? };
+        Ok(if handle.lock.release()? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+    })
+}
+
+/// Whether the lease may still be acted upon, by our own clock; no round trip. False for NULL.
+///
+/// # Safety
+/// `lock` is NULL or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_is_held(lock: *const tagsweep_lock) -> bool {
+    // SAFETY: the caller's promise, passed on.
+    infallible(false, || unsafe { lock.as_ref() }.is_some_and(|handle| handle.lock.is_held()))
+}
+
+/// Milliseconds until the holder must stop; 0 without a lease and for NULL. No round trip.
+///
+/// # Safety
+/// `lock` is NULL or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_remaining_ms(lock: *const tagsweep_lock) -> u64 {
+    infallible(0, || {
+        // SAFETY: the caller's promise, passed on.
+        let left = unsafe { lock.as_ref() }.and_then(|handle| handle.lock.remaining());
+        left.map_or(0, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    })
+}
+
+/// Frees a contender and releases its lease, within a second. NULL is allowed.
+///
+/// # Safety
+/// `lock` is NULL or came from tagsweep_lock_new and was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_free(lock: *mut tagsweep_lock) {
+    // SAFETY: the caller's promise, passed on.
+    infallible((), || drop(unsafe { take_back(lock) }));
+}

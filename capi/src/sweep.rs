@@ -1,0 +1,240 @@
+//! The sweep, as C sees it.
+
+use crate::boundary::{ErrorText, Fault, guarded, infallible};
+use crate::client::tagsweep_client;
+use crate::handle::{bytes, put, shared};
+use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED};
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+use std::time::Duration;
+use tagsweep::Error;
+use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
+
+/// What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
+#[repr(C)]
+pub struct tagsweep_options {
+    /// sizeof(tagsweep_options), set by tagsweep_options_init; lets the library tell old programs.
+    pub size: usize,
+    /// What makes a member the key of its entry; NULL: the prefix, or nothing, whichever existing
+    /// entries prove.
+    pub entry_prefix: *const c_char,
+    /// Its length.
+    pub entry_prefix_len: usize,
+    /// Go on although no member leads to an existing entry.
+    pub trust_mapping: bool,
+    /// Judge, write nothing, take no lock.
+    pub dry_run: bool,
+    /// Delete the entries of aged tags, then their references; otherwise aged tags are only counted.
+    pub invalidate_aged: bool,
+    /// How long a tag must have been left alone before its references may go (ms).
+    pub grace_ms: u64,
+    /// Time from a removal to the look whether the entry appeared after all (ms).
+    pub verify_ms: u64,
+    /// Age from which a tag counts as aged (ms); 0 to not ask.
+    pub max_tag_age_ms: u64,
+    /// Stop when more than this share of the references would go; 1 for never.
+    pub max_share: f64,
+    /// Stop after this many removed references; 0 for no limit.
+    pub max_removals: u64,
+    /// Stop after this time (ms); 0 for no limit.
+    pub max_duration_ms: u64,
+    /// Name of the lock; NULL for "cache_tag_cleanup".
+    pub lock: *const c_char,
+    /// Its length.
+    pub lock_len: usize,
+    /// TTL of the lock (ms); it is extended while the sweep runs.
+    pub lock_ttl_ms: u64,
+    /// How long to wait for the lock (ms).
+    pub wait_ms: u64,
+}
+
+/// What a sweep did; of a dry run, what would be done.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct tagsweep_report {
+    /// Tags read.
+    pub tags_seen: u64,
+    /// Tags that are gone because their last reference was removed.
+    pub tags_removed: u64,
+    /// Tags that lost some references and live on.
+    pub tags_pruned: u64,
+    /// Tags not used for the maximum age.
+    pub tags_aged: u64,
+    /// Keys under the pattern that hold another type; never touched.
+    pub tags_skipped: u64,
+    /// References whose entry was looked for.
+    pub references_checked: u64,
+    /// References removed.
+    pub references_removed: u64,
+    /// References put back because their entry appeared after all.
+    pub references_restored: u64,
+    /// Scores corrected.
+    pub scores_healed: u64,
+    /// Entries deleted because their tag was aged.
+    pub entries_invalidated: u64,
+    /// Memory given back, estimated (bytes).
+    pub bytes_reclaimed: u64,
+    /// Pages of the walk over the keys.
+    pub pages: u64,
+    /// Duration (s).
+    pub duration_s: f64,
+    /// Time that the server worked for us (s).
+    pub server_s: f64,
+    /// Whether every tag was seen and judged.
+    pub complete: bool,
+}
+
+impl From<&Report> for tagsweep_report {
+    fn from(report: &Report) -> Self {
+        Self {
+            tags_seen: report.tags_seen,
+            tags_removed: report.tags_removed,
+            tags_pruned: report.tags_pruned,
+            tags_aged: report.tags_aged,
+            tags_skipped: report.tags_skipped,
+            references_checked: report.references_checked,
+            references_removed: report.references_removed,
+            references_restored: report.references_restored,
+            scores_healed: report.scores_healed,
+            entries_invalidated: report.entries_invalidated,
+            bytes_reclaimed: report.bytes_reclaimed,
+            pages: report.pages,
+            duration_s: report.duration.as_secs_f64(),
+            server_s: report.server.as_secs_f64(),
+            complete: report.complete,
+        }
+    }
+}
+
+/// Called by a running sweep, a few times a second at least and up to thousands of times. Answers 0
+/// to go on and anything else to stop soon. Must not use the sweep's client, and must not unwind or
+/// jump out.
+pub type tagsweep_progress = Option<
+    unsafe extern "C" fn(context: *mut c_void, report: *const tagsweep_report, share: f64) -> i32,
+>;
+
+/// Fills in the defaults. NULL is allowed.
+///
+/// # Safety
+/// `options` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_options_init(options: *mut tagsweep_options) {
+    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    infallible((), || {
+        let usual = Options::default();
+        let filled = tagsweep_options {
+            size: size_of::<tagsweep_options>(),
+            entry_prefix: std::ptr::null(),
+            entry_prefix_len: 0,
+            trust_mapping: usual.trust_mapping,
+            dry_run: usual.dry_run,
+            invalidate_aged: usual.on_aged == OnAged::Invalidate,
+            grace_ms: ms(usual.grace),
+            verify_ms: ms(usual.verify),
+            max_tag_age_ms: 0,
+            max_share: usual.max_share,
+            max_removals: 0,
+            max_duration_ms: 0,
+            lock: std::ptr::null(),
+            lock_len: 0,
+            lock_ttl_ms: ms(usual.lock_ttl),
+            wait_ms: ms(usual.wait),
+        };
+        // SAFETY: the caller's promise, passed on.
+        unsafe { put(options, filled) };
+    });
+}
+
+/// Removes stale references and orphaned tags of the plain layout, under a lock. Blocks until done.
+///
+/// `options`: NULL for the defaults.
+/// `progress`, `context`: called between rounds; NULL to not be called.
+/// `report`: receives the figures, also the partial ones of a sweep that was stopped or lost its lock;
+///   may be NULL.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST,
+/// TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error.
+///
+/// # Safety
+/// Pointers are NULL or valid; `error` is writable for `error_size` bytes; `progress` keeps its rules.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_sweep(
+    client: *const tagsweep_client,
+    options: *const tagsweep_options,
+    progress: tagsweep_progress,
+    context: *mut c_void,
+    report: *mut tagsweep_report,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let (client, options) =
+            unsafe { (shared(client, "client")?, options.as_ref().map(|o| read(o)).transpose()?) };
+        let mut sweep = Sweep::on(Arc::clone(&client.link), options.unwrap_or_default())?;
+        let ended = sweep.run(&mut |now: &Progress| {
+            let Some(progress) = progress else { return Flow::Continue };
+            let figures = tagsweep_report::from(now.report);
+            // SAFETY: the caller's function, called by its rules.
+            match unsafe { progress(context, &raw const figures, now.share) } {
+                0 => Flow::Continue,
+                _ => Flow::Stop,
+            }
+        })?;
+        match ended {
+            Ended::Held(holder) => {
+                error.write(&holder.to_string());
+                Ok(TAGSWEEP_HELD)
+            }
+            Ended::Swept(figures) => {
+                // SAFETY: the caller's promise, passed on.
+                unsafe { put(report, tagsweep_report::from(&figures)) };
+                if !figures.complete {
+                    error.write(figures.reason.text());
+                }
+                Ok(status(figures.reason))
+            }
+        }
+    })
+}
+
+fn status(reason: Reason) -> i32 {
+    match reason {
+        Reason::Complete => TAGSWEEP_OK,
+        Reason::Lost => TAGSWEEP_LOST,
+        _ => TAGSWEEP_STOPPED,
+    }
+}
+
+/// # Safety
+/// The names in `given` are NULL or valid for their lengths.
+unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
+    if given.size != size_of::<tagsweep_options>() {
+        let what = "the options were not filled with tagsweep_options_init";
+        return Err(Error::bad_argument(what).into());
+    }
+    let name = |pointer: *const c_char, length| {
+        // SAFETY: the caller's promise, passed on.
+        let named = (!pointer.is_null()).then(|| unsafe { bytes(pointer, length, "name") });
+        named.transpose().map(|name| name.map(<[u8]>::to_vec))
+    };
+    let ms = Duration::from_millis;
+    let usual = Options::default();
+    Ok(Options {
+        entry_prefix: name(given.entry_prefix, given.entry_prefix_len)?,
+        trust_mapping: given.trust_mapping,
+        dry_run: given.dry_run,
+        on_aged: if given.invalidate_aged { OnAged::Invalidate } else { OnAged::Keep },
+        grace: ms(given.grace_ms),
+        verify: ms(given.verify_ms),
+        max_tag_age: (given.max_tag_age_ms > 0).then(|| ms(given.max_tag_age_ms)),
+        max_share: given.max_share,
+        max_removals: (given.max_removals > 0).then_some(given.max_removals),
+        max_duration: (given.max_duration_ms > 0).then(|| ms(given.max_duration_ms)),
+        lock: name(given.lock, given.lock_len)?.unwrap_or(usual.lock),
+        lock_ttl: ms(given.lock_ttl_ms),
+        wait: ms(given.wait_ms),
+    })
+}

@@ -1,0 +1,175 @@
+//! The C examples are the C tests: compiled as C99 and as C++17 with all warnings as errors, linked
+//! with both libraries, run against a real server, and run under valgrind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use redis::Commands;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::{Server, age};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// Folder of the built library: two above this test's binary (`target/debug/deps/…`).
+fn built() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    exe.parent().unwrap().parent().unwrap().to_owned()
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; run `make deps`"))
+}
+
+fn ok(command: &mut Command) -> String {
+    let output = run(command);
+    let both = [output.stdout.as_slice(), &output.stderr].concat();
+    let text = String::from_utf8_lossy(&both).into_owned();
+    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+    text
+}
+
+/// `cargo test` builds a cdylib only as a dependency of nothing, so it is asked for by name.
+fn library() {
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    BUILT.call_once(|| {
+        let mut build = Command::new(env!("CARGO"));
+        ok(build.args(["build", "--quiet", "-p", "tagsweep-capi"]).current_dir(repository()));
+    });
+}
+
+fn compile(example: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBuf {
+    let program = to.join(format!("{example}-{}-{}", compiler[0], link.len()));
+    let source = repository().join("capi/examples").join(example);
+    let include = format!("-I{}", repository().join("include").display());
+    let mut command = Command::new(compiler[0]);
+    command
+        .args(&compiler[1..])
+        .args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", &include])
+        .arg(&source)
+        .arg("-o")
+        .arg(&program);
+    if compiler[0] == "c++" {
+        command.args(["-x", "none"]);
+    }
+    ok(command.args(link));
+    program
+}
+
+const C99: &[&str] = &["cc", "-std=c99"];
+const CPP17: &[&str] = &["c++", "-x", "c++", "-std=c++17"];
+
+fn shared() -> Vec<String> {
+    let folder = built().display().to_string();
+    vec![format!("-L{folder}"), format!("-Wl,-rpath,{folder}"), "-ltagsweep".into()]
+}
+
+fn program(example: &str, compiler: &[&str], to: &Path) -> PathBuf {
+    let link = shared();
+    compile(example, compiler, &link.iter().map(String::as_str).collect::<Vec<_>>(), to)
+}
+
+fn tagged_cache(server: &Server) {
+    let mut con = server.connect();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:mixed", &["item:live", "item:gone"]).unwrap();
+    let _: () = con.sadd("tag:orphan", &["item:a", "item:b"]).unwrap();
+    age(&mut con, "tag:mixed", 60);
+    age(&mut con, "tag:orphan", 60);
+}
+
+#[test]
+fn the_examples_run_as_c99_and_cpp17_and_statically() {
+    library();
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    // The soname is the library's name for the loader; a link stands for `make install`.
+    std::os::unix::fs::symlink(
+        built().join("libtagsweep.so"),
+        place.path().join("libtagsweep.so.0"),
+    )
+    .unwrap();
+    let archive = built().join("libtagsweep.a").display().to_string();
+    let fixed = [archive.as_str(), "-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
+    for example in ["lock.c", "sweep.c"] {
+        for program in [
+            program(example, C99, place.path()),
+            program(example, CPP17, place.path()),
+            compile(example, C99, &fixed, place.path()),
+        ] {
+            tagged_cache(&server);
+            let mut command = Command::new(&program);
+            command.env("LD_LIBRARY_PATH", place.path()).arg(server.url());
+            if example == "lock.c" {
+                let text = ok(command.arg("job"));
+                assert!(text.contains("acquired, fence ") && text.contains("released"), "{text}");
+            } else {
+                let text = ok(&mut command);
+                assert!(text.contains("1 tags removed, 1 pruned, 3 references"), "{text}");
+            }
+        }
+    }
+    let symbols =
+        ok(Command::new("nm").args(["-D", "--defined-only"]).arg(built().join("libtagsweep.so")));
+    let foreign: Vec<_> = symbols.lines().filter(|line| !line.contains(" tagsweep_")).collect();
+    assert!(foreign.is_empty(), "exported besides tagsweep_*: {foreign:?}");
+}
+
+#[test]
+fn the_examples_are_clean_under_valgrind() {
+    library();
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(
+        built().join("libtagsweep.so"),
+        place.path().join("libtagsweep.so.0"),
+    )
+    .unwrap();
+    tagged_cache(&server);
+    for (example, argument) in [("lock.c", Some("job")), ("sweep.c", None)] {
+        let program = program(example, C99, place.path());
+        let mut command = Command::new("valgrind");
+        command
+            .args(["--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"])
+            .env("LD_LIBRARY_PATH", place.path())
+            .arg(program)
+            .arg(server.url())
+            .args(argument);
+        ok(&mut command);
+    }
+}
+
+#[test]
+fn outcomes_and_errors_reach_the_shell() {
+    library();
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(
+        built().join("libtagsweep.so"),
+        place.path().join("libtagsweep.so.0"),
+    )
+    .unwrap();
+    let lock = program("lock.c", C99, place.path());
+    let sweep = program("sweep.c", C99, place.path());
+    let tell = |program: &Path, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let output = run(command.env("LD_LIBRARY_PATH", place.path()).args(arguments));
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let mut con = server.connect();
+    let _: () = con.set("lock:job", "somebody").unwrap();
+    let (code, text) = tell(&lock, &[&server.url(), "job"]);
+    assert!(code == 3 && text.contains("held by an unknown program"), "{text}");
+    let (code, text) = tell(&lock, &["redis://127.0.0.1:1", "job"]);
+    assert!(code == 1 && text.contains("redis://127.0.0.1:1/0"), "{text}");
+    let (code, text) = tell(&lock, &["redis://:canary@127.0.0.1:x", "job"]);
+    assert!(code == 1 && text.contains("rediss://") && !text.contains("canary"), "{text}");
+    let (code, text) = tell(&lock, &[&server.url(), ""]);
+    assert!(code == 1 && text.contains("must not be empty"), "{text}");
+    let _: () = con.set("lock:cache_tag_cleanup", "somebody").unwrap();
+    let (code, text) = tell(&sweep, &[&server.url()]);
+    assert!(code == 3 && text.contains("another sweep runs"), "{text}");
+}
