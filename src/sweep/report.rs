@@ -4,8 +4,7 @@ use serde::Serialize;
 use std::time::Duration;
 
 /// Why a sweep ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
     /// Every tag was seen and judged.
@@ -26,6 +25,19 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// As the JSON report names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Lost => "lost",
+            Self::Stopped => "stopped",
+            Self::MaxDuration => "max_duration",
+            Self::MaxRemovals => "max_removals",
+            Self::MaxShare => "max_share",
+            Self::Error => "error",
+        }
+    }
+
     /// In words, for people.
     pub fn text(self) -> &'static str {
         match self {
@@ -84,6 +96,12 @@ pub struct Report {
     pub entry_prefix: Option<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+}
+
+impl Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
 }
 
 fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {

@@ -1,0 +1,48 @@
+//! What the class macros cannot say: `Redis|string|array $redis`, `int|float $ttl`, and that the first
+//! parameter is sensitive, so that no backtrace shows a password in a DSN.
+
+use ext_php_rs::ffi::{_ZEND_TYPE_NAME_BIT, HashTable, zend_internal_arg_info};
+use ext_php_rs::ffi::{IS_ARRAY, IS_DOUBLE, IS_LONG, IS_STRING};
+use ext_php_rs::types::ZendStr;
+use ext_php_rs::zend::ClassEntry;
+
+unsafe extern "C" {
+    // zend_mark_function_parameter_as_sensitive() is in PHP 8.2's headers, but not in its binary.
+    fn zend_add_attribute(
+        attributes: *mut *mut HashTable,
+        name: *mut ZendStr,
+        argc: u32,
+        flags: u32,
+        offset: u32,
+        lineno: u32,
+    ) -> *mut std::ffi::c_void;
+}
+
+/// Bits of a type mask that name types; the rest are flags of the parameter.
+const TYPE_BITS: u32 = (1 << 25) - 1;
+const PERSISTENT: u32 = 1;
+
+/// Repairs a constructor `(redis, …)`; `number_at` is the position of an `int|float` parameter.
+/// At module start only, after the class is registered.
+pub(crate) fn repair_constructor(class: &'static ClassEntry, number_at: Option<usize>) {
+    let class = std::ptr::from_ref(class).cast_mut();
+    // SAFETY: at module start nobody else uses the class entry, and its argument table is ours.
+    unsafe {
+        let Some(constructor) = (*class).constructor.as_mut() else { return };
+        let table = constructor.internal_function.arg_info.cast::<zend_internal_arg_info>();
+        let redis = &mut (*table).type_;
+        redis.ptr = ZendStr::new_interned("Redis", true).into_raw().cast();
+        redis.type_mask = (redis.type_mask & !TYPE_BITS)
+            | _ZEND_TYPE_NAME_BIT
+            | (1 << IS_STRING)
+            | (1 << IS_ARRAY);
+        if let Some(at) = number_at {
+            let number = &mut (*table.add(at)).type_;
+            number.type_mask = (number.type_mask & !TYPE_BITS) | (1 << IS_LONG) | (1 << IS_DOUBLE);
+        }
+        let name = ZendStr::new_interned("SensitiveParameter", true).into_raw();
+        // Offset 1 is the first parameter (0 would be the function itself).
+        let attributes = &raw mut constructor.internal_function.attributes;
+        zend_add_attribute(attributes, name, 0, PERSISTENT, 1, 0);
+    }
+}

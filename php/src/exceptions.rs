@@ -1,0 +1,131 @@
+//! `Tagsweep\Exception\*`: one class for each thing that a caller would do something else about.
+//!
+//! Registered by hand, without an object handler of ours: a `#[php_class]` that extends an exception
+//! has neither file, line nor trace, and cannot be made by PHP code.
+
+use ext_php_rs::builders::ClassBuilder;
+use ext_php_rs::class::RegisteredClass;
+use ext_php_rs::error::Result;
+use ext_php_rs::exception::PhpException;
+use ext_php_rs::prelude::*;
+use ext_php_rs::zend::{ClassEntry, ce};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use tagsweep::{Error, ErrorKind};
+
+unsafe extern "C" {
+    // At module start there is no table to look classes up in; these are exported for that.
+    static spl_ce_RuntimeException: *mut ClassEntry;
+    static spl_ce_InvalidArgumentException: *mut ClassEntry;
+}
+
+fn runtime() -> &'static ClassEntry {
+    // SAFETY: set by the SPL extension, which is always there and starts before us.
+    unsafe { &*spl_ce_RuntimeException }
+}
+
+fn invalid_argument() -> &'static ClassEntry {
+    // SAFETY: as above.
+    unsafe { &*spl_ce_InvalidArgumentException }
+}
+
+/// All exceptions of tagsweep.
+#[php_interface]
+#[php(name = "Tagsweep\\Exception\\ExceptionInterface")]
+#[php(extends(ce = ce::throwable, stub = "\\Throwable"))]
+#[allow(dead_code)]
+pub(crate) trait ExceptionInterface {}
+
+/// The class entries, in the order of [`CLASSES`]. Written at module start, read afterwards.
+static ENTRIES: [AtomicPtr<ClassEntry>; CLASSES.len()] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; CLASSES.len()];
+
+type Parent = (fn() -> &'static ClassEntry, &'static str);
+const RUNTIME: Parent = (runtime, "\\RuntimeException");
+
+const CLASSES: [(&str, Parent); 7] = [
+    ("InvalidArgumentException", (invalid_argument, "\\InvalidArgumentException")),
+    ("ConnectionException", RUNTIME),
+    ("UnknownOutcomeException", RUNTIME),
+    ("ServerException", RUNTIME),
+    ("LockConflictedException", RUNTIME),
+    ("LockLostException", RUNTIME),
+    ("UnprovenMappingException", RUNTIME),
+];
+
+/// Position in [`CLASSES`].
+#[derive(Clone, Copy)]
+pub(crate) enum Class {
+    InvalidArgument,
+    Connection,
+    UnknownOutcome,
+    Server,
+    LockConflicted,
+    LockLost,
+    UnprovenMapping,
+}
+
+/// After the interface, before anything can throw.
+pub(crate) fn register() -> Result<()> {
+    for (at, (name, parent)) in CLASSES.into_iter().enumerate() {
+        let interface =
+            (marker as fn() -> &'static ClassEntry, "Tagsweep\\Exception\\ExceptionInterface");
+        // The registration hook is a plain function and cannot know the position, hence the look-up.
+        let _ = at;
+        ClassBuilder::new(format!("Tagsweep\\Exception\\{name}"))
+            .extends(parent)
+            .implements(interface)
+            .registration(|class, methods| {
+                std::mem::forget(methods);
+                remember(class);
+            })
+            .register()?;
+    }
+    Ok(())
+}
+
+fn marker() -> &'static ClassEntry {
+    PhpInterfaceExceptionInterface::get_metadata().ce()
+}
+
+fn remember(class: &'static mut ClassEntry) {
+    let name = class.name().unwrap_or_default().to_owned();
+    let known = CLASSES.iter().position(|(short, _)| name.ends_with(&format!("\\{short}")));
+    if let Some(at) = known {
+        ENTRIES[at].store(class, Ordering::Release);
+    }
+}
+
+fn entry(class: Class) -> &'static ClassEntry {
+    let entry = ENTRIES[class as usize].load(Ordering::Acquire);
+    // SAFETY: class entries of a module live until it is shut down; before that NULL cannot be seen
+    // here, for module start fails when one is not registered.
+    unsafe { entry.as_ref() }.unwrap_or_else(runtime)
+}
+
+/// An exception of a class, with a message.
+pub(crate) fn exception(class: Class, message: impl Into<String>) -> PhpException {
+    PhpException::new(message.into(), 0, entry(class))
+}
+
+/// A wrong argument.
+pub(crate) fn invalid(message: impl Into<String>) -> PhpException {
+    exception(Class::InvalidArgument, message)
+}
+
+/// A wrong type, worded as PHP does.
+pub(crate) fn type_error(message: String) -> PhpException {
+    PhpException::new(message, 0, ce::type_error())
+}
+
+/// An error of the core.
+pub(crate) fn from_core(e: Error) -> PhpException {
+    let class = match e.kind() {
+        ErrorKind::Invalid => Class::InvalidArgument,
+        ErrorKind::Unreachable | ErrorKind::Denied => Class::Connection,
+        ErrorKind::Unknown => Class::UnknownOutcome,
+        ErrorKind::Lost => Class::LockLost,
+        ErrorKind::Unproven => Class::UnprovenMapping,
+        _ => Class::Server,
+    };
+    exception(class, e.to_string())
+}

@@ -1,0 +1,141 @@
+//! Options arrays: names in camelCase, spans in seconds. An unknown name is an error, not a surprise.
+
+use crate::exceptions::{invalid, type_error};
+use crate::weak::{Array, Bytes, Int, Number, type_name};
+use ext_php_rs::convert::FromZval;
+use ext_php_rs::exception::PhpResult;
+use ext_php_rs::types::{ArrayKey, ZendHashTable, Zval};
+use std::time::Duration;
+use tagsweep::sweep::{OnAged, Options};
+
+/// An array of named values.
+pub(crate) struct Given<'a> {
+    values: Vec<(String, &'a Zval)>,
+}
+
+impl<'a> Given<'a> {
+    /// An argument's array.
+    pub fn of(array: &'a Array) -> PhpResult<Self> {
+        array.table().map_or(Ok(Self { values: Vec::new() }), Self::new)
+    }
+
+    pub fn new(array: &'a ZendHashTable) -> PhpResult<Self> {
+        let values = array.iter().map(|(key, value)| match key {
+            ArrayKey::Long(at) => Err(invalid(format!("options have names, {at} is none"))),
+            key => Ok((key.to_string(), value)),
+        });
+        Ok(Self { values: values.collect::<PhpResult<_>>()? })
+    }
+
+    /// Complains about a name that is not known.
+    pub fn only(&self, known: &[&str]) -> PhpResult<()> {
+        match self.values.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            Some((name, _)) => {
+                Err(invalid(format!("unknown option \"{name}\"; known are {}", known.join(", "))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn get<T>(
+        &self,
+        name: &str,
+        what: &str,
+        read: impl Fn(&Zval) -> Option<T>,
+    ) -> PhpResult<Option<T>> {
+        let found = self.values.iter().find(|(known, value)| known == name && !value.is_null());
+        let Some((_, value)) = found else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| {
+            type_error(format!("option \"{name}\" must be {what}, {} given", type_name(value)))
+        })
+    }
+
+    pub fn string(&self, name: &str) -> PhpResult<Option<Vec<u8>>> {
+        self.get(name, "of type string", |value| Bytes::from_zval(value).map(|bytes| bytes.0))
+    }
+
+    pub fn int(&self, name: &str) -> PhpResult<Option<i64>> {
+        self.get(name, "of type int", |value| Int::from_zval(value).map(|int| int.0))
+    }
+
+    pub fn bool(&self, name: &str) -> PhpResult<Option<bool>> {
+        self.get(name, "of type bool", |value| value.bool().or(value.long().map(|n| n != 0)))
+    }
+
+    pub fn float(&self, name: &str) -> PhpResult<Option<f64>> {
+        self.get(name, "of type int|float", |value| Number::from_zval(value).map(|n| n.0))
+    }
+
+    pub fn seconds(&self, name: &str) -> PhpResult<Option<Duration>> {
+        self.float(name)?.map(|seconds| span(seconds, name)).transpose()
+    }
+}
+
+/// Seconds of PHP as a span.
+pub(crate) fn span(seconds: f64, name: &str) -> PhpResult<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        invalid(format!("{name} must be a number of seconds, 0 or more, not {seconds}"))
+    })
+}
+
+const SWEEP: &[&str] = &[
+    "prefix",
+    "timeout",
+    "layout",
+    "entryPrefix",
+    "trustMapping",
+    "grace",
+    "verify",
+    "onAged",
+    "maxShare",
+    "maxRemovals",
+    "maxDuration",
+    "lock",
+    "lockTtl",
+    "wait",
+    "dryRun",
+];
+
+/// Options of `TagCleanupManager`. With it, aged tags are invalidated: that is what its
+/// `$maxTagAge` asks for.
+pub(crate) fn sweep(given: &Given, max_tag_age: i64) -> PhpResult<Options> {
+    given.only(SWEEP)?;
+    let usual = Options::default();
+    let age =
+        u64::try_from(max_tag_age).map_err(|_| invalid("maxTagAge must be at least 1 second"))?;
+    match given.string("layout")?.as_deref() {
+        None | Some(b"plain") => {}
+        Some(other) => {
+            let name = String::from_utf8_lossy(other);
+            return Err(invalid(format!("unknown layout \"{name}\"; known is plain")));
+        }
+    }
+    let on_aged = match given.string("onAged")?.as_deref() {
+        None | Some(b"invalidate") => OnAged::Invalidate,
+        Some(b"keep") => OnAged::Keep,
+        Some(_) => return Err(invalid("onAged must be \"keep\" or \"invalidate\"")),
+    };
+    let count = |name| match given.int(name)? {
+        Some(n) => {
+            u64::try_from(n).map(Some).map_err(|_| invalid(format!("{name} must be 0 or greater")))
+        }
+        None => Ok(None),
+    };
+    let options = Options {
+        entry_prefix: given.string("entryPrefix")?,
+        trust_mapping: given.bool("trustMapping")?.unwrap_or(usual.trust_mapping),
+        grace: given.seconds("grace")?.unwrap_or(usual.grace),
+        verify: given.seconds("verify")?.unwrap_or(usual.verify),
+        max_tag_age: Some(Duration::from_secs(age)),
+        on_aged,
+        max_share: given.float("maxShare")?.unwrap_or(usual.max_share),
+        max_removals: count("maxRemovals")?,
+        max_duration: given.seconds("maxDuration")?,
+        lock: given.string("lock")?.unwrap_or(usual.lock),
+        lock_ttl: given.seconds("lockTtl")?.unwrap_or(usual.lock_ttl),
+        wait: given.seconds("wait")?.unwrap_or(usual.wait),
+        dry_run: given.bool("dryRun")?.unwrap_or(usual.dry_run),
+    };
+    options.check().map_err(crate::exceptions::from_core)?;
+    Ok(options)
+}

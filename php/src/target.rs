@@ -1,0 +1,169 @@
+//! Where a PHP application's server is: out of a phpredis object, a DSN or an array.
+//!
+//! The object's public methods are asked; phpredis is not needed to build, and not to run with a DSN.
+
+use crate::exceptions::{from_core, invalid, type_error};
+use crate::options::Given;
+use crate::weak::type_name;
+use ext_php_rs::exception::{PhpException, PhpResult};
+use ext_php_rs::types::{ZendObject, Zval};
+use ext_php_rs::zend::ClassEntry;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+use tagsweep::Config;
+use tagsweep::config::{Address, Secret};
+use tagsweep::connect::Link;
+use tagsweep::lock::SharedLink;
+
+/// `Redis::OPT_PREFIX` and `Redis::MULTI`-less mode, as phpredis numbers them.
+const OPT_PREFIX: i64 = 2;
+
+/// Reads the first argument of a constructor.
+pub(crate) fn config(redis: &Zval, class: &str) -> PhpResult<Config> {
+    let redis = redis.dereference();
+    if let Some(dsn) = redis.zend_str() {
+        let dsn =
+            std::str::from_utf8(dsn.as_bytes()).map_err(|_| invalid("the DSN is not UTF-8"))?;
+        return Config::from_url(dsn).map_err(from_core);
+    }
+    if let Some(array) = redis.array() {
+        return from_array(&Given::new(array)?);
+    }
+    match redis.object() {
+        Some(object) if is_a(object, "Redis") => from_object(object),
+        _ => Err(type_error(format!(
+            "{class}::__construct(): Argument #1 ($redis) must be of type Redis|string|array, {} given",
+            type_name(redis)
+        ))),
+    }
+}
+
+fn is_a(object: &ZendObject, class: &str) -> bool {
+    ClassEntry::try_find(class).is_some_and(|class| object.instance_of(class))
+}
+
+const KEYS: &[&str] = &[
+    "url",
+    "host",
+    "port",
+    "path",
+    "user",
+    "password",
+    "database",
+    "prefix",
+    "timeout",
+    "connect_timeout",
+    "tls",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+];
+
+fn from_array(given: &Given) -> PhpResult<Config> {
+    given.only(KEYS)?;
+    let text = |key| given.string(key).map(|v| v.map(|v| String::from_utf8_lossy(&v).into_owned()));
+    let mut config = match (text("url")?, text("path")?) {
+        (Some(url), _) => Config::from_url(&url).map_err(from_core)?,
+        (None, Some(path)) => Config::new(Address::Unix(path.into())),
+        (None, None) => {
+            let port = given.int("port")?.unwrap_or(6379);
+            Config::new(Address::Tcp {
+                host: text("host")?.unwrap_or_else(|| "127.0.0.1".to_owned()),
+                port: u16::try_from(port).map_err(|_| invalid("port must be from 0 to 65535"))?,
+                tls: given.bool("tls")?.unwrap_or(false),
+            })
+        }
+    };
+    config.user = text("user")?.or(config.user);
+    config.password = text("password")?.map(Secret::new).or(config.password);
+    config.db = given.int("database")?.unwrap_or(config.db);
+    config.prefix = given.string("prefix")?.unwrap_or_default();
+    config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
+    config.connect_timeout = given.seconds("connect_timeout")?.unwrap_or(config.connect_timeout);
+    config.tls.ca = text("tls_ca")?.map(|path| pem(&path)).transpose()?;
+    if let (Some(cert), Some(key)) = (text("tls_cert")?, text("tls_key")?) {
+        config.tls.identity = Some((pem(&cert)?, pem(&key)?));
+    }
+    config.check().map_err(from_core)?;
+    Ok(config)
+}
+
+fn pem(path: &str) -> PhpResult<Vec<u8>> {
+    std::fs::read(path).map_err(|e| invalid(format!("{path}: {e}")))
+}
+
+fn from_object(object: &ZendObject) -> PhpResult<Config> {
+    let host = call(object, "getHost")?;
+    let Some(host) = host.str().filter(|host| !host.is_empty()).map(str::to_owned) else {
+        return Err(invalid("the Redis object is not connected; call connect() first"));
+    };
+    let port = call(object, "getPort")?.long().unwrap_or(0);
+    let mut config = Config::new(address(&host, port)?);
+    config.db = call(object, "getDbNum")?.long().unwrap_or(0);
+    (config.user, config.password) = credentials(&call(object, "getAuth")?);
+    let prefix =
+        object.try_call_method("getOption", vec![&OPT_PREFIX]).map_err(PhpException::from)?;
+    config.prefix = prefix.zend_str().map(|p| p.as_bytes().to_vec()).unwrap_or_default();
+    let patience = |method| -> PhpResult<Option<Duration>> {
+        let seconds = call(object, method)?.double().filter(|seconds| *seconds > 0.0);
+        Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
+    };
+    config.connect_timeout = patience("getTimeout")?.unwrap_or(config.connect_timeout);
+    config.timeout = patience("getReadTimeout")?.unwrap_or(config.timeout);
+    config.check().map_err(from_core)?;
+    Ok(config)
+}
+
+fn call(object: &ZendObject, method: &str) -> PhpResult<Zval> {
+    object.try_call_method(method, vec![]).map_err(PhpException::from)
+}
+
+/// phpredis keeps the scheme in the host, and has a path there for a unix socket.
+fn address(host: &str, port: i64) -> PhpResult<Address> {
+    let (scheme, rest) = host.split_once("://").unwrap_or(("tcp", host));
+    if scheme == "unix" || rest.starts_with('/') {
+        return Ok(Address::Unix(rest.into()));
+    }
+    let port = u16::try_from(port).map_err(|_| invalid("the Redis object has no usable port"))?;
+    let host = rest.to_owned();
+    match scheme {
+        "tcp" => Ok(Address::Tcp { host, port, tls: false }),
+        "tls" | "ssl" => Ok(Address::Tcp { host, port, tls: true }),
+        _ => Err(invalid(format!(
+            "the Redis object is connected by {scheme}://, which is not supported"
+        ))),
+    }
+}
+
+/// `getAuth()`: nothing, a password, or a user and a password.
+fn credentials(auth: &Zval) -> (Option<String>, Option<Secret>) {
+    let list: Vec<String> = match auth.array() {
+        Some(array) => array.values().filter_map(Zval::string).collect(),
+        None => auth.string().into_iter().filter(|password| !password.is_empty()).collect(),
+    };
+    match list.as_slice() {
+        [password] => (None, Some(Secret::new(password))),
+        [user, password, ..] => (Some(user.clone()), Some(Secret::new(password))),
+        [] => (None, None),
+    }
+}
+
+thread_local! {
+    /// Links in use, one for each server: a connection for every lock would cost more than its use.
+    static LINKS: RefCell<HashMap<Config, Weak<Mutex<Link>>>> = RefCell::default();
+}
+
+/// The link to a server that this thread's locks share; closed with the last of them.
+pub(crate) fn shared_link(config: Config) -> PhpResult<SharedLink> {
+    LINKS.with_borrow_mut(|links| {
+        links.retain(|_, link| link.strong_count() > 0);
+        if let Some(link) = links.get(&config).and_then(Weak::upgrade) {
+            return Ok(link);
+        }
+        let link = Arc::new(Mutex::new(Link::new(config.clone()).map_err(from_core)?));
+        links.insert(config, Arc::downgrade(&link));
+        Ok(link)
+    })
+}
