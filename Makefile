@@ -1,0 +1,66 @@
+# Targets for people; CI calls `make check`.
+SHELL = /bin/sh
+PREFIX ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+ABI = 0
+RELEASE = target/release
+CARGO ?= cargo
+PHP ?= php
+# The PHP crate needs libclang to build; LLVM's own default places are searched.
+EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
+
+.PHONY: help deps build demo test check bench install uninstall header fmt clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+
+deps: ## install what is missing to build and test (Debian packages)
+	@tools/deps.sh
+
+build: deps ## build CLI, C library and PHP extension into target/release
+	@$(CARGO) build --release --locked --quiet -p tagsweep-cli
+	@$(CARGO) build --release --locked --quiet -p tagsweep-capi
+	@$(CARGO) build --release --locked --quiet -p tagsweep-php
+
+demo: build ## clean a tagged cache with the PHP command, on a private server or REDIS_URL
+	@tools/demo.sh
+
+test: build ## install what is missing, build, and run every test
+	@$(CARGO) test --workspace --locked --exclude tagsweep-php
+	@$(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
+	  /usr/bin/phpunit --configuration php/tests/phpunit.xml
+
+check: deps ## what CI runs: format, lints, tests
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@$(MAKE) --no-print-directory test
+
+bench: build ## lock and sweep side by side with the PHP loop; SIZE=tags (default 20000)
+	@$(CARGO) bench --locked --quiet
+	@benches/peers/run.sh $(or $(SIZE),20000)
+
+header: ## write include/tagsweep.h anew
+	@UPDATE_HEADER=1 $(CARGO) test --locked --quiet -p tagsweep-capi --test header
+
+install: ## install the C library, header, pkg-config file and CLI into PREFIX (default /usr/local)
+	@test -f $(RELEASE)/libtagsweep.so || { echo 'run `make build` first' >&2; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 755 $(RELEASE)/tagsweep $(DESTDIR)$(PREFIX)/bin/tagsweep
+	install -m 644 include/tagsweep.h $(DESTDIR)$(PREFIX)/include/tagsweep.h
+	install -m 644 $(RELEASE)/libtagsweep.a $(DESTDIR)$(PREFIX)/lib/libtagsweep.a
+	install -m 755 $(RELEASE)/libtagsweep.so $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(VERSION)
+	ln -sf libtagsweep.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(ABI)
+	ln -sf libtagsweep.so.$(ABI) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
+	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
+
+uninstall: ## remove what `make install` put into PREFIX
+	rm -f $(DESTDIR)$(PREFIX)/bin/tagsweep $(DESTDIR)$(PREFIX)/include/tagsweep.h \
+	  $(DESTDIR)$(PREFIX)/lib/libtagsweep.* $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
+
+fmt: ## format the sources
+	@$(CARGO) fmt --all
+
+clean: ## remove what was built
+	@$(CARGO) clean

@@ -1,0 +1,81 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Console;
+
+use Symfony\Component\Console\Command\Command;
+use Symfony\Component\Console\Helper\ProgressBar;
+use Symfony\Component\Console\Input\InputInterface;
+use Symfony\Component\Console\Input\InputOption;
+use Symfony\Component\Console\Output\ConsoleOutputInterface;
+use Symfony\Component\Console\Output\OutputInterface;
+use Tagsweep\SweepReport;
+
+/** `cache:tags:cleanup` for symfony/console. */
+final class CacheTagsCleanupCommand extends Command
+{
+    protected function configure(): void
+    {
+        $this->setName('cache:tags:cleanup')
+            ->setDescription('Removes stale references and orphaned cache tags, under a lock');
+        foreach (Options::TABLE as $name => [$kind, , $description, $default]) {
+            $mode = $kind === Options::FLAG ? InputOption::VALUE_NONE : InputOption::VALUE_REQUIRED;
+            $this->addOption($name, null, $mode, $default === '' ? $description : "$description (default: $default)");
+        }
+    }
+
+    protected function execute(InputInterface $input, OutputInterface $output): int
+    {
+        try {
+            $options = new Options(array_intersect_key($input->getOptions(), Options::TABLE));
+        } catch (UsageError $e) {
+            $output->writeln('<error>' . $e->getMessage() . '</error>');
+
+            return Cleanup::USAGE;
+        }
+
+        return (new Cleanup($options, $this->screen($output)))->run();
+    }
+
+    private function screen(OutputInterface $output): Output
+    {
+        return new class($output) implements Output {
+            private readonly OutputInterface $aside;
+            private ?ProgressBar $bar = null;
+
+            public function __construct(private readonly OutputInterface $output)
+            {
+                $this->aside = $output instanceof ConsoleOutputInterface ? $output->getErrorOutput() : $output;
+            }
+
+            public function line(string $text): void
+            {
+                $this->output->writeln($text, OutputInterface::OUTPUT_RAW);
+            }
+
+            public function error(string $text): void
+            {
+                $this->aside->writeln($text, OutputInterface::OUTPUT_RAW);
+            }
+
+            public function progress(SweepReport $report, float $share): void
+            {
+                if (!$this->aside->isDecorated()) {
+                    return;
+                }
+                if ($this->bar === null) {
+                    $this->bar = new ProgressBar($this->aside, 1000);
+                    $this->bar->setFormat("[%bar%] %percent:3s% %%  %message%");
+                }
+                $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed");
+                $this->bar->setProgress((int) ($share * 1000));
+            }
+
+            public function done(): void
+            {
+                $this->bar?->clear();
+            }
+        };
+    }
+}

@@ -1,0 +1,103 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Console;
+
+/**
+ * The options of the commands: one table for the plain command line and for Symfony's.
+ */
+final class Options
+{
+    public const FLAG = 'flag';
+    public const TEXT = 'text';
+    public const SPAN = 'span';
+    public const COUNT = 'count';
+    public const SHARE = 'share';
+
+    /** name => [kind, placeholder, description, default shown] */
+    public const TABLE = [
+        'url' => [self::TEXT, 'DSN', 'redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N]', 'REDIS_URL, else redis://127.0.0.1:6379'],
+        'prefix' => [self::TEXT, 'TEXT', 'stands before every key, as phpredis\' OPT_PREFIX does', 'none'],
+        'entry-prefix' => [self::TEXT, 'TEXT', 'what makes a member the key of its entry', 'the prefix or none, as existing entries prove'],
+        'trust-mapping' => [self::FLAG, '', 'go on although no member leads to an existing entry', ''],
+        'max-tag-age' => [self::SPAN, 'SPAN', 'tags not used for so long are aged', '7d'],
+        'on-aged' => [self::TEXT, 'WHAT', 'keep, or invalidate: delete the entries of aged tags', 'invalidate'],
+        'grace' => [self::SPAN, 'SPAN', 'how long a tag must have been left alone', '5s'],
+        'verify' => [self::SPAN, 'SPAN', 'time from a removal to the second look', '1s'],
+        'max-share' => [self::SHARE, 'SHARE', 'stop when more than this share of the references would go', '1'],
+        'max-removals' => [self::COUNT, 'N', 'stop after so many removed references', 'no limit'],
+        'max-duration' => [self::SPAN, 'SPAN', 'stop after this time', 'no limit'],
+        'lock' => [self::TEXT, 'NAME', 'name of the lock', 'cache_tag_cleanup'],
+        'lock-ttl' => [self::SPAN, 'SPAN', 'TTL of the lock; extended while it runs', '30s'],
+        'wait' => [self::SPAN, 'SPAN', 'how long to wait for the lock', '0s'],
+        'timeout' => [self::SPAN, 'SPAN', 'longest time of one call to the server', '5s'],
+        'dry-run' => [self::FLAG, '', 'show what would be done, write nothing', ''],
+        'progress' => [self::FLAG, '', 'show progress also where there is no terminal, a line a second', ''],
+        'json' => [self::FLAG, '', 'one JSON object a line, the report last', ''],
+    ];
+
+    private const UNITS = ['us' => 1e-6, 'ms' => 1e-3, 's' => 1.0, '' => 1.0, 'm' => 60.0, 'h' => 3600.0, 'd' => 86400.0];
+
+    public readonly string $url;
+    public readonly int $maxTagAge;
+    public readonly bool $dryRun;
+    public readonly bool $json;
+    public readonly bool $progress;
+    /** @var array<string, mixed> for TagCleanupManager */
+    public readonly array $manager;
+
+    /**
+     * @param array<string, string|bool|null> $given values by option name, as typed
+     *
+     * @throws UsageError
+     */
+    public function __construct(array $given)
+    {
+        $given = array_filter($given, static fn ($value) => $value !== null && $value !== false);
+        $values = [];
+        foreach ($given as $name => $value) {
+            [$kind] = self::TABLE[$name] ?? throw new UsageError("unknown option --$name");
+            $values[$name] = self::read($kind, $name, $value);
+        }
+        $environment = getenv('REDIS_URL');
+        $this->url = $values['url'] ?? ($environment !== false && $environment !== '' ? $environment : 'redis://127.0.0.1:6379');
+        $this->maxTagAge = (int) ($values['max-tag-age'] ?? 604800);
+        $this->dryRun = $values['dry-run'] ?? false;
+        $this->json = $values['json'] ?? false;
+        $this->progress = $values['progress'] ?? false;
+        unset($values['progress'], $values['url'], $values['max-tag-age'], $values['dry-run'], $values['json']);
+        $manager = [];
+        foreach ($values as $name => $value) {
+            $manager[lcfirst(str_replace('-', '', ucwords($name, '-')))] = $value;
+        }
+        $this->manager = $manager;
+    }
+
+    /** @throws UsageError */
+    private static function read(string $kind, string $name, string|bool $value): mixed
+    {
+        if ($kind === self::FLAG) {
+            return $value === true || $value === '' ? true : throw new UsageError("--$name takes no value");
+        }
+        if (!is_string($value)) {
+            throw new UsageError("--$name needs a value");
+        }
+
+        return match ($kind) {
+            self::TEXT => $value,
+            self::SPAN => self::seconds($name, $value),
+            self::COUNT => ctype_digit($value) ? (int) $value : throw new UsageError("--$name must be a whole number, not \"$value\""),
+            self::SHARE => is_numeric($value) ? (float) $value : throw new UsageError("--$name must be a number, not \"$value\""),
+        };
+    }
+
+    private static function seconds(string $name, string $value): float
+    {
+        if (!preg_match('/^(\d+(?:\.\d+)?)(us|ms|s|m|h|d|)$/', $value, $found)) {
+            throw new UsageError("--$name must be a span such as 500ms, 30s, 5m, 12h or 7d, not \"$value\"");
+        }
+
+        return (float) $found[1] * self::UNITS[$found[2]];
+    }
+}

@@ -1,0 +1,53 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Console;
+
+use Tagsweep\SweepReport;
+
+/** Standard output and error; a moving line on a terminal, a line a second elsewhere if asked for. */
+final class Terminal implements Output
+{
+    private readonly bool $moves;
+    private float $last = 0.0;
+
+    public function __construct(bool $json, private readonly bool $progress)
+    {
+        $this->moves = !$json && stream_isatty(STDERR);
+    }
+
+    public function line(string $text): void
+    {
+        fwrite(STDOUT, $text . "\n");
+    }
+
+    public function error(string $text): void
+    {
+        fwrite(STDERR, $text . "\n");
+    }
+
+    public function progress(SweepReport $report, float $share): void
+    {
+        if ($this->moves) {
+            fwrite(STDERR, "\r" . self::bar($report, $share) . "\e[K");
+        } elseif ($this->progress && microtime(true) - $this->last >= 1.0) {
+            $this->last = microtime(true);
+            fwrite(STDERR, self::bar($report, $share) . "\n");
+        }
+    }
+
+    private static function bar(SweepReport $report, float $share): string
+    {
+        $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
+
+        return sprintf('[%s] %3d %%  %d tags, %d references removed', $bar, (int) ($share * 100), $report->tagsSeen, $report->referencesRemoved);
+    }
+
+    public function done(): void
+    {
+        if ($this->moves) {
+            fwrite(STDERR, "\r\e[K");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Console;
+
+/** The command line is wrong. */
+final class UsageError extends \InvalidArgumentException
+{
+}
