@@ -1,8 +1,10 @@
 //! What the class macros cannot say: `Redis|string|array $redis`, `int|float $ttl`, and that the first
-//! parameter is sensitive, so that no backtrace shows a password in a DSN.
+//! parameter is sensitive, so that no backtrace shows a password in a DSN; `?callable $listener` and `static`.
 
 use ext_php_rs::ffi::{_ZEND_TYPE_NAME_BIT, HashTable, zend_internal_arg_info};
-use ext_php_rs::ffi::{IS_ARRAY, IS_DOUBLE, IS_LONG, IS_STRING};
+use ext_php_rs::ffi::{
+    IS_ARRAY, IS_CALLABLE, IS_DOUBLE, IS_LONG, IS_NULL, IS_STRING, zend_function,
+};
 use ext_php_rs::types::ZendStr;
 use ext_php_rs::zend::ClassEntry;
 
@@ -17,6 +19,26 @@ unsafe extern "C" {
         lineno: u32,
     ) -> *mut std::ffi::c_void;
 }
+
+/// Repairs `onProgress(?callable $listener = null): static`. At module start only.
+pub(crate) fn repair_listener(class: &'static ClassEntry) {
+    // SAFETY: at module start nobody else uses the class entry; the table holds pointers to
+    // functions, whose argument tables are ours and have the return type before the first argument.
+    unsafe {
+        let Some(entry) = class.function_table.get("onprogress") else { return };
+        let Some(function) = entry.value.ptr.cast::<zend_function>().as_mut() else { return };
+        let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
+        let listener = &mut (*table).type_;
+        listener.type_mask =
+            (listener.type_mask & !TYPE_BITS) | (1 << IS_CALLABLE) | (1 << IS_NULL);
+        let returned = &mut (*table.sub(1)).type_;
+        returned.ptr = std::ptr::null_mut();
+        returned.type_mask = (returned.type_mask & !TYPE_BITS) | MAY_BE_STATIC;
+    }
+}
+
+/// `static` as a return type.
+const MAY_BE_STATIC: u32 = 1 << 15;
 
 /// Bits of a type mask that name types; the rest are flags of the parameter.
 const TYPE_BITS: u32 = (1 << 25) - 1;

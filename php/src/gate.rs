@@ -57,9 +57,15 @@ impl Gate {
         self.is_ending() || self.open(interrupted)
     }
 
-    /// Does something with signals as they were, such as calling PHP.
+    /// Does something with signals as they were, such as calling PHP; but those that would end the
+    /// process go on waiting, for the lock is still ours.
     pub fn open<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.mask(&self.before);
+        let mut ajar = self.before;
+        for signal in ENDING.into_iter().filter(|signal| disposition(*signal) == libc::SIG_DFL) {
+            // SAFETY: adds to a set of this frame.
+            unsafe { libc::sigaddset(&raw mut ajar, signal) };
+        }
+        self.mask(&ajar);
         let done = act();
         self.mask(&self.blocked);
         done

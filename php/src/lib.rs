@@ -106,6 +106,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
             (DistributedLock::get_metadata().ce(), TagCleanupManager::get_metadata().ce());
         arginfo::repair_constructor(lock, Some(2));
         arginfo::repair_constructor(manager, None);
+        arginfo::repair_listener(manager);
         let namespace = alias_namespace();
         if !namespace.is_empty() {
             alias(&namespace, "DistributedLock", lock)?;

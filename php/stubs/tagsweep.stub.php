@@ -1,0 +1,287 @@
+<?php
+
+/**
+ * The manual of the tagsweep extension: what it has, for people and for IDEs. A test compares this
+ * file with the built extension.
+ *
+ * Spans are seconds, as int or float. Contention is an outcome (false), never an exception; every
+ * exception implements Tagsweep\Exception\ExceptionInterface, and no text of one holds a secret.
+ *
+ * The first argument of the constructors is one of
+ * - a connected \Redis: host, port or socket, password, database, OPT_PREFIX and timeouts are taken
+ *   over; the native connection is one of its own;
+ * - a DSN: redis://[user:password@]host[:port][/db], rediss://… for TLS, unix:///path[?db=N], or the
+ *   path of a socket;
+ * - an array of url, host, port, path, user, password, database, prefix, timeout, connect_timeout,
+ *   tls, tls_ca, tls_cert, tls_key (the last three are PEM files).
+ *
+ * With tagsweep.alias_namespace = "Some\Namespace" in php.ini, DistributedLock and TagCleanupManager
+ * are known under that namespace, too.
+ */
+
+namespace Tagsweep {
+    interface LockInterface
+    {
+        /** Takes the lock if it is free. */
+        public function acquire(): bool;
+
+        /** Gives the lock up. */
+        public function release(): bool;
+
+        /** Gives the lease more time. */
+        public function extend(?int $ttl = null): bool;
+
+        /** Whether the lease may still be acted upon. */
+        public function isAcquired(): bool;
+    }
+
+    /**
+     * A distributed lock. One object is one contender; destroying it releases its lease, within a
+     * second. A forked child's copy holds nothing and releases nothing.
+     */
+    class DistributedLock implements LockInterface
+    {
+        /**
+         * Sends nothing yet.
+         *
+         * @param \Redis|string|array<string, mixed> $redis   see above
+         * @param string                             $lockKey any bytes; the key is "lock:$lockKey"
+         * @param int|float                          $ttl     seconds, greater than 0
+         * @param array<string, mixed>               $options prefix; timeout (s); wait (s): how long
+         *                                                    acquire() asks again while another holds it
+         *
+         * @throws Exception\InvalidArgumentException
+         */
+        public function __construct(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, int|float $ttl = 60, array $options = [])
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Takes the lock if it is free; at once, or within the option "wait". One round trip. False
+         * while anybody holds it, this object included.
+         *
+         * @throws Exception\ConnectionException|Exception\ServerException
+         * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL
+         */
+        public function acquire(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Gives the lock up. One round trip. False when it was not ours (any more).
+         *
+         * @throws Exception\ExceptionInterface the lease then ends with its TTL
+         */
+        public function release(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Gives the lease $ttl seconds from now; null: its usual TTL, never less than what is left.
+         * One round trip. False when the lease is lost; a lost lock is never taken again by this.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function extend(?int $ttl = null): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Whether the lease may still be acted upon, by this machine's clock; no round trip. */
+        public function isAcquired(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Seconds until the holder must stop; null without a lease. No round trip. */
+        public function remaining(): ?float
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Fencing token of the lease, larger than that of every grant before; null without a lease. */
+        public function fence(): ?int
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** The value of the lock key, which proves ownership: keep it secret. Null without a lease. */
+        public function owner(): ?string
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+    }
+
+    /**
+     * Removes stale references and orphaned tags of the layout "plain" (a set "tag:<tag>" whose members
+     * name entries), under the lock "cache_tag_cleanup".
+     */
+    class TagCleanupManager
+    {
+        /**
+         * Sends nothing yet.
+         *
+         * @param \Redis|string|array<string, mixed> $redis     see above
+         * @param int                                $maxTagAge seconds, 1 to 180 days: the entries of tags
+         *                                                      not used for so long are invalidated
+         * @param array<string, mixed>               $options   prefix, timeout, layout ("plain"),
+         *                                                      entryPrefix, trustMapping, grace (5),
+         *                                                      verify (1), onAged ("invalidate" or "keep"),
+         *                                                      maxShare (1), maxRemovals, maxDuration,
+         *                                                      lock, lockTtl (30), wait (0), dryRun
+         *
+         * @throws Exception\InvalidArgumentException
+         */
+        public function __construct(#[\SensitiveParameter] \Redis|string|array $redis, int $maxTagAge = 604800, array $options = [])
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Sweeps; answers the number of tags removed. PHP's signal handlers run meanwhile; one that
+         * throws or exits ends the sweep first. A signal that ends PHP does so with the lock released.
+         *
+         * @throws Exception\LockConflictedException "Unable to acquire lock for cache tag cleanup."
+         * @throws Exception\LockLostException        nothing was removed after the loss
+         * @throws Exception\UnprovenMappingException no reference leads to an existing entry
+         * @throws Exception\ExceptionInterface
+         */
+        public function cleanup(): int
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * What cleanup() would do; writes nothing and takes no lock.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function plan(): SweepReport
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Figures of the last run, also of one that threw; null before the first. */
+        public function lastReport(): ?SweepReport
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Has $listener(SweepReport $report, float $share) called about ten times a second; its false
+         * is stop(). What it throws ends the sweep and goes on to the caller.
+         */
+        public function onProgress(?callable $listener = null): static
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Ends a running cleanup() soon, from a listener or a signal handler: what was removed is
+         * verified, the lock released, the count so far returned.
+         */
+        public function stop(): void
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+    }
+
+    /** Figures of a sweep; of a plan, of what would be done. Read-only. */
+    class SweepReport implements \JsonSerializable
+    {
+        /** Tags read. */
+        public int $tagsSeen;
+        /** Tags that are gone because their last reference was removed. */
+        public int $tagsRemoved;
+        /** Tags that lost some references and live on. */
+        public int $tagsPruned;
+        /** Tags not used for $maxTagAge. */
+        public int $tagsAged;
+        /** Keys under the pattern that hold another type; never touched. */
+        public int $tagsSkipped;
+        /** References whose entry was looked for. */
+        public int $referencesChecked;
+        /** References removed. */
+        public int $referencesRemoved;
+        /** References put back because their entry appeared after all. */
+        public int $referencesRestored;
+        /** Scores corrected. */
+        public int $scoresHealed;
+        /** Entries deleted because their tag was aged. */
+        public int $entriesInvalidated;
+        /** Memory given back, estimated from samples (bytes). */
+        public int $bytesReclaimed;
+        /** Pages of the walk over the keys. */
+        public int $pages;
+        /** Duration (s). */
+        public float $duration;
+        /** Time that the server worked for us (s). */
+        public float $server;
+        /** Whether every tag was seen and judged. */
+        public bool $complete;
+        /** complete, lost, stopped, max_duration, max_removals, max_share or error. */
+        public string $reason;
+        /** Nothing was written. */
+        public bool $dryRun;
+        /** What makes a member the key of its entry, as proven; null if nothing was proven. */
+        public ?string $entryPrefix;
+        /** @var list<string> what an operator should know */
+        public array $warnings;
+
+        /** Made by TagCleanupManager only. */
+        public function __construct()
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** The figures under the names of the JSON report. */
+        public function jsonSerialize(): array
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+    }
+}
+
+namespace Tagsweep\Exception {
+    interface ExceptionInterface extends \Throwable
+    {
+    }
+
+    /** An argument is out of bounds; nothing was sent. */
+    class InvalidArgumentException extends \InvalidArgumentException implements ExceptionInterface
+    {
+    }
+
+    /** No connection, or the server refused user, password or permission. */
+    class ConnectionException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** No answer came in time: the command may or may not have taken effect. */
+    class UnknownOutcomeException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** The server answered with an error. */
+    class ServerException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** Another process holds the lock. */
+    class LockConflictedException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** The lock was lost while it was needed. */
+    class LockLostException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** No reference leads to an existing entry, or two mappings do; nothing was removed. */
+    class UnprovenMappingException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+}

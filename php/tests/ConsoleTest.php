@@ -1,0 +1,136 @@
+<?php
+
+declare(strict_types=1);
+
+use PHPUnit\Framework\TestCase;
+use Symfony\Component\Console\Tester\CommandTester;
+use Tagsweep\Console\CacheTagsCleanupCommand;
+use Tagsweep\Console\Cleanup;
+
+final class ConsoleTest extends TestCase
+{
+    private const BIN = __DIR__ . '/../glue/bin/cache-tag-cleanup';
+
+    private Server $server;
+    private Redis $redis;
+
+    protected function setUp(): void
+    {
+        $this->server = new Server();
+        $this->redis = $this->server->redis();
+        Server::tag($this->redis, 'live', 2, 1);
+        Server::tag($this->redis, 'orphan', 0, 3);
+    }
+
+    /** @return array{int, string, string} */
+    private function command(string ...$arguments): array
+    {
+        return (new Run([self::BIN, ...$arguments]))->end();
+    }
+
+    public function testHelpNeedsNoExtension(): void
+    {
+        $process = proc_open([PHP_BINARY, self::BIN, '--help'], [1 => ['pipe', 'w']], $pipes);
+        $help = stream_get_contents($pipes[1]);
+        self::assertSame(0, proc_close($process));
+        foreach (array_keys(Tagsweep\Console\Options::TABLE) as $name) {
+            self::assertStringContainsString("--$name", $help);
+        }
+        exec(PHP_BINARY . ' ' . escapeshellarg(self::BIN) . ' 2>&1', $lines, $status);
+        self::assertSame(Cleanup::ERROR, $status);
+        self::assertStringContainsString('extension=tagsweep.so', implode("\n", $lines));
+    }
+
+    public function testTextAndJson(): void
+    {
+        [$status, $output] = $this->command('--url', $this->server->dsn(), '--dry-run');
+        self::assertSame(Cleanup::DONE, $status);
+        self::assertStringStartsWith("Would clean up 1 orphaned cache tags.\n", $output);
+        Server::age($this->redis, 'tag:live', 60);
+        Server::age($this->redis, 'tag:orphan', 60);
+        [$status, $output, $errors] = $this->command('--url', $this->server->dsn(), '--json');
+        self::assertSame([Cleanup::DONE, ''], [$status, $errors]);
+        $lines = array_map(fn ($line) => json_decode($line, true, 512, JSON_THROW_ON_ERROR), explode("\n", trim($output)));
+        $report = end($lines);
+        self::assertSame(['report', 1, 1, 4], [$report['type'], $report['tags_removed'], $report['tags_pruned'], $report['references_removed']]);
+        foreach (array_slice($lines, 0, -1) as $line) {
+            self::assertSame('progress', $line['type']);
+        }
+    }
+
+    public function testExitCodes(): void
+    {
+        self::assertSame(Cleanup::USAGE, $this->command('--grace', 'soon')[0]);
+        self::assertSame(Cleanup::USAGE, $this->command('--unknown')[0]);
+        self::assertSame(Cleanup::USAGE, $this->command('--max-tag-age', '0s', '--url', $this->server->dsn())[0]);
+        [$status, , $errors] = $this->command('--url', 'redis://:canary@127.0.0.1:1');
+        self::assertSame(Cleanup::ERROR, $status);
+        self::assertStringContainsString('redis://127.0.0.1:1/0', $errors);
+        self::assertStringNotContainsString('canary', $errors);
+        $this->redis->set('lock:cache_tag_cleanup', 'x');
+        [$status, , $errors] = $this->command('--url', $this->server->dsn());
+        self::assertSame(Cleanup::HELD, $status);
+        self::assertSame("Error during cache tag cleanup: Unable to acquire lock for cache tag cleanup.\n", $errors);
+        $this->redis->del('lock:cache_tag_cleanup');
+        self::assertSame(Cleanup::ERROR, $this->command('--url', $this->server->dsn(), '--entry-prefix', 'wrong:')[0]);
+    }
+
+    /** @return iterable<string, array{int}> */
+    public static function signals(): iterable
+    {
+        yield 'Ctrl-C' => [SIGINT];
+        yield 'TERM' => [SIGTERM];
+        yield 'HUP' => [SIGHUP];
+    }
+
+    /** @dataProvider signals */
+    public function testASignalEndsItWithinASecondWithAPartialResult(int $signal): void
+    {
+        $this->redis->sAdd('tag:young', 'item:gone');
+        $run = new Run([self::BIN, '--url', $this->server->dsn(), '--json', '--verify', '10s']);
+        $run->awaitLine('"progress"');
+        $begun = microtime(true);
+        $run->signal($signal);
+        [$status, $output] = $run->end();
+        self::assertLessThan(1.0, microtime(true) - $begun);
+        self::assertSame(Cleanup::PARTIAL, $status);
+        $report = json_decode(trim($output), true);
+        self::assertSame(['report', 'stopped', 4], [$report['type'], $report['reason'], $report['references_removed']]);
+        self::assertSame(0, $this->redis->exists('lock:cache_tag_cleanup'));
+    }
+
+    public function testWithoutAHandlerASignalStillReleasesTheLock(): void
+    {
+        $this->redis->sAdd('tag:young', 'item:gone');
+        $run = Run::code("\$m = new Tagsweep\\TagCleanupManager('{$this->server->dsn()}');"
+            . '$m->onProgress(function () { static $n = 0; if ($n++ === 0) { echo "running\n"; } }); $m->cleanup(); echo "never";');
+        $run->awaitLine('running');
+        $run->signal(SIGTERM);
+        [$status, $output] = $run->end();
+        self::assertSame([-SIGTERM, ''], [$status, $output]);
+        self::assertSame(0, $this->redis->exists('lock:cache_tag_cleanup'));
+    }
+
+    public function testTheSymfonyCommand(): void
+    {
+        require_once '/usr/share/php/Symfony/Component/Console/autoload.php';
+        $tester = new CommandTester(new CacheTagsCleanupCommand());
+        self::assertSame(Cleanup::DONE, $tester->execute(['--url' => $this->server->dsn()]));
+        self::assertStringStartsWith("Cleaned up 1 orphaned cache tags.\n", $tester->getDisplay());
+        self::assertSame(Cleanup::USAGE, $tester->execute(['--grace' => 'soon']));
+    }
+
+    public function testTheSymfonyCommandShowsABar(): void
+    {
+        $this->redis->sAdd('tag:young', 'item:gone');
+        $script = "require '/usr/share/php/Symfony/Component/Console/autoload.php'; require '" . __DIR__ . "/../glue/autoload.php';"
+            . '$a = new Symfony\Component\Console\Application(); $a->add(new Tagsweep\Console\CacheTagsCleanupCommand()); $a->run();';
+        $file = $this->server->folder . '/app.php';
+        file_put_contents($file, "<?php $script");
+        $run = new Run([$file, 'cache:tags:cleanup', '--ansi', '--url=' . $this->server->dsn(), '--grace=1s']);
+        [$status, $output, $errors] = $run->end();
+        self::assertSame(0, $status, $errors);
+        self::assertStringContainsString('Cleaned up 2 orphaned cache tags.', $output);
+        self::assertStringContainsString('% ', $errors);
+    }
+}

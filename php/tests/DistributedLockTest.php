@@ -1,0 +1,230 @@
+<?php
+
+declare(strict_types=1);
+
+use PHPUnit\Framework\TestCase;
+use Tagsweep\DistributedLock;
+use Tagsweep\Exception\ConnectionException;
+use Tagsweep\Exception\ExceptionInterface;
+use Tagsweep\Exception\InvalidArgumentException;
+use Tagsweep\Exception\ServerException;
+
+final class DistributedLockTest extends TestCase
+{
+    private Server $server;
+    private Redis $redis;
+
+    protected function setUp(): void
+    {
+        $this->server = new Server(true, '--requirepass', 'canary-secret');
+        $this->redis = new Redis();
+        $this->redis->connect('127.0.0.1', $this->server->port);
+        $this->redis->auth('canary-secret');
+        $this->redis->select(4);
+        $this->redis->setOption(Redis::OPT_PREFIX, 'app:');
+    }
+
+    public function testItLocksWhereThePhpredisObjectPoints(): void
+    {
+        $lock = new DistributedLock($this->redis, 'job');
+        self::assertTrue($lock->acquire());
+        self::assertSame($lock->owner(), $this->redis->get('lock:job'));
+        self::assertEqualsWithDelta(60_000, $this->redis->pttl('lock:job'), 2_000);
+        self::assertTrue($lock->isAcquired());
+        self::assertEqualsWithDelta(59.4, $lock->remaining(), 1.0);
+        $other = new DistributedLock($this->redis, 'job');
+        self::assertFalse($other->acquire());
+        self::assertFalse($other->release());
+        self::assertTrue($lock->release());
+        self::assertTrue($other->acquire());
+        self::assertFalse($lock->isAcquired());
+    }
+
+    public function testUnixSocketsDsnsAndArraysLeadToTheSameLock(): void
+    {
+        $unix = new Redis();
+        $unix->connect($this->server->socket);
+        $unix->auth('canary-secret');
+        $unix->select(4);
+        $unix->setOption(Redis::OPT_PREFIX, 'app:');
+        $targets = [
+            $unix,
+            "redis://:canary-secret@127.0.0.1:{$this->server->port}/4",
+            ['path' => $this->server->socket, 'password' => 'canary-secret', 'database' => 4, 'prefix' => 'app:'],
+            ['host' => '127.0.0.1', 'port' => $this->server->port, 'password' => 'canary-secret', 'database' => 4, 'prefix' => 'app:'],
+        ];
+        $held = new DistributedLock($this->redis, 'job');
+        $held->acquire();
+        foreach ($targets as $target) {
+            $lock = new DistributedLock($target, 'job', 60, is_string($target) ? ['prefix' => 'app:'] : []);
+            self::assertFalse($lock->acquire());
+        }
+        $held->release();
+        self::assertTrue($lock->acquire());
+    }
+
+    /** The design's own class, as applications have it. */
+    public function testAnOldInstanceAndANewOneExcludeEachOther(): void
+    {
+        $new = new DistributedLock($this->redis, 'job', 60);
+        self::assertTrue($this->redis->set('lock:job', uniqid('', true), ['NX', 'EX' => 60]));
+        self::assertFalse($new->acquire());
+        $this->redis->del('lock:job');
+        self::assertTrue($new->acquire());
+        self::assertFalse($this->redis->set('lock:job', uniqid('', true), ['NX', 'EX' => 60]));
+    }
+
+    public function testExtend(): void
+    {
+        $lock = new DistributedLock($this->redis, 'job', 5);
+        self::assertFalse($lock->extend());
+        $lock->acquire();
+        self::assertTrue($lock->extend(100));
+        self::assertGreaterThan(90_000, $this->redis->pttl('lock:job'));
+        $this->redis->del('lock:job');
+        self::assertFalse($lock->extend());
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+
+    public function testFencesGrow(): void
+    {
+        $lock = new DistributedLock($this->redis, 'job');
+        $fences = [];
+        for ($i = 0; $i < 5; $i++) {
+            $lock->acquire();
+            $fences[] = $lock->fence();
+            $lock->release();
+        }
+        $sorted = array_unique($fences);
+        sort($sorted);
+        self::assertSame($sorted, $fences);
+        self::assertNull($lock->fence());
+    }
+
+    public function testTheDestructorReleases(): void
+    {
+        $lock = new DistributedLock($this->redis, 'job');
+        $lock->acquire();
+        unset($lock);
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+
+    /** @return iterable<string, array{callable(Redis): mixed, class-string, string}> */
+    public static function wrong(): iterable
+    {
+        yield 'empty key' => [fn ($r) => new DistributedLock($r, ''), InvalidArgumentException::class, 'must not be empty'];
+        yield 'ttl 0' => [fn ($r) => new DistributedLock($r, 'a', 0), InvalidArgumentException::class, 'greater than 0'];
+        yield 'negative ttl' => [fn ($r) => new DistributedLock($r, 'a', -1), InvalidArgumentException::class, 'greater than 0'];
+        yield 'endless ttl' => [fn ($r) => new DistributedLock($r, 'a', INF), InvalidArgumentException::class, 'number of seconds'];
+        yield 'no number' => [fn ($r) => new DistributedLock($r, 'a', NAN), InvalidArgumentException::class, 'greater than 0'];
+        yield 'huge ttl' => [fn ($r) => new DistributedLock($r, 'a', PHP_INT_MAX), InvalidArgumentException::class, '2^53 ms'];
+        yield 'extend 0' => [fn ($r) => (new DistributedLock($r, 'a'))->extend(0), InvalidArgumentException::class, 'greater than 0'];
+        yield 'extend negative' => [fn ($r) => (new DistributedLock($r, 'a'))->extend(PHP_INT_MIN), InvalidArgumentException::class, 'greater than 0'];
+        yield 'wrong object' => [fn ($r) => new DistributedLock(new ArrayObject(), 'a'), TypeError::class, 'must be of type Redis|string|array, ArrayObject given'];
+        yield 'wrong key' => [fn ($r) => new DistributedLock($r, []), TypeError::class, 'lockKey'];
+        yield 'wrong ttl' => [fn ($r) => new DistributedLock($r, 'a', []), TypeError::class, 'ttl'];
+        yield 'unconnected' => [fn ($r) => new DistributedLock(new Redis(), 'a'), InvalidArgumentException::class, 'not connected'];
+        yield 'no DSN' => [fn ($r) => new DistributedLock('nonsense', 'a'), InvalidArgumentException::class, 'redis://'];
+        yield 'unknown option' => [fn ($r) => new DistributedLock($r, 'a', 1, ['wiat' => 1]), InvalidArgumentException::class, 'unknown option "wiat"'];
+        yield 'nobody there' => [fn ($r) => (new DistributedLock('redis://:canary@127.0.0.1:1', 'a'))->acquire(), ConnectionException::class, 'redis://127.0.0.1:1/0'];
+        yield 'wrong type' => [function ($r) { $r->rPush('lock:list', 'x'); (new DistributedLock($r, 'list'))->acquire(); }, ServerException::class, 'WRONGTYPE'];
+    }
+
+    /** @dataProvider wrong */
+    public function testBadInputIsAClearError(callable $act, string $class, string $text): void
+    {
+        try {
+            $act($this->redis);
+            self::fail('no error');
+        } catch (Throwable $e) {
+            self::assertInstanceOf($class, $e);
+            self::assertStringContainsString($text, $e->getMessage());
+            self::assertStringNotContainsString('canary', (string) $e);
+            self::assertSame(__FILE__, $e->getFile());
+        }
+    }
+
+    public function testAWrongPasswordIsSaidAndNotShown(): void
+    {
+        $lock = new DistributedLock("redis://:canary-wrong@127.0.0.1:{$this->server->port}", 'a');
+        try {
+            $lock->acquire();
+            self::fail('no error');
+        } catch (ConnectionException $e) {
+            self::assertInstanceOf(ExceptionInterface::class, $e);
+            self::assertInstanceOf(RuntimeException::class, $e);
+            self::assertStringContainsString('user or password', $e->getMessage());
+            ob_start();
+            var_dump($e, $lock, (new ReflectionExtension('tagsweep'))->getINIEntries());
+            self::assertStringNotContainsString('canary', ob_get_clean());
+        }
+    }
+
+    public function testItRefusesToBeCopied(): void
+    {
+        $lock = new DistributedLock($this->redis, 'a');
+        foreach ([fn () => clone $lock, fn () => serialize($lock), fn () => unserialize('O:24:"Tagsweep\DistributedLock":0:{}')] as $act) {
+            try {
+                $act();
+                self::fail('no error');
+            } catch (Throwable $e) {
+                self::assertMatchesRegularExpression('/uncloneable|not allowed/', $e->getMessage());
+            }
+        }
+    }
+
+    public function testItCanBeExtendedAndMocked(): void
+    {
+        $child = new class($this->redis, 'child') extends DistributedLock {
+            public function extend(?int $ttl = null): bool
+            {
+                return parent::extend(($ttl ?? 1) * 2);
+            }
+        };
+        self::assertTrue($child->acquire());
+        self::assertTrue($child->extend(10));
+        self::assertGreaterThan(15_000, $this->redis->pttl('lock:child'));
+        $mock = $this->createMock(DistributedLock::class);
+        $mock->method('acquire')->willReturn(true);
+        self::assertTrue($mock->acquire());
+    }
+
+    public function testAForkedChildReleasesNothing(): void
+    {
+        $code = <<<'PHP'
+            $redis = new Redis(); $redis->connect($argv[1] ?? getenv('SOCKET'));
+            $lock = new Tagsweep\DistributedLock('unix://' . getenv('SOCKET'), 'fork');
+            $lock->acquire();
+            $pid = pcntl_fork();
+            if ($pid === 0) { echo json_encode([$lock->isAcquired(), $lock->release()]), "\n"; exit(0); }
+            pcntl_waitpid($pid, $status);
+            echo json_encode([$redis->exists('lock:fork'), $lock->isAcquired(), $lock->release()]), "\n";
+            PHP;
+        $server = new Server();
+        putenv("SOCKET={$server->socket}");
+        [$status, $output, $errors] = Run::code($code)->end();
+        self::assertSame([0, "[false,false]\n[1,true,true]\n", ''], [$status, $output, $errors]);
+    }
+
+    /** @return iterable<string, array{string}> */
+    public static function endings(): iterable
+    {
+        yield 'end' => [''];
+        yield 'exit' => ['exit(0);'];
+        yield 'exception' => ['throw new Exception("x");'];
+        yield 'fatal error' => ['undefined_function();'];
+        yield 'out of memory' => ['ini_set("memory_limit", "8M"); str_repeat("x", 1 << 30);'];
+        yield 'time limit' => ['set_time_limit(1); while (true) {}'];
+        yield 'static' => ['class Keep { public static $lock; } Keep::$lock = $lock; exit;'];
+    }
+
+    /** @dataProvider endings */
+    public function testHoweverPhpEndsTheLockIsReleased(string $ending): void
+    {
+        $server = new Server();
+        $code = "\$lock = new Tagsweep\\DistributedLock('{$server->dsn()}', 'job'); echo (int) \$lock->acquire(), \"\\n\"; $ending";
+        [, $output] = Run::code($code)->end();
+        self::assertStringStartsWith("1\n", $output);
+        self::assertSame(0, $server->redis()->exists('lock:job'));
+    }
+}

@@ -1,0 +1,225 @@
+<?php
+
+declare(strict_types=1);
+
+use PHPUnit\Framework\TestCase;
+use Tagsweep\Exception\InvalidArgumentException;
+use Tagsweep\Exception\LockConflictedException;
+use Tagsweep\Exception\UnprovenMappingException;
+use Tagsweep\SweepReport;
+use Tagsweep\TagCleanupManager;
+
+final class TagCleanupManagerTest extends TestCase
+{
+    private const QUICK = ['verify' => 0.01];
+
+    private function fill(Redis $redis): void
+    {
+        for ($i = 0; $i < 20; $i++) {
+            Server::tag($redis, "live$i", 3, 0);
+            Server::tag($redis, "mixed$i", 2, 2);
+            Server::tag($redis, "orphan$i", 0, 4);
+        }
+    }
+
+    /** @return iterable<string, array{callable(Server): Redis}> */
+    public static function connections(): iterable
+    {
+        yield 'tcp, password, database' => [function (Server $server): Redis {
+            $redis = new Redis();
+            $redis->connect('127.0.0.1', $server->port, 1.5);
+            $redis->auth('pw');
+            $redis->select(7);
+
+            return $redis;
+        }];
+        yield 'unix socket' => [function (Server $server): Redis {
+            $redis = new Redis();
+            $redis->connect($server->socket);
+            $redis->auth('pw');
+
+            return $redis;
+        }];
+        yield 'prefix' => [function (Server $server): Redis {
+            $redis = new Redis();
+            $redis->pconnect('127.0.0.1', $server->port);
+            $redis->auth(['default', 'pw']);
+            $redis->setOption(Redis::OPT_PREFIX, 'app[1]:*');
+
+            return $redis;
+        }];
+    }
+
+    /**
+     * The design's own usage: its namespace, its command, a container that builds from phpredis.
+     *
+     * @dataProvider connections
+     */
+    public function testTheDesignsOwnCodeRunsUnchanged(callable $connect): void
+    {
+        require_once __DIR__ . '/CacheTagCleanup.php';
+        $server = new Server(true, '--requirepass', 'pw');
+        $redis = $connect($server);
+        $this->fill($redis);
+        $container = [
+            'cleanup' => fn () => new YourFramework\Cache\TagCleanupManager($redis),
+            'command' => fn ($c) => new YourFramework\Console\Commands\CacheTagCleanup($c['cleanup']()),
+        ];
+        ob_start();
+        $container['command']($container)->handle();
+        self::assertSame("Cleaned up 20 orphaned cache tags.\n", ob_get_clean());
+        for ($i = 0; $i < 20; $i++) {
+            self::assertSame(3, $redis->sCard("tag:live$i"));
+            self::assertEqualsCanonicalizing(["item:mixed$i:l0", "item:mixed$i:l1"], $redis->sMembers("tag:mixed$i"));
+            self::assertSame(5, $redis->exists("item:live$i:l0", "item:live$i:l1", "item:live$i:l2", "item:mixed$i:l0", "item:mixed$i:l1"));
+            self::assertSame(0, $redis->exists("tag:orphan$i"));
+        }
+        Server::tag($redis, 'orphan', 0, 1);
+        $redis->set('lock:cache_tag_cleanup', 'another', ['EX' => 60]);
+        ob_start();
+        $container['command']($container)->handle();
+        self::assertSame("Error during cache tag cleanup: Unable to acquire lock for cache tag cleanup.\n", ob_get_clean());
+        self::assertSame(1, $redis->exists('tag:orphan'));
+    }
+
+    public function testTheReportHasEveryFigure(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        $this->fill($redis);
+        $redis->set('tag:string', 'x');
+        $manager = new TagCleanupManager($redis, 604800, self::QUICK);
+        self::assertNull($manager->lastReport());
+        $plan = $manager->plan();
+        self::assertTrue($plan->dryRun);
+        self::assertSame([20, 20, 120], [$plan->tagsRemoved, $plan->tagsPruned, $plan->referencesRemoved]);
+        self::assertSame(1, $redis->exists('tag:orphan0'));
+        $this->ageAll($redis);
+        self::assertSame(20, $manager->cleanup());
+        $report = $manager->lastReport();
+        self::assertInstanceOf(SweepReport::class, $report);
+        self::assertSame(
+            [60, 20, 20, 1, 220, 120, true, 'complete'],
+            [$report->tagsSeen, $report->tagsRemoved, $report->tagsPruned, $report->tagsSkipped, $report->referencesChecked, $report->referencesRemoved, $report->complete, $report->reason],
+        );
+        $json = json_decode(json_encode($report), true);
+        self::assertSame(
+            ['tags_seen', 'tags_removed', 'tags_pruned', 'tags_aged', 'tags_skipped', 'references_checked', 'references_removed', 'references_restored', 'scores_healed', 'entries_invalidated', 'bytes_reclaimed', 'pages', 'duration_s', 'server_s', 'complete', 'reason', 'dry_run', 'entry_prefix', 'warnings'],
+            array_keys($json),
+        );
+        $this->expectExceptionMessage('No setter');
+        $report->tagsSeen = 1;
+    }
+
+    /** On a server without CLIENT NO-TOUCH a look makes a tag young. */
+    private function ageAll(Redis $redis): void
+    {
+        foreach ($redis->keys('tag:*') as $key) {
+            if ($redis->type($key) === Redis::REDIS_SET) {
+                Server::age($redis, $key, 3600);
+            }
+        }
+    }
+
+    public function testAgedTagsAreInvalidated(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        Server::tag($redis, 'used', 2, 0);
+        Server::tag($redis, 'aged', 2, 0);
+        Server::age($redis, 'tag:aged', 700_000);
+        $manager = new TagCleanupManager($redis, 604800, self::QUICK);
+        self::assertSame(1, $manager->cleanup());
+        self::assertSame(2, $manager->lastReport()->entriesInvalidated);
+        self::assertSame(0, $redis->exists('tag:aged', 'item:aged:l0', 'item:aged:l1'));
+        self::assertSame(3, $redis->exists('tag:used', 'item:used:l0', 'item:used:l1'));
+    }
+
+    public function testAHeldLockIsTheDesignsMessage(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        $redis->set('lock:cache_tag_cleanup', 'x');
+        $this->expectException(LockConflictedException::class);
+        $this->expectExceptionMessage('Unable to acquire lock for cache tag cleanup.');
+        (new TagCleanupManager($redis))->cleanup();
+    }
+
+    public function testAWrongPrefixLosesNothing(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        $this->fill($redis);
+        try {
+            (new TagCleanupManager($redis, 604800, ['entryPrefix' => 'wrong:'] + self::QUICK))->cleanup();
+            self::fail('no error');
+        } catch (UnprovenMappingException $e) {
+            self::assertStringContainsString('--entry-prefix', $e->getMessage());
+        }
+        self::assertSame(4, $redis->sCard('tag:mixed0'));
+        self::assertSame(20, count($redis->keys('tag:orphan*')));
+    }
+
+    public function testProgressAndStop(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        Server::tag($redis, 'live', 1, 0);
+        $redis->sAdd('tag:young', 'item:gone');
+        $manager = new TagCleanupManager($redis);
+        $seen = [];
+        $same = $manager->onProgress(function (SweepReport $report, float $share) use (&$seen, $manager): void {
+            $seen[] = [$report->tagsSeen, $share];
+            $manager->stop();
+        });
+        self::assertSame($manager, $same);
+        $begun = microtime(true);
+        self::assertSame(0, $manager->cleanup());
+        self::assertLessThan(1.0, microtime(true) - $begun);
+        self::assertSame([[2, 1.0]], $seen);
+        self::assertSame(['stopped', false], [$manager->lastReport()->reason, $manager->lastReport()->complete]);
+        self::assertSame(0, $redis->exists('lock:cache_tag_cleanup'));
+    }
+
+    public function testAnExceptionOfTheListenerGoesThrough(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        Server::tag($redis, 'live', 1, 0);
+        $redis->sAdd('tag:young', 'item:gone');
+        $manager = (new TagCleanupManager($redis))->onProgress(fn () => throw new DomainException('mine'));
+        try {
+            $manager->cleanup();
+            self::fail('no exception');
+        } catch (DomainException $e) {
+            self::assertSame('mine', $e->getMessage());
+        }
+        self::assertSame(0, $redis->exists('lock:cache_tag_cleanup'));
+        $manager->onProgress(fn () => $manager->cleanup());
+        $this->expectException(InvalidArgumentException::class);
+        $this->expectExceptionMessage('running already');
+        $manager->cleanup();
+    }
+
+    /** @return iterable<string, array{callable(Redis): mixed, class-string<Throwable>, string}> */
+    public static function wrong(): iterable
+    {
+        yield 'age 0' => [fn ($r) => new TagCleanupManager($r, 0), InvalidArgumentException::class, 'at least 1 second'];
+        yield 'negative age' => [fn ($r) => new TagCleanupManager($r, -5), InvalidArgumentException::class, 'at least 1 second'];
+        yield 'too old' => [fn ($r) => new TagCleanupManager($r, 16_000_000), InvalidArgumentException::class, '180 days'];
+        yield 'unknown option' => [fn ($r) => new TagCleanupManager($r, 1, ['grce' => 1]), InvalidArgumentException::class, 'unknown option "grce"'];
+        yield 'unknown layout' => [fn ($r) => new TagCleanupManager($r, 1, ['layout' => 'x']), InvalidArgumentException::class, 'unknown layout'];
+        yield 'negative grace' => [fn ($r) => new TagCleanupManager($r, 1, ['grace' => -1]), InvalidArgumentException::class, 'grace'];
+        yield 'text for a number' => [fn ($r) => new TagCleanupManager($r, 1, ['grace' => 'soon']), TypeError::class, 'must be of type int|float, string given'];
+        yield 'wrong server' => [fn ($r) => new TagCleanupManager(17), TypeError::class, 'must be of type Redis|string|array, int given'];
+    }
+
+    /** @dataProvider wrong */
+    public function testBadInputIsAClearError(callable $act, string $class, string $text): void
+    {
+        $server = new Server();
+        $this->expectException($class);
+        $this->expectExceptionMessage($text);
+        $act($server->redis());
+    }
+}
