@@ -233,7 +233,9 @@ impl Socket {
         };
         let client = client.map_err(|e| Error::invalid("unusable TLS settings").because(e))?;
         let begun = Moment::now();
-        match client.get_connection_with_timeout(patience) {
+        let secure = matches!(&config.address, Address::Tcp { tls: true, .. });
+        let connected = client.get_connection_with_timeout(patience);
+        match connected.and_then(|c| if secure { shake_hands(c, patience) } else { Ok(c) }) {
             Ok(connection) => Ok(Box::new(Self(connection))),
             Err(e) => Err(not_connected(e, Moment::now().since(begun))),
         }
@@ -260,6 +262,18 @@ impl Transport for Socket {
         let io = self.0.set_read_timeout(Self::patience(deadline));
         io.and_then(|()| self.0.recv_response()).map_err(no_answer)
     }
+}
+
+/// TLS shakes hands at the first use; a certificate that does not fit is no unknown outcome of it.
+fn shake_hands(
+    mut connection: redis::Connection,
+    patience: Duration,
+) -> redis::RedisResult<redis::Connection> {
+    connection.set_read_timeout(Some(patience))?;
+    connection.set_write_timeout(Some(patience))?;
+    connection.send_packed_command(&redis::cmd("PING").get_packed_command())?;
+    connection.recv_response()?;
+    Ok(connection)
 }
 
 fn certificates(config: &Config) -> TlsCertificates {

@@ -1,0 +1,302 @@
+//! The command line by its exit codes and output, against real servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use redis::Commands;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use support::{Server, age, run, signal, until};
+
+const TAGSWEEP: &str = env!("CARGO_BIN_EXE_tagsweep");
+
+fn tagsweep(arguments: &[&str]) -> (i32, String, String) {
+    read(Command::new(TAGSWEEP).args(arguments).env_remove("REDIS_URL"))
+}
+
+fn read(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+}
+
+fn fill(server: &Server) {
+    let mut con = server.connect();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:mixed", &["item:live", "item:gone"]).unwrap();
+    let _: () = con.sadd("tag:orphan", &["item:a", "item:b"]).unwrap();
+    age(&mut con, "tag:mixed", 60);
+    age(&mut con, "tag:orphan", 60);
+}
+
+fn spawn(arguments: &[&str]) -> Child {
+    Command::new(TAGSWEEP)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn plan_shows_and_sweep_does() {
+    let server = Server::start();
+    fill(&server);
+    let (code, out, err) = tagsweep(&["plan", "--url", &server.url()]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("2 seen, 1 to remove, 1 pruned"), "{out}");
+    fill(&server);
+    let (code, out, err) = tagsweep(&["sweep", "--url", &server.url(), "--json"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((&report["type"], &report["complete"]), (&"report".into(), &true.into()));
+    assert_eq!((&report["tags_removed"], &report["references_removed"]), (&1.into(), &3.into()));
+    for key in [
+        "tags_seen",
+        "tags_pruned",
+        "tags_aged",
+        "tags_skipped",
+        "references_checked",
+        "references_restored",
+        "scores_healed",
+        "entries_invalidated",
+        "bytes_reclaimed",
+        "pages",
+        "duration_s",
+        "server_s",
+        "reason",
+    ] {
+        assert!(!report[key].is_null(), "{key}");
+    }
+    let (code, out, _) = read(Command::new(TAGSWEEP).arg("sweep").env("REDIS_URL", server.url()));
+    assert!(code == 0 && out.contains("0 removed"), "the URL comes from the environment: {out}");
+}
+
+#[test]
+fn exit_codes_tell_what_happened() {
+    let server = Server::start();
+    fill(&server);
+    let url = server.url();
+    for wrong in [
+        &["sweep", "--grace", "soon"][..],
+        &["sweep", "--nonsense"],
+        &["sweep", "--max-tag-age", "181d", "--url", &url],
+        &["sweep", "--url", "http://x"],
+        &["lock", "job"],
+        &["lock", "", "--url", &url, "--", "true"],
+        &["lock", "job", "--ttl", "0s", "--url", &url, "--", "true"],
+    ] {
+        let (code, _, err) = tagsweep(wrong);
+        assert!(code == 2 && !err.is_empty(), "{wrong:?}: {code} {err}");
+    }
+    let (code, _, err) = tagsweep(&["sweep", "--url", "redis://:canary@127.0.0.1:1"]);
+    assert!(code == 1 && err.contains("redis://127.0.0.1:1/0") && !err.contains("canary"), "{err}");
+    let (code, _, err) = tagsweep(&["sweep", "--url", &url, "--entry-prefix", "wrong:"]);
+    assert!(code == 1 && err.contains("--trust-mapping"), "{err}");
+    let _: () = server.connect().set("lock:cache_tag_cleanup", "x").unwrap();
+    let (code, out, err) = tagsweep(&["sweep", "--url", &url, "--json"]);
+    assert!(code == 3 && err.contains("skipped") && out.contains("\"held\""), "{out}{err}");
+    let _: () = run(&mut server.connect(), "DEL lock:cache_tag_cleanup");
+    fill(&server);
+    let (code, out, _) = tagsweep(&["sweep", "--url", &url, "--max-removals", "1"]);
+    assert!(code == 4 && out.contains("Ended early"), "{out}");
+    server.signal("STOP");
+    let (code, _, err) = tagsweep(&["plan", "--url", &url, "--timeout", "300ms"]);
+    server.signal("CONT");
+    assert!(code == 5 || err.contains("no connection"), "{code} {err}");
+}
+
+#[test]
+fn ctrl_c_ends_a_sweep_within_a_second_with_its_lock_released() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let url = server.url();
+    for name in ["INT", "TERM"] {
+        let mut sweep = spawn(&["sweep", "--url", &url, "--json", "--grace", "20s"]);
+        let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().contains("progress"));
+        let begun = Instant::now();
+        signal(sweep.id(), name);
+        let last = lines.map(Result::unwrap).last().unwrap();
+        assert_eq!(sweep.wait().unwrap().code(), Some(4));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(last.contains("\"reason\":\"stopped\""), "{last}");
+        assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    }
+}
+
+#[test]
+fn a_killed_sweep_is_finished_by_the_next_within_one_ttl() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let url = server.url();
+    let mut sweep =
+        spawn(&["sweep", "--url", &url, "--json", "--grace", "20s", "--lock-ttl", "2s"]);
+    let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("progress"));
+    signal(sweep.id(), "KILL");
+    sweep.wait().unwrap();
+    let begun = Instant::now();
+    let (code, _, err) =
+        tagsweep(&["sweep", "--url", &url, "--wait", "10s", "--grace", "1s", "--lock-ttl", "2s"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let left: Vec<String> = con.keys("tag:*").unwrap();
+    assert_eq!(left, ["tag:mixed"]);
+}
+
+#[test]
+fn a_sweep_stopped_for_longer_than_its_ttl_removes_nothing_afterwards() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let url = server.url();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let mut sweep = spawn(&["sweep", "--url", &url, "--json", "--grace", "2s", "--lock-ttl", "1s"]);
+    let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("progress"));
+    signal(sweep.id(), "STOP");
+    until("the lock expires", || !con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    let _: () = con.set("lock:cache_tag_cleanup", "another").unwrap();
+    signal(sweep.id(), "CONT");
+    let last = lines.map(Result::unwrap).last().unwrap();
+    assert_eq!(sweep.wait().unwrap().code(), Some(4));
+    assert!(last.contains("\"reason\":\"lost\""), "{last}");
+    assert!(con.exists::<_, bool>("tag:young").unwrap());
+    assert_eq!(con.get::<_, String>("lock:cache_tag_cleanup").unwrap(), "another");
+}
+
+#[test]
+fn a_command_runs_under_a_renewed_lock() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let script = ["lock", "job", "--url", &url, "--", "sh", "-c", "echo $TAGSWEEP_FENCE; exit 7"];
+    let (code, out, _) = tagsweep(&script);
+    assert!(code == 7 && out.trim().parse::<u64>().is_ok(), "{code} {out}");
+    assert!(!con.exists::<_, bool>("lock:job").unwrap());
+
+    let holder = spawn(&["lock", "job", "--ttl", "1s", "--url", &url, "--", "sleep", "30"]);
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let (code, _, err) = tagsweep(&["lock", "job", "--url", &url, "--", "true"]);
+    assert!(code == 3 && err.contains("held by"), "{err}");
+    let conflict = ["lock", "job", "--conflict-exit-code", "9", "--url", &url, "--", "true"];
+    assert_eq!(tagsweep(&conflict).0, 9);
+    let (code, _, _) = tagsweep(&["lock", "job", "--wait", "2s", "--url", &url, "--", "true"]);
+    assert_eq!(code, 3, "renewed over two of its TTLs");
+    signal(holder.id(), "TERM");
+    let ended = holder.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(128 + 15), "the command's own end is passed on");
+    assert!(!con.exists::<_, bool>("lock:job").unwrap());
+    assert_eq!(tagsweep(&["lock", "job", "--url", &url, "--", "no-such-command"]).0, 1);
+    assert!(!con.exists::<_, bool>("lock:job").unwrap());
+}
+
+#[test]
+fn a_lost_lock_ends_the_command() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let holder = spawn(&["lock", "job", "--ttl", "500ms", "--url", &url, "--", "sleep", "30"]);
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let _: () = con.set("lock:job", "thief").unwrap();
+    let ended = holder.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("lost"));
+    assert_eq!(con.get::<_, String>("lock:job").unwrap(), "thief");
+}
+
+#[test]
+fn the_demo_leaves_nothing_behind() {
+    let server = Server::start();
+    let (code, out, err) = tagsweep(&["demo", "--tags", "30", "--url", &server.url()]);
+    assert!(code == 0 && out.contains("10 removed, 10 pruned"), "{out}{err}");
+    assert_eq!(run::<u64>(&mut server.connect(), "DBSIZE"), 0);
+}
+
+#[test]
+fn tls_with_a_private_authority_and_a_client_certificate() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).display().to_string();
+    std::fs::write(path("ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
+    let openssl = |arguments: &[&str]| {
+        let done = Command::new("openssl").args(arguments).output().expect("openssl");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let (ca, ca_key) = (path("ca.pem"), path("ca.key"));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=test CA",
+        "-keyout",
+        &ca_key,
+        "-out",
+        &ca,
+    ]);
+    for name in ["server", "client"] {
+        let (key, csr, cert) =
+            (path(&format!("{name}.key")), path("csr"), path(&format!("{name}.pem")));
+        let subject = format!("/CN={name}");
+        openssl(&[
+            "req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject, "-keyout", &key, "-out",
+            &csr,
+        ]);
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &csr,
+            "-CA",
+            &ca,
+            "-CAkey",
+            &ca_key,
+            "-CAcreateserial",
+            "-days",
+            "1",
+            "-extfile",
+            &path("ext"),
+            "-out",
+            &cert,
+        ]);
+    }
+    let port = {
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        probe.local_addr().unwrap().port().to_string()
+    };
+    let server = Server::with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &path("server.pem"),
+        "--tls-key-file",
+        &path("server.key"),
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "yes",
+    ]);
+    fill(&server);
+    let url = format!("rediss://127.0.0.1:{port}");
+    let (cert, key) = (path("client.pem"), path("client.key"));
+    let with = ["sweep", "--url", &url, "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    let (code, out, err) = tagsweep(&with);
+    assert!(code == 0 && out.contains("1 removed, 1 pruned"), "{out}{err}");
+    let (code, _, _) = tagsweep(&["sweep", "--url", &url, "--tls-ca", &ca]);
+    assert_ne!(code, 0, "without a certificate");
+    let (code, _, err) = tagsweep(&["sweep", "--url", &url]);
+    assert!(code == 1 && err.contains("no connection: invalid peer certificate"), "{err}");
+    let (code, _, err) = tagsweep(&["sweep", "--url", &format!("{url}/#insecure")]);
+    assert!(code == 2 && err.contains("always checked"), "{err}");
+}
