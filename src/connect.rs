@@ -217,7 +217,12 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
 }
 
 /// A socket of the redis crate: TCP, TLS or unix.
-struct Socket(redis::Connection);
+struct Socket {
+    connection: redis::Connection,
+    /// Timeouts of reads and writes as the kernel has them.
+    reading: Duration,
+    writing: Duration,
+}
 
 impl Socket {
     fn dial(config: &Config, deadline: Moment) -> Result<Box<dyn Transport>> {
@@ -236,31 +241,44 @@ impl Socket {
         let secure = matches!(&config.address, Address::Tcp { tls: true, .. });
         let connected = client.get_connection_with_timeout(patience);
         match connected.and_then(|c| if secure { shake_hands(c, patience) } else { Ok(c) }) {
-            Ok(connection) => Ok(Box::new(Self(connection))),
+            Ok(connection) => {
+                Ok(Box::new(Self { connection, reading: Duration::ZERO, writing: Duration::ZERO }))
+            }
             Err(e) => Err(not_connected(e, Moment::now().since(begun))),
         }
     }
-
-    /// Bounds the next read or write. A timeout of zero would mean "for ever" to the kernel.
-    fn patience(deadline: Moment) -> Option<Duration> {
-        Some(deadline.left().max(SHORTEST))
-    }
 }
 
-/// Shortest patience handed to the kernel.
+/// Shortest patience handed to the kernel, for which a timeout of zero means "for ever".
 const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What a timeout may be off before the kernel is told again: replies come by the hundred thousand.
+const SLACK: Duration = Duration::from_millis(50);
+
+/// The new timeout for a deadline, if the one in force is too far off.
+fn retime(in_force: Duration, deadline: Moment) -> Option<Duration> {
+    let left = deadline.left().max(SHORTEST);
+    let off = in_force.abs_diff(left);
+    (off > SLACK || off > left / 10).then_some(left)
+}
 
 impl Transport for Socket {
     fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()> {
+        if let Some(patience) = retime(self.writing, deadline) {
+            self.connection.set_write_timeout(Some(patience)).map_err(no_answer)?;
+            self.writing = patience;
+        }
         let mut bytes = Vec::new();
         commands.iter().for_each(|c| c.write_packed_command(&mut bytes));
-        let io = self.0.set_write_timeout(Self::patience(deadline));
-        io.and_then(|()| self.0.send_packed_command(&bytes)).map_err(no_answer)
+        self.connection.send_packed_command(&bytes).map_err(no_answer)
     }
 
     fn receive(&mut self, deadline: Moment) -> Result<Value> {
-        let io = self.0.set_read_timeout(Self::patience(deadline));
-        io.and_then(|()| self.0.recv_response()).map_err(no_answer)
+        if let Some(patience) = retime(self.reading, deadline) {
+            self.connection.set_read_timeout(Some(patience)).map_err(no_answer)?;
+            self.reading = patience;
+        }
+        self.connection.recv_response().map_err(no_answer)
     }
 }
 

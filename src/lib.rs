@@ -18,3 +18,8 @@ mod topology;
 
 pub use config::Config;
 pub use error::{Error, ErrorKind, Result};
+
+/// The README's Rust example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

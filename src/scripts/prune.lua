@@ -11,16 +11,17 @@
 -- ARGV[1] our value of the lock
 -- ARGV[2] number of names of an entry: 1 or 2
 -- ARGV[3] seconds for which a tag must have been idle to be touched, '' to not ask
--- ARGV[4..] per item: the number of members, then the members
+-- ARGV[4] length of the entry prefix in bytes: a member is the first name of its entry without it
+-- ARGV[5..] per item: the number of members
 -- Returns {'FENCED'} or, per item, one of: -1 (used of late, left alone), -2 (another type, left
 --   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0) of members that
 --   stayed under their first name, as p, or under their second name alone, as -p-1}.
 -- Cost: O(members); at most 4 commands per item and 2 more per member of a mixed tag. Callers keep
 -- the members of one call below 256.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end
-local names, idle = tonumber(ARGV[2]), tonumber(ARGV[3])
-local key, arg, out = 2, 4, {}
-while arg <= #ARGV do
+local names, idle, prefix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local key, out = 2, {}
+for arg = 5, #ARGV do
   local n = tonumber(ARGV[arg])
   local tag, first, second = KEYS[key], key, key + n
   local result
@@ -37,7 +38,9 @@ while arg <= #ARGV do
       end
     end
     local go = {}
-    for i = 1, n do if not stay[i] then go[#go + 1] = ARGV[arg + i] end end
+    for i = 1, n do
+      if not stay[i] then go[#go + 1] = string.sub(KEYS[first + i], prefix + 1) end
+    end
     local removed = 0
     if #go > 0 then removed = redis.pcall('SREM', tag, unpack(go)) end
     if type(removed) ~= 'number' then
@@ -49,6 +52,5 @@ while arg <= #ARGV do
   end
   out[#out + 1] = result
   key = key + 1 + n * names
-  arg = arg + 1 + n
 end
 return out

@@ -202,12 +202,12 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
         .key(terms.contender.key())
         .arg(value(terms))
         .number(terms.proof.in_order().count())
-        .arg(asked);
+        .arg(asked)
+        .number(terms.proof.in_force().entry_prefix.len());
     for batch in batches {
         args.keys.push(batch.visit.key.clone());
         args.keys.extend(all_entries(batch, terms.proof));
         args.argv.push(batch.members.len().to_string().into());
-        args.argv.extend(batch.members.iter().map(<[u8]>::to_vec));
     }
     args
 }

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Rounds under way at once: the server works on one while we read the other.
-const DEPTH: usize = 2;
+const DEPTH: usize = 3;
 
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
