@@ -113,6 +113,21 @@ impl Link {
         commands.iter().map(|_| self.receive(deadline)).collect()
     }
 
+    /// The run id of the server, new at each of its starts; `None` when we may not ask. One round trip.
+    ///
+    /// # Errors
+    /// What keeps the server from answering.
+    pub fn server_id(&mut self) -> Result<Option<String>> {
+        let mut ask = redis::cmd("INFO");
+        ask.arg("server");
+        match self.persist(|link, deadline| link.call(&ask, deadline)) {
+            Ok(Value::BulkString(info)) => Ok(run_id(&String::from_utf8_lossy(&info))),
+            Ok(_) => Ok(None),
+            Err(e) if e.code() == Some("NOPERM") => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Does something with less patience than usual.
     pub(crate) fn hurry<T>(&mut self, patience: Duration, act: impl FnOnce(&mut Self) -> T) -> T {
         let usual = self.config.timeout;
@@ -173,6 +188,11 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("server", &self.label).finish_non_exhaustive()
     }
+}
+
+/// The run id in the text of `INFO server`.
+pub fn run_id(info: &str) -> Option<String> {
+    info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim_end().to_owned())
 }
 
 /// How often an idempotent call is tried.

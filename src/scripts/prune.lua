@@ -14,8 +14,8 @@
 -- ARGV[4] length of the entry prefix in bytes: a member is the first name of its entry without it
 -- ARGV[5..] per item: the number of members
 -- Returns {'FENCED'} or, per item, one of: -1 (used of late, left alone), -2 (another type, left
---   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0) of members that
---   stayed under their first name, as p, or under their second name alone, as -p-1}.
+--   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0)
+--   of members that stayed under their first name, as p, or under their second name alone, as -p-1}.
 -- Cost: O(members); at most 4 commands per item and 2 more per member of a mixed tag. Callers keep
 -- the members of one call below 256.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end

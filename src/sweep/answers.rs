@@ -37,7 +37,10 @@ impl Run<'_> {
             Ask::Sift(batch) => self.sifted(batch, replies),
             Ask::Prune(batches) => self.pruned(batches, replies),
             Ask::Invalidate(batch) => self.invalidated(batch, replies),
-            Ask::Verify { batch, again } => self.verified(batch, again, replies),
+            Ask::Verify { batches, again } => {
+                self.verified(batches, again, first(replies));
+                Ok(())
+            }
             Ask::Restore(batch) => self.restored(batch, replies),
             Ask::Extend => self.extended(replies, sent),
             Ask::Remember { .. } => Ok(()),
@@ -337,17 +340,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn verified(&mut self, batch: Batch, again: bool, replies: Vec<Value>) -> Result<()> {
+    fn verified(&mut self, batches: Vec<Batch>, again: bool, reply: Value) {
+        let clean = reply == Value::Int(0);
         let grace = self.options.grace.saturating_sub(self.options.verify);
-        match first(replies) {
-            Value::Int(0) if again && !grace.is_zero() && self.stop.is_none() => {
-                let due = Moment::now() + grace;
-                self.unverified.put((batch.clone(), false), batch.size(), due);
+        let again = again && !grace.is_zero() && self.stop.is_none();
+        for batch in batches {
+            if again {
+                let size = batch.size();
+                self.unverified.put((batch.clone(), false), size, Moment::now() + grace);
             }
-            Value::Int(0) => self.let_go(batch.visit),
-            _ => self.ready.push_back(Ask::Restore(batch)),
+            if clean {
+                self.let_go(batch.visit);
+            } else {
+                // Some entry exists, or it cannot be told: the script looks at each.
+                self.ready.push_back(Ask::Restore(batch));
+            }
         }
-        Ok(())
     }
 
     fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {

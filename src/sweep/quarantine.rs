@@ -46,6 +46,11 @@ impl<T> Quarantine<T> {
         Some(first.what)
     }
 
+    /// A look at what `take` would give.
+    pub fn peek(&self, now: Moment) -> Option<&T> {
+        self.waiting.peek().filter(|first| first.due <= now).map(|first| &first.what)
+    }
+
     pub fn next_due(&self) -> Option<Moment> {
         self.waiting.peek().map(|first| first.due)
     }
@@ -106,6 +111,7 @@ mod tests {
             quarantine.put(what, 0, at(s));
         }
         assert_eq!(quarantine.take(now), None);
+        assert_eq!((quarantine.peek(now), quarantine.peek(at(2))), (None, Some(&"a")));
         assert_eq!(quarantine.take(at(2)), Some("a"));
         assert_eq!(quarantine.take(at(2)), Some("b"));
         assert_eq!((quarantine.take(at(2)), quarantine.next_due()), (None, Some(at(3))));

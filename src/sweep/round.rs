@@ -73,7 +73,7 @@ pub(crate) enum Ask {
     /// Delete entries and references of an aged tag.
     Invalidate(Batch),
     /// Whether entries of removed references exist after all; `again`: not for the last time.
-    Verify { batch: Batch, again: bool },
+    Verify { batches: Vec<Batch>, again: bool },
     /// Put back the references of those that do.
     Restore(Batch),
     /// Keep the lock.
@@ -111,8 +111,8 @@ impl Ask {
             Self::Sift(batch) => {
                 batch.entries(terms.proof.in_force()).map(|e| exists(std::iter::once(e))).collect()
             }
-            Self::Verify { batch, .. } => {
-                vec![exists(all_entries(batch, terms.proof).into_iter())]
+            Self::Verify { batches, .. } => {
+                vec![exists(batches.iter().flat_map(|batch| all_entries(batch, terms.proof)))]
             }
             Self::Prune(batches) => vec![PRUNE.by_digest(&prune(batches, terms))],
             Self::Invalidate(batch) => vec![INVALIDATE.by_digest(&invalidate(batch, terms))],
@@ -130,16 +130,19 @@ impl Ask {
         match self {
             Self::Page { count, .. } => 2 + count / 4,
             Self::Read { .. } => 8,
-            Self::Look(batch) | Self::Verify { batch, .. } => 2 + batch.members.len() / 3,
+            Self::Look(batch) => 2 + batch.members.len() / 3,
+            Self::Verify { batches, .. } => 2 + members(batches) / 3,
             Self::Sift(batch) => 2 * batch.members.len(),
-            Self::Prune(batches) => {
-                batches.iter().map(|batch| 4 + batch.members.len()).sum::<usize>() + 10
-            }
+            Self::Prune(batches) => 10 + 4 * batches.len() + members(batches),
             Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * batch.members.len(),
             Self::Extend | Self::Remember { .. } => 10,
             Self::Persistence => 20,
         }
     }
+}
+
+fn members(batches: &[Batch]) -> usize {
+    batches.iter().map(|batch| batch.members.len()).sum()
 }
 
 fn remember(key: &[u8], proof: &[u8]) -> Cmd {

@@ -178,8 +178,8 @@ impl<'a> Run<'a> {
         if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
             self.stop(Reason::MaxDuration);
         }
-        while let Some((batch, again)) = self.unverified.take(now) {
-            self.ready.push_back(Ask::Verify { batch, again });
+        while let Some(ask) = self.next_verify(now) {
+            self.ready.push_back(ask);
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
@@ -197,6 +197,22 @@ impl<'a> Run<'a> {
             self.observed = now;
             self.ready.push_front(Ask::Persistence);
         }
+    }
+
+    /// Batches whose verification is due, as many as one command may look for.
+    fn next_verify(&mut self, now: Moment) -> Option<Ask> {
+        let (first, again) = self.unverified.take(now)?;
+        let (mut members, mut batches) = (first.members.len(), vec![first]);
+        let fits = |(batch, other): &(Batch, bool), members: usize| {
+            *other == again && members + batch.members.len() <= BATCH
+        };
+        while self.unverified.peek(now).is_some_and(|next| fits(next, members))
+            && let Some((batch, _)) = self.unverified.take(now)
+        {
+            members += batch.members.len();
+            batches.push(batch);
+        }
+        Some(Ask::Verify { batches, again })
     }
 
     /// Units of work that wait to be sent.

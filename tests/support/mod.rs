@@ -2,6 +2,8 @@
 //! stopped by its pid, its log shown when the test fails. A test that cannot get its server fails.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod proxy;
+
 use redis::{Connection, FromRedisValue};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

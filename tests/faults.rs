@@ -1,0 +1,97 @@
+//! Lost answers and broken connections: what was executed is recognised, what is not known is said.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::Commands;
+use std::time::{Duration, Instant};
+use support::proxy::{Fault, Proxy};
+use support::{Server, age, run, until};
+use tagsweep::lock::{Lock, Outcome};
+use tagsweep::sweep::{Ended, Flow, Options, Sweep};
+
+const TTL: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_millis(600);
+
+fn lock(proxy: &Proxy) -> Lock {
+    Lock::new(proxy.config().timeout(PATIENCE), b"job", TTL).unwrap()
+}
+
+#[test]
+fn an_acquire_whose_answer_was_lost_is_recognised() {
+    for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore] {
+        let server = Server::start();
+        let proxy = Proxy::start(&server.socket());
+        let mut lock = lock(&proxy);
+        lock.acquire().unwrap();
+        lock.release().unwrap();
+        proxy.break_next("EVALSHA", fault, 1);
+        let outcome = lock.acquire().unwrap();
+        assert!(matches!(outcome, Outcome::Acquired { .. }), "{fault:?}: {outcome:?}");
+        assert_eq!(proxy.left(), 0);
+        let owner: Vec<u8> = server.connect().get("lock:job").unwrap();
+        assert_eq!(lock.owner(), Some(owner.as_slice()), "{fault:?}");
+        proxy.break_next("EVALSHA", fault, 1);
+        assert!(lock.extend(Some(Duration::from_secs(90))).unwrap(), "{fault:?}");
+        proxy.break_next("EVALSHA", fault, 1);
+        assert!(lock.release().unwrap(), "{fault:?}");
+        assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"));
+    }
+}
+
+#[test]
+fn what_stays_unknown_is_an_unknown_and_in_time() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut lock = lock(&proxy);
+    lock.acquire().unwrap();
+    proxy.break_next("EVALSHA", Fault::DropReply, 99);
+    let begun = Instant::now();
+    let e = lock.extend(None).unwrap_err();
+    assert!(begun.elapsed() < PATIENCE + Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(e.is_unknown() && e.to_string().contains("tried "), "{e}");
+    assert!(lock.is_held(), "until its own deadline");
+    proxy.break_next("EVALSHA", Fault::DropReply, 0);
+    assert!(lock.release().unwrap());
+}
+
+#[test]
+fn a_sweep_whose_answers_are_lost_does_the_same_and_loses_nothing() {
+    for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore] {
+        let server = Server::start();
+        let proxy = Proxy::start(&server.socket());
+        let mut con = server.connect();
+        for i in 0..300 {
+            let _: () = con.set(format!("item:{i}:live"), "x").unwrap();
+            let members = [format!("item:{i}:live"), format!("item:{i}:gone")];
+            let _: () = con.sadd(format!("tag:{i}"), &members).unwrap();
+            age(&mut con, format!("tag:{i}"), 60);
+        }
+        let options = Options {
+            grace: Duration::from_secs(1),
+            verify: Duration::from_millis(50),
+            lock_ttl: Duration::from_secs(5),
+            ..Options::default()
+        };
+        let mut sweep = Sweep::new(proxy.config().timeout(PATIENCE), options).unwrap();
+        let mut struck = 0;
+        let ended = sweep.run(&mut |_| {
+            if proxy.left() == 0 && struck < 5 {
+                struck += 1;
+                proxy.break_next(
+                    ["SSCAN", "EVALSHA", "EXISTS", "SCAN", "OBJECT"][struck - 1],
+                    fault,
+                    1,
+                );
+            }
+            Flow::Continue
+        });
+        let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+        assert!(report.complete && struck > 1, "{fault:?}: {report:?}");
+        for i in 0..300 {
+            let left: Vec<String> = con.smembers(format!("tag:{i}")).unwrap();
+            assert_eq!(left, [format!("item:{i}:live")], "{fault:?}");
+        }
+        until("the lock is free", || !run::<bool>(&mut con, "EXISTS lock:cache_tag_cleanup"));
+    }
+}

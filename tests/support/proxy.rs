@@ -1,0 +1,110 @@
+//! A proxy between a client and a private server that executes a request and loses its answer: what
+//! no real server can be told to do.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tagsweep::Config;
+
+/// What happens to a request that holds the word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is executed, the answer is lost, the connection stays open and silent.
+    DropReply,
+    /// It is executed, the answer is lost, the connection is closed.
+    CloseAfter,
+    /// It is not executed, the connection is closed.
+    CloseBefore,
+}
+
+/// A rule: the next `times` requests that hold `word`.
+struct Rule {
+    word: &'static str,
+    fault: Fault,
+    times: u32,
+}
+
+pub struct Proxy {
+    socket: PathBuf,
+    rule: Arc<Mutex<Option<Rule>>>,
+}
+
+impl Proxy {
+    /// In front of the server at `target`; listens beside it.
+    pub fn start(target: &Path) -> Self {
+        let socket = target.with_extension("proxy");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let rule = Arc::new(Mutex::new(None));
+        let (shared, target) = (Arc::clone(&rule), target.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let (rule, target) = (Arc::clone(&shared), target.clone());
+                std::thread::spawn(move || carry(client, &target, &rule));
+            }
+        });
+        Self { socket, rule }
+    }
+
+    pub fn config(&self) -> Config {
+        Config::from_url(&format!("unix://{}", self.socket.display())).unwrap()
+    }
+
+    /// The next `times` requests that hold `word` meet a fault.
+    pub fn break_next(&self, word: &'static str, fault: Fault, times: u32) {
+        *self.rule.lock().unwrap() = Some(Rule { word, fault, times });
+    }
+
+    /// Faults that were not met.
+    pub fn left(&self) -> u32 {
+        self.rule.lock().unwrap().as_ref().map_or(0, |rule| rule.times)
+    }
+}
+
+/// Requests one way, answers the other, until either side ends.
+fn carry(mut client: UnixStream, target: &Path, rule: &Mutex<Option<Rule>>) {
+    let Ok(mut server) = UnixStream::connect(target) else { return };
+    let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    let silent = Arc::new(Mutex::new(false));
+    let deaf = Arc::clone(&silent);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        while let Ok(n @ 1..) = answers.read(&mut buffer) {
+            if !*deaf.lock().unwrap() && back.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+        let _ = back.shutdown(Shutdown::Both);
+    });
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(n @ 1..) = client.read(&mut buffer) {
+        let fault = strike(rule, &buffer[..n]);
+        if fault == Some(Fault::CloseBefore) {
+            break;
+        }
+        if fault.is_some() {
+            *silent.lock().unwrap() = true;
+        }
+        if server.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+        if fault == Some(Fault::CloseAfter) {
+            // The server answers in order: when it has answered this, the request was executed.
+            let _ = server.shutdown(Shutdown::Write);
+            break;
+        }
+    }
+    let _ = client.shutdown(Shutdown::Both);
+}
+
+fn strike(rule: &Mutex<Option<Rule>>, request: &[u8]) -> Option<Fault> {
+    let mut rule = rule.lock().unwrap();
+    let rule = rule.as_mut().filter(|rule| rule.times > 0)?;
+    let hit = request.windows(rule.word.len()).any(|window| window == rule.word.as_bytes());
+    hit.then(|| {
+        rule.times -= 1;
+        rule.fault
+    })
+}
