@@ -2,23 +2,24 @@
 //!
 //! The object's public methods are asked; phpredis is not needed to build, and not to run with a DSN.
 
-use crate::exceptions::{from_core, invalid, type_error};
+use crate::exceptions::{Class, exception, from_core, invalid, type_error};
 use crate::options::Given;
 use crate::weak::type_name;
 use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::types::{ZendObject, Zval};
-use ext_php_rs::zend::ClassEntry;
+use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tagsweep::Config;
 use tagsweep::config::{Address, Secret};
-use tagsweep::connect::Link;
+use tagsweep::connect::{Link, run_id};
 use tagsweep::lock::SharedLink;
 
-/// `Redis::OPT_PREFIX` and `Redis::MULTI`-less mode, as phpredis numbers them.
+/// `Redis::OPT_PREFIX` and `Redis::ATOMIC`, as phpredis numbers them.
 const OPT_PREFIX: i64 = 2;
+const ATOMIC: i64 = 0;
 
 /// Reads the first argument of a constructor.
 pub(crate) fn config(redis: &Zval, class: &str) -> PhpResult<Config> {
@@ -113,7 +114,64 @@ fn from_object(object: &ZendObject) -> PhpResult<Config> {
     config.connect_timeout = patience("getTimeout")?.unwrap_or(config.connect_timeout);
     config.timeout = patience("getReadTimeout")?.unwrap_or(config.timeout);
     config.check().map_err(from_core)?;
+    prove(object, &mut config)?;
     Ok(config)
+}
+
+/// A guess that was wrong must be caught: a TLS context and a database selected by a raw command have
+/// no getter. So the object is asked for its database, and the server who it is, through the object
+/// and natively (once for each configuration of a thread). What the server does not tell, for want of
+/// a permission, is not held against it.
+fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
+    if call(object, "getMode")?.long() != Some(ATOMIC) {
+        return Ok(()); // in the middle of MULTI: a question would be queued
+    }
+    if let Some(db) = ask(object, "CLIENT", "INFO").and_then(|info| database(&info)) {
+        config.db = db;
+    }
+    if PROVEN.with_borrow(|proven| proven.contains(config)) {
+        return Ok(());
+    }
+    let Some(id) = ask(object, "INFO", "server").and_then(|info| run_id(&info)) else {
+        return Ok(());
+    };
+    match Link::new(config.clone()).and_then(|mut link| link.server_id()) {
+        Ok(same) if same.as_ref().is_none_or(|same| *same == id) => {
+            PROVEN.with_borrow_mut(|proven| proven.insert(config.clone()));
+            Ok(())
+        }
+        Ok(_) => Err(cannot_copy("it leads to another server")),
+        Err(e) => Err(cannot_copy(&e.to_string())),
+    }
+}
+
+fn cannot_copy(why: &str) -> PhpException {
+    exception(
+        Class::Connection,
+        format!(
+            "the connection of the Redis object cannot be copied ({why}); give a DSN or an array instead"
+        ),
+    )
+}
+
+/// A command through the object; nothing when it is refused.
+fn ask(object: &ZendObject, command: &str, what: &str) -> Option<String> {
+    let answer = object.try_call_method("rawCommand", vec![&command, &what]);
+    if ExecutorGlobals::has_exception() {
+        drop(ExecutorGlobals::take_exception());
+        return None;
+    }
+    answer.ok()?.string()
+}
+
+/// The database in the text of `CLIENT INFO`.
+fn database(info: &str) -> Option<i64> {
+    info.split(' ').find_map(|field| field.strip_prefix("db="))?.parse().ok()
+}
+
+thread_local! {
+    /// Configurations that were seen to lead where their object leads.
+    static PROVEN: RefCell<HashSet<Config>> = RefCell::default();
 }
 
 fn call(object: &ZendObject, method: &str) -> PhpResult<Zval> {

@@ -9,7 +9,8 @@
  *
  * The first argument of the constructors is one of
  * - a connected \Redis: host, port or socket, password, database, OPT_PREFIX and timeouts are taken
- *   over; the native connection is one of its own;
+ *   over, and the database asked for; the native connection is one of its own, and seen to lead to
+ *   the same server;
  * - a DSN: redis://[user:password@]host[:port][/db], rediss://… for TLS, unix:///path[?db=N], or the
  *   path of a socket;
  * - an array of url, host, port, path, user, password, database, prefix, timeout, connect_timeout,
@@ -42,7 +43,7 @@ namespace Tagsweep {
     class DistributedLock implements LockInterface
     {
         /**
-         * Sends nothing yet.
+         * Speaks to the server only to see where a \Redis object leads.
          *
          * @param \Redis|string|array<string, mixed> $redis   see above
          * @param string                             $lockKey any bytes; the key is "lock:$lockKey"
@@ -122,7 +123,7 @@ namespace Tagsweep {
     class TagCleanupManager
     {
         /**
-         * Sends nothing yet.
+         * Speaks to the server only to see where a \Redis object leads.
          *
          * @param \Redis|string|array<string, mixed> $redis     see above
          * @param int                                $maxTagAge seconds, 1 to 180 days: the entries of tags

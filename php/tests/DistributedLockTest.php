@@ -86,6 +86,38 @@ final class DistributedLockTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
 
+    /** A raw SELECT has no getter; the object is asked. */
+    public function testTheObjectsRealDatabaseIsUsed(): void
+    {
+        $this->redis->rawCommand('SELECT', '9');
+        self::assertSame(4, $this->redis->getDbNum());
+        $lock = new DistributedLock($this->redis, 'raw');
+        self::assertTrue($lock->acquire());
+        self::assertSame(1, $this->redis->exists('lock:raw'));
+    }
+
+    /** Host and port of a copy may lead elsewhere, as they do with a TLS context. */
+    public function testAnObjectThatCannotBeCopiedIsRefused(): void
+    {
+        $elsewhere = new Server(true);
+        $liar = new class($elsewhere->port) extends Redis {
+            public function __construct(private int $elsewhere)
+            {
+                parent::__construct();
+            }
+
+            public function getPort()
+            {
+                return $this->elsewhere;
+            }
+        };
+        $liar->connect('127.0.0.1', $this->server->port);
+        $liar->auth('canary-secret');
+        $this->expectException(ConnectionException::class);
+        $this->expectExceptionMessage('cannot be copied');
+        new DistributedLock($liar, 'a');
+    }
+
     public function testFencesGrow(): void
     {
         $lock = new DistributedLock($this->redis, 'job');

@@ -40,8 +40,9 @@ final class Terminal implements Output
     private static function bar(SweepReport $report, float $share): string
     {
         $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
+        $waits = $share >= 1.0 ? ', waiting for grace and verification' : '';
 
-        return sprintf('[%s] %3d %%  %d tags, %d references removed', $bar, (int) ($share * 100), $report->tagsSeen, $report->referencesRemoved);
+        return sprintf('[%s] %3d %%  %d tags, %d references removed%s', $bar, (int) ($share * 100), $report->tagsSeen, $report->referencesRemoved, $waits);
     }
 
     public function done(): void
