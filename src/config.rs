@@ -1,7 +1,7 @@
 //! Where the server is and how to speak to it. Pure: reads no environment, opens nothing.
 
 use crate::error::{Error, Result};
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use redis::{ConnectionAddr, IntoConnectionInfo};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,13 +120,15 @@ impl Config {
         if url.contains("#insecure") {
             return Err(wrong("certificates are always checked (#insecure is not supported)"));
         }
-        let info = url.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
+        // The parser knows TLS only with its own TLS built in; ours is in `socket.rs`.
+        let (plain, tls) = match url.split_once("://") {
+            Some(("rediss" | "valkeys", rest)) => (format!("redis://{rest}"), true),
+            _ => (url.to_owned(), false),
+        };
+        let info = plain.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
         let mut config = Self::new(match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
-                Address::Tcp { host: host.clone(), port: *port, tls: false }
-            }
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                Address::Tcp { host: host.clone(), port: *port, tls: true }
+                Address::Tcp { host: host.clone(), port: *port, tls }
             }
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
             _ => return Err(wrong("unknown kind of address")),
@@ -177,31 +179,6 @@ impl Config {
             }
             Address::Unix(path) => format!("unix://{}?db={}", path.display(), self.db),
         }
-    }
-
-    pub(crate) fn connection_info(&self) -> Result<ConnectionInfo> {
-        let addr = match &self.address {
-            Address::Tcp { host, port, tls: false } => ConnectionAddr::Tcp(host.clone(), *port),
-            Address::Tcp { host, port, tls: true } => ConnectionAddr::TcpTls {
-                host: host.clone(),
-                port: *port,
-                insecure: false,
-                tls_params: None,
-            },
-            Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
-        };
-        // No CLIENT SETINFO: it is refused before Redis 7.2 and needs a permission of its own.
-        let mut settings = RedisConnectionInfo::default().set_db(self.db).set_skip_set_lib_name();
-        if let Some(user) = &self.user {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = &self.password {
-            settings = settings.set_password(password.reveal());
-        }
-        let info = addr
-            .into_connection_info()
-            .map_err(|e| Error::invalid("unusable server address").because(e))?;
-        Ok(info.set_redis_settings(settings))
     }
 }
 

@@ -8,22 +8,13 @@
 //! its own.
 
 use crate::clock::Moment;
-use crate::config::{Address, Config};
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use redis::{Cmd, TlsCertificates, Value};
+pub use crate::socket::Transport;
+use crate::socket::{Socket, checked};
+use redis::{Cmd, Value};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Carries commands to one server and brings their replies back in the same order.
-///
-/// The crate's own transport is a socket; the PHP face has a second one, through a PHP client.
-#[doc(hidden)]
-pub trait Transport: Send {
-    /// Sends, without waiting for replies.
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()>;
-    /// The next reply. An error of the server is a reply: [`Value::ServerError`].
-    fn receive(&mut self, deadline: Moment) -> Result<Value>;
-}
 
 /// Makes a transport; called at first use and after each fault.
 #[doc(hidden)]
@@ -212,139 +203,4 @@ pub(crate) fn passes(e: &Error) -> bool {
         }
         _ => false,
     }
-}
-
-/// Turns an error reply into an error, by its first word only: texts differ between servers.
-pub(crate) fn checked(reply: Value) -> Result<Value> {
-    let Value::ServerError(e) = &reply else { return Ok(reply) };
-    let code = e.code();
-    let kind = match code {
-        "WRONGTYPE" => ErrorKind::WrongType,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,
-        _ => ErrorKind::Refused,
-    };
-    let text = format!("the server answered {code} {}", e.details().unwrap_or_default());
-    let error = Error::new(kind, text.trim_end()).code_of(code);
-    Err(match code {
-        "WRONGTYPE" => error.advice("another program uses this key; choose another name or prefix"),
-        "NOAUTH" => error.advice("give a password"),
-        "WRONGPASS" => error.advice("check user and password"),
-        "NOPERM" => error.advice("grant the user this command and key"),
-        "READONLY" => error.advice("this is a replica; name the primary"),
-        "OOM" => error.advice("raise maxmemory or choose an eviction policy"),
-        _ => error,
-    })
-}
-
-/// A socket of the redis crate: TCP, TLS or unix.
-struct Socket {
-    connection: redis::Connection,
-    /// Timeouts of reads and writes as the kernel has them.
-    reading: Duration,
-    writing: Duration,
-}
-
-impl Socket {
-    fn dial(config: &Config, deadline: Moment) -> Result<Box<dyn Transport>> {
-        let info = config.connection_info()?;
-        let patience = config.connect_timeout.min(deadline.left()).max(SHORTEST);
-        let client = match &config.address {
-            Address::Tcp { tls: true, .. } => {
-                // An error means that the process has chosen a provider already, which will do.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                redis::Client::build_with_tls(info, certificates(config))
-            }
-            _ => redis::Client::open(info),
-        };
-        let client = client.map_err(|e| Error::invalid("unusable TLS settings").because(e))?;
-        let begun = Moment::now();
-        let secure = matches!(&config.address, Address::Tcp { tls: true, .. });
-        let connected = client.get_connection_with_timeout(patience);
-        match connected.and_then(|c| if secure { shake_hands(c, patience) } else { Ok(c) }) {
-            Ok(connection) => {
-                Ok(Box::new(Self { connection, reading: Duration::ZERO, writing: Duration::ZERO }))
-            }
-            Err(e) => Err(not_connected(e, Moment::now().since(begun))),
-        }
-    }
-}
-
-/// Shortest patience handed to the kernel, for which a timeout of zero means "for ever".
-const SHORTEST: Duration = Duration::from_millis(1);
-
-/// What a timeout may be off before the kernel is told again: replies come by the hundred thousand.
-const SLACK: Duration = Duration::from_millis(50);
-
-/// The new timeout for a deadline, if the one in force is too far off.
-fn retime(in_force: Duration, deadline: Moment) -> Option<Duration> {
-    let left = deadline.left().max(SHORTEST);
-    let off = in_force.abs_diff(left);
-    (off > SLACK || off > left / 10).then_some(left)
-}
-
-impl Transport for Socket {
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()> {
-        if let Some(patience) = retime(self.writing, deadline) {
-            self.connection.set_write_timeout(Some(patience)).map_err(no_answer)?;
-            self.writing = patience;
-        }
-        let mut bytes = Vec::new();
-        commands.iter().for_each(|c| c.write_packed_command(&mut bytes));
-        self.connection.send_packed_command(&bytes).map_err(no_answer)
-    }
-
-    fn receive(&mut self, deadline: Moment) -> Result<Value> {
-        if let Some(patience) = retime(self.reading, deadline) {
-            self.connection.set_read_timeout(Some(patience)).map_err(no_answer)?;
-            self.reading = patience;
-        }
-        self.connection.recv_response().map_err(no_answer)
-    }
-}
-
-/// TLS shakes hands at the first use; a certificate that does not fit is no unknown outcome of it.
-fn shake_hands(
-    mut connection: redis::Connection,
-    patience: Duration,
-) -> redis::RedisResult<redis::Connection> {
-    connection.set_read_timeout(Some(patience))?;
-    connection.set_write_timeout(Some(patience))?;
-    connection.send_packed_command(&redis::cmd("PING").get_packed_command())?;
-    connection.recv_response()?;
-    Ok(connection)
-}
-
-fn certificates(config: &Config) -> TlsCertificates {
-    TlsCertificates {
-        client_tls: config
-            .tls
-            .identity
-            .clone()
-            .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key }),
-        root_cert: config.tls.ca.clone(),
-    }
-}
-
-fn no_answer(e: redis::RedisError) -> Error {
-    let what = if e.is_timeout() { "no answer in time" } else { "the connection broke" };
-    Error::new(ErrorKind::Unknown, format!("{what}: {e}"))
-        .because(e)
-        .advice("whether the command took effect is not known")
-}
-
-fn not_connected(e: redis::RedisError, elapsed: Duration) -> Error {
-    let denied = e.kind() == redis::ErrorKind::AuthenticationFailed
-        || matches!(e.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
-    if denied {
-        return Error::new(ErrorKind::Denied, "the server refused the user or password")
-            .advice("check user and password");
-    }
-    if let redis::ErrorKind::Server(_) = e.kind() {
-        let error = Error::new(ErrorKind::Refused, format!("the server refused to serve us: {e}"));
-        return error.code_of(e.code().unwrap_or("ERR")).advice("check the database number");
-    }
-    Error::new(ErrorKind::Unreachable, format!("no connection: {e}"))
-        .tried(1, elapsed)
-        .because(e)
-        .advice("check that the server runs and that address and port are right")
 }

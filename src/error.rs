@@ -107,6 +107,14 @@ impl Error {
         self
     }
 
+    /// The same fault, met before anything that matters was sent.
+    pub(crate) fn unsent(mut self) -> Self {
+        let what = self.0.what.trim_start_matches("the connection broke: ");
+        self.0.what = format!("no connection: {what}");
+        self.0.kind = ErrorKind::Unreachable;
+        self.advice("check that the server runs and that address and port are right")
+    }
+
     pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(e));
         self

@@ -13,6 +13,7 @@ pub mod error;
 pub mod layout;
 pub mod lock;
 mod script;
+mod socket;
 pub mod sweep;
 mod topology;
 

@@ -3,9 +3,10 @@
 //! Every answer either settles something or leads to another question; nothing here sends or waits.
 
 use crate::clock::Moment;
-use crate::connect::{checked, passes};
+use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::companion;
+use crate::socket::checked;
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::proof::Proof;

@@ -1,11 +1,12 @@
 //! A run: the loop of rounds. What follows from their answers is in `answers.rs`.
 
 use crate::clock::Moment;
-use crate::connect::{Link, checked, passes};
+use crate::connect::{Link, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{Contender, companion};
 use crate::script::{EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::socket::checked;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
 use crate::sweep::page::Walk;
