@@ -18,6 +18,22 @@ impl Moment {
         Self(since_start.unwrap_or_default())
     }
 
+    /// In whole microseconds, for an atomic.
+    pub(crate) fn micros(self) -> u64 {
+        u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// From [`Moment::micros`].
+    pub(crate) fn from_micros(micros: u64) -> Self {
+        Self(Duration::from_micros(micros))
+    }
+
+    /// A moment of a clock that is not this machine's, such as a simulation's.
+    #[doc(hidden)]
+    pub fn at(since_start: Duration) -> Self {
+        Self(since_start)
+    }
+
     /// Span from now to here; zero when it has passed.
     pub fn left(self) -> Duration {
         self.since(Self::now())

@@ -20,14 +20,25 @@ use std::time::Duration;
 #[doc(hidden)]
 pub type Dial = Arc<dyn Fn(&Config, Moment) -> Result<Box<dyn Transport>> + Send + Sync>;
 
-/// A link to one server. Not a pool: one command sequence at a time.
+/// A link to one server: one command sequence at a time, and connections that are to block besides.
 pub struct Link {
     config: Config,
     label: String,
     dial: Dial,
     transport: Option<Box<dyn Transport>>,
+    spares: Vec<Spare>,
     pid: u32,
 }
+
+/// A connection besides the link's own, for commands that block.
+pub(crate) struct Spare {
+    pub transport: Box<dyn Transport>,
+    /// What the server calls it, once asked.
+    pub id: Option<i64>,
+}
+
+/// Spare connections that are kept.
+const SPARES: usize = 4;
 
 impl Link {
     /// A link by socket. Connects at first use.
@@ -46,7 +57,7 @@ impl Link {
     pub fn over(config: Config, dial: Dial) -> Result<Self> {
         config.check()?;
         let label = config.label();
-        Ok(Self { config, label, dial, transport: None, pid: 0 })
+        Ok(Self { config, label, dial, transport: None, spares: Vec::new(), pid: 0 })
     }
 
     /// Where this link leads.
@@ -64,11 +75,38 @@ impl Link {
         self.transport(deadline).map(|_| ())
     }
 
-    fn transport(&mut self, deadline: Moment) -> Result<&mut dyn Transport> {
+    /// In a forked child, what was inherited is dropped.
+    fn own(&mut self) {
         if self.pid != std::process::id() {
             self.transport = None;
+            self.spares.clear();
             self.pid = std::process::id();
         }
+    }
+
+    /// A connection to block on: one that was kept, or a new one.
+    pub(crate) fn take_spare(&mut self, deadline: Moment) -> Result<Spare> {
+        self.own();
+        match self.spares.pop() {
+            Some(spare) => Ok(spare),
+            None => {
+                let made = (self.dial)(&self.config, deadline);
+                let transport = made.map_err(|e| e.server(&self.label))?;
+                Ok(Spare { transport, id: None })
+            }
+        }
+    }
+
+    /// Keeps a connection on which nothing is due.
+    pub(crate) fn keep_spare(&mut self, spare: Spare) {
+        self.own();
+        if self.spares.len() < SPARES {
+            self.spares.push(spare);
+        }
+    }
+
+    fn transport(&mut self, deadline: Moment) -> Result<&mut dyn Transport> {
+        self.own();
         if self.transport.is_none() {
             let made = (self.dial)(&self.config, deadline).map_err(|e| e.server(&self.label))?;
             self.transport = Some(made);

@@ -28,6 +28,10 @@ pub enum ErrorKind {
     WrongType,
     /// The lease is not ours any more.
     Lost,
+    /// The caller waits for a lock that it holds itself.
+    Reentrant,
+    /// Too few replicas have the grant; it was given back.
+    Unconfirmed,
     /// No member maps to an existing entry, or two mappings do: a sweep would guess.
     Unproven,
 }

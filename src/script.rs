@@ -30,6 +30,9 @@ macro_rules! script {
 script!(ACQUIRE, "acquire.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
+script!(WAIT, "wait.lua");
+script!(LEAVE, "leave.lua");
+script!(FORCE, "force.lua");
 script!(PRUNE, "prune.lua");
 script!(INVALIDATE, "invalidate.lua");
 script!(RESTORE, "restore.lua");

@@ -312,7 +312,9 @@ fn greeting(config: &Config) -> Vec<Cmd> {
 /// Turns an error reply into an error, by its first word only: texts differ between servers.
 pub(crate) fn checked(reply: Value) -> Result<Value> {
     let Value::ServerError(e) = &reply else { return Ok(reply) };
-    let code = e.code();
+    // Long commands are refused before the password is asked for.
+    let unnamed = e.details().is_some_and(|text| text.contains("unauthenticated"));
+    let code = if unnamed { "NOAUTH" } else { e.code() };
     let kind = match code {
         "WRONGTYPE" => ErrorKind::WrongType,
         "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,

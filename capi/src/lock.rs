@@ -7,7 +7,7 @@ use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK};
 use std::ffi::c_char;
 use std::sync::Arc;
 use std::time::Duration;
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::lock::{Lock, Options, Outcome};
 
 /// One contender for one lock. How its functions are used together: tagsweep_lock_new, then
 /// tagsweep_lock_acquire; while it is held tagsweep_lock_extend before its TTL ends, and
@@ -42,7 +42,9 @@ pub unsafe extern "C" fn tagsweep_lock_new(
         // SAFETY: the caller's promise, passed on.
         let (client, name) = unsafe { (shared(client, "client")?, bytes(name, name_len, "name")?) };
         let ttl = Duration::from_millis(ttl_ms);
-        let make = || Ok(tagsweep_lock { lock: Lock::on(Arc::clone(&client.link), name, ttl)? });
+        let make = || {
+            Ok(tagsweep_lock { lock: Lock::on(Arc::clone(&client.link), name, Options::new(ttl))? })
+        };
         // SAFETY: the caller's promise, passed on.
         unsafe { give(out, make) }.map(done)
     })
@@ -71,7 +73,7 @@ pub unsafe extern "C" fn tagsweep_lock_acquire(
         // SAFETY: the caller's promise, passed on.
         let handle = unsafe { mutable(lock, "lock")? };
         let budget = Duration::from_millis(wait_ms);
-        match handle.lock.acquire_within(budget, &mut || true)? {
+        match handle.lock.acquire_within(budget, &mut |_| true)? {
             Outcome::Acquired { fence: granted } => {
                 // SAFETY: the caller's promise, passed on.
                 unsafe { put(fence, granted) };

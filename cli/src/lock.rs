@@ -27,7 +27,7 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let (tell, events) = channel();
     let interrupted = Arc::new(AtomicBool::new(false));
     listen(tell.clone(), Arc::clone(&interrupted))?;
-    let mut go_on = || !interrupted.load(Ordering::Relaxed);
+    let mut go_on = |_: &_| !interrupted.load(Ordering::Relaxed);
     let fence = match lock.acquire_within(args.wait, &mut go_on)? {
         Outcome::Acquired { fence } => fence,
         Outcome::Held(holder) => {

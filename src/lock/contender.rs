@@ -1,223 +1,243 @@
-//! A contender for one lock: the lock's keys, and the lease while there is one.
-//!
-//! Every act is one script and one round trip, and may be repeated when its reply is lost: acquire
-//! is recognised by its owner token, extend and release compare the whole value of the lock key.
+//! A contender for one lock: its terms, and the lease while there is one. Without I/O: requests come
+//! out, answers and the time go in.
 
 use crate::clock::Moment;
 use crate::connect::Link;
-use crate::error::{Error, ErrorKind, Result};
-use crate::lock::lease::{Holder, Lease, owner_token, safe_until, ttl_ms, whoami};
-use crate::script::{ACQUIRE, Args, EXTEND, RELEASE};
+use crate::error::Result;
+use crate::lock::attempt::Manner;
+use crate::lock::lease::{Lease, transit, ttl_ms, whoami};
+use crate::lock::options::Options;
+use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::pulse::Pulse;
+use crate::lock::stats::{LossReason, Stats};
+use crate::lock::ttl;
+use crate::script::Args;
 use redis::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// What an attempt to take a lock came to. Contention is an outcome, not an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is ours; the fencing token proves its order among all grants of this lock.
-    Acquired {
-        /// Larger than that of every grant before.
-        fence: u64,
-    },
-    /// Somebody else has it.
-    Held(Holder),
-}
-
-/// Life of the fence key: longer than any holder may sleep.
-const FENCE_TTL_MS: u64 = 30 * 24 * 3600 * 1000;
-
-/// Longest name of a lock.
-const NAME_MAX: usize = 64 * 1024;
+/// How often statistics travel to the server, with a release.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// A contender for one lock.
 #[derive(Debug)]
-pub(crate) struct Contender {
-    key: Vec<u8>,
-    ttl: Duration,
-    lease: Option<Lease>,
+pub struct Contender {
+    keys: Keys,
+    options: Options,
+    /// In force for the next lease: fixed, or learned.
+    pub(crate) ttl: Duration,
+    lease: Option<(Lease, Arc<Pulse>)>,
     /// The process that acquired. A forked child holds a copy of the lease, but not the lease.
     pid: u32,
+    /// Since this contender was made; and of that what the server was not told yet.
+    total: Stats,
+    untold: Stats,
+    told: Option<Moment>,
 }
 
 impl Contender {
     /// For the lock `name` (bytes), under the prefix of `link`.
-    pub fn new(link: &Link, name: &[u8], ttl: Duration) -> Result<Self> {
-        ttl_ms(ttl)?;
-        if name.is_empty() {
-            return Err(Error::invalid("the lock key must not be empty"));
-        }
-        if name.len() > NAME_MAX {
-            return Err(Error::invalid("the lock key must not be longer than 64 KiB"));
-        }
-        let key = [&link.config().prefix, b"lock:" as &[u8], name].concat();
-        Ok(Self { key, ttl, lease: None, pid: std::process::id() })
+    pub(crate) fn new(link: &Link, name: &[u8], options: Options) -> Result<Self> {
+        Self::with_keys(Keys::new(&link.config().prefix, name)?, options)
     }
 
-    /// The lock key on the server.
-    pub fn key(&self) -> &[u8] {
-        &self.key
+    /// For a lock of these keys.
+    pub fn with_keys(keys: Keys, options: Options) -> Result<Self> {
+        options.check()?;
+        let ttl = options.ttl.initial();
+        let (total, untold) = (Stats::default(), Stats::default());
+        Ok(Self {
+            keys,
+            options,
+            ttl,
+            lease: None,
+            pid: std::process::id(),
+            total,
+            untold,
+            told: None,
+        })
+    }
+
+    /// The keys on the server.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// How it contends.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// How the next attempt is made, with this wait budget.
+    pub fn manner(&self, budget: Duration) -> Manner {
+        let (mode, record) = (self.options.wait_mode, self.options.record);
+        Manner { ttl: self.ttl, budget, mode, record }
     }
 
     /// The lease, unless it belongs to the process that we were forked from.
     pub fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref().filter(|_| self.pid == std::process::id())
+        self.lease.as_ref().filter(|_| self.pid == std::process::id()).map(|(lease, _)| lease)
     }
 
-    /// Whether the lease may still be acted upon, by our own clock.
-    pub fn is_held(&self) -> bool {
-        self.lease().is_some_and(|lease| !lease.safe_until.passed())
+    /// What is known of the lease.
+    pub fn pulse(&self) -> Option<&Arc<Pulse>> {
+        self.lease.as_ref().filter(|_| self.pid == std::process::id()).map(|(_, pulse)| pulse)
     }
 
-    /// Takes the lock if it is free. An acquired lock, ours included, is held.
-    pub fn acquire(&mut self, link: &mut Link) -> Result<Outcome> {
-        let token = owner_token()?;
-        let args = Args::default()
-            .key(&self.key)
-            .key(&companion(&self.key, "fence"))
-            .arg(&token)
-            .arg(whoami())
-            .number(ttl_ms(self.ttl)?)
-            .number(FENCE_TTL_MS);
-        let (reply, sent) = self.ask(link, |link, deadline| ACQUIRE.run(link, &args, deadline))?;
-        match granted(&reply) {
-            Some(Ok(value)) => match Lease::new(value.to_vec(), sent, self.ttl) {
-                Some(lease) => Ok(self.take(lease)),
-                None => Err(unreadable(&self.key)),
-            },
-            Some(Err(holder)) => Ok(Outcome::Held(holder)),
-            None => Err(unreadable(&self.key)),
-        }
+    /// Until when the lease may be acted upon.
+    pub fn safe_until(&self) -> Option<Moment> {
+        self.pulse().filter(|pulse| pulse.lost().is_none()).map(|pulse| pulse.safe_until())
     }
 
-    fn take(&mut self, lease: Lease) -> Outcome {
-        let fence = lease.fence;
-        self.lease = Some(lease);
+    /// Whether the lease may be acted upon at that moment, by our own clock.
+    pub fn is_held(&self, now: Moment) -> bool {
+        self.safe_until().is_some_and(|until| now < until)
+    }
+
+    /// Takes a lease in, for which we waited so long.
+    pub fn granted(&mut self, lease: Lease, ttl: Duration, waited: Duration) -> &Arc<Pulse> {
         self.pid = std::process::id();
-        Outcome::Acquired { fence }
+        for stats in [&mut self.total, &mut self.untold] {
+            stats.acquired += 1;
+            stats.waits.record(waited);
+            stats.ttl = ttl;
+        }
+        let pulse = Arc::new(Pulse::new(lease.begun, ttl));
+        &self.lease.insert((lease, pulse)).1
     }
 
-    /// Gives the lease more time: `None` its usual TTL without shortening it, `Some` exactly that.
-    /// False when it is not ours (any more).
-    pub fn extend(&mut self, link: &mut Link, ttl: Option<Duration>) -> Result<bool> {
-        let wanted = ttl_ms(ttl.unwrap_or(self.ttl))?;
-        let Some(lease) = self.lease().cloned() else { return Ok(false) };
-        let args = Args::default()
-            .key(&self.key)
-            .arg(&lease.value)
-            .number(wanted)
-            .number(u8::from(ttl.is_some()));
-        let (reply, sent) = self.ask(link, |link, deadline| EXTEND.run(link, &args, deadline))?;
-        self.extended(&reply, sent)
+    /// Takes an owner's value in, of whose lease nothing else is known yet.
+    pub fn restored(&mut self, lease: Lease) {
+        self.pid = std::process::id();
+        let pulse = Arc::new(Pulse::new(lease.begun, Duration::ZERO));
+        self.lease = Some((lease, pulse));
     }
 
-    /// The command of an extend without its own round trip, for a sweep to send among others.
-    pub fn extend_args(&self) -> Option<Args> {
+    /// Counts what an attempt without a lease came to.
+    pub fn not_granted(&mut self, waited: bool, unknown: bool) {
+        for stats in [&mut self.total, &mut self.untold] {
+            match (unknown, waited) {
+                (true, _) => stats.unknown += 1,
+                (false, true) => stats.timeouts += 1,
+                (false, false) => stats.held += 1,
+            }
+        }
+    }
+
+    /// When a lease that began then must end, however often it is extended.
+    pub fn end_of_hold(&self) -> Option<Moment> {
         let lease = self.lease()?;
-        let ttl = ttl_ms(self.ttl).ok()?;
-        Some(Args::default().key(&self.key).arg(&lease.value).number(ttl).number(0))
+        self.options.max_hold.map(|most| lease.begun + most)
     }
 
-    /// Takes in the answer to an extend that was sent at `sent`.
-    pub fn extended(&mut self, reply: &Value, sent: Moment) -> Result<bool> {
-        let left = match reply {
-            Value::Array(items) => match items.as_slice() {
-                [Value::Int(1), Value::Int(left)] => u64::try_from(*left).ok(),
-                [Value::Int(0)] => None,
-                _ => return Err(unreadable(&self.key)),
-            },
-            _ => return Err(unreadable(&self.key)),
-        };
-        match (left, &mut self.lease) {
-            (Some(left), Some(lease)) => {
-                lease.safe_until = safe_until(sent, Duration::from_millis(left));
-                Ok(true)
+    /// More time for the lease: `None` its usual TTL without shortening it, `Some` exactly that; no
+    /// request without a lease, or when it has been held for as long as it may be.
+    pub fn extend(&self, wanted: Option<Duration>, now: Moment) -> Result<Option<Request>> {
+        let ttl = wanted.unwrap_or(self.ttl);
+        ttl_ms(ttl)?;
+        let Some(lease) = self.lease() else { return Ok(None) };
+        let ttl = self.end_of_hold().map_or(ttl, |end| ttl.min(end.since(now)));
+        let value = lease.value.clone();
+        Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact: wanted.is_some() }))
+    }
+
+    /// What the lease has left: asks without changing it.
+    pub fn verify(&self) -> Option<Request> {
+        let (value, ttl) = (self.lease()?.value.clone(), Duration::from_millis(1));
+        Some(Request::Extend { value, ttl, exact: false })
+    }
+
+    /// The arguments of an extend, for a sweep to send among other commands.
+    pub(crate) fn extend_args(&self) -> Option<Args> {
+        let request = self.extend(None, Moment::now()).ok()??;
+        Some(request.script(&self.keys).1)
+    }
+
+    /// Takes in the reply to a command of [`Contender::extend_args`].
+    pub(crate) fn extend_replied(&mut self, reply: &Value, sent: Moment) -> Result<bool> {
+        let (value, ttl) = (Vec::new(), self.ttl);
+        let answer = Request::Extend { value, ttl, exact: false }.read(reply)?;
+        Ok(self.extended(&answer, sent, false))
+    }
+
+    /// Takes in the answer to an extend that was sent then; false when the lease is lost.
+    pub fn extended(&mut self, answer: &Answer, sent: Moment, exact: bool) -> bool {
+        match (answer, self.pulse()) {
+            (Answer::Extended(left), Some(pulse)) if exact => {
+                pulse.set(sent, *left);
+                true
             }
-            _ => {
-                self.lease = None;
-                Ok(false)
+            (Answer::Extended(left), Some(pulse)) => {
+                pulse.confirm(sent, *left, pulse.version());
+                true
             }
+            (Answer::NotOurs(somebody), _) => {
+                self.lose(if *somebody { LossReason::Stolen } else { LossReason::Expired });
+                false
+            }
+            _ => false,
         }
     }
 
-    /// Gives the lock up. False when it was not ours (any more). After an error the lease is given
-    /// up on this side all the same, and ends on the server with its TTL.
-    pub fn release(&mut self, link: &mut Link) -> Result<bool> {
-        let Some(lease) = self.lease().cloned() else { return Ok(false) };
-        self.lease = None;
-        let args = Args::default().key(&self.key).arg(&lease.value);
-        let mut unknown = false;
-        let (reply, _) = self.ask(link, |link, deadline| {
-            RELEASE.run(link, &args, deadline).inspect_err(|e| unknown |= e.is_unknown())
-        })?;
-        // Gone after an attempt whose reply was lost: that attempt released it.
-        Ok(reply == Value::Int(1) || unknown)
+    /// The lease is lost; true when that is news.
+    pub fn lose(&mut self, reason: LossReason) -> bool {
+        let news = self.pulse().is_some_and(|pulse| pulse.lose(reason));
+        self.forget();
+        news
     }
 
-    /// Gives the lease up on this side only.
+    /// Counts what became of the lease, and gives it up on this side.
     pub fn forget(&mut self) {
-        self.lease = None;
-    }
-
-    /// Runs an idempotent script; also tells when the answered attempt was begun.
-    fn ask(
-        &self,
-        link: &mut Link,
-        mut run: impl FnMut(&mut Link, Moment) -> Result<Value>,
-    ) -> Result<(Value, Moment)> {
-        let attempt = |link: &mut Link, deadline| {
-            // A connection made meanwhile would make the lease look younger than it is.
-            link.connect(deadline)?;
-            let sent = Moment::now();
-            run(link, deadline).map(|reply| (reply, sent))
+        let Some((lease, pulse)) = self.lease.take().filter(|_| self.pid == std::process::id())
+        else {
+            return;
         };
-        link.persist(attempt).map_err(|e| e.key(&self.key))
-    }
-}
-
-/// Key of something that belongs to a lock, in the same slot of a Cluster: in braces, unless the
-/// lock key has a hash tag of its own.
-pub(crate) fn companion(lock_key: &[u8], what: &str) -> Vec<u8> {
-    if has_hash_tag(lock_key) {
-        [lock_key, b":", what.as_bytes()].concat()
-    } else {
-        [b"{", lock_key, b"}:", what.as_bytes()].concat()
-    }
-}
-
-/// Whether the server would hash only a part of the key: the part between the first `{` and the
-/// first `}` after it, unless that is empty.
-fn has_hash_tag(key: &[u8]) -> bool {
-    key.iter().position(|b| *b == b'{').is_some_and(|open| {
-        let rest = &key[open + 1..];
-        rest.iter().position(|b| *b == b'}').is_some_and(|length| length > 0)
-    })
-}
-
-/// Reads the reply of acquire.lua: the value that is now ours, or who holds it.
-fn granted(reply: &Value) -> Option<std::result::Result<&[u8], Holder>> {
-    let Value::Array(items) = reply else { return None };
-    match items.as_slice() {
-        [Value::Int(1), Value::BulkString(value)] => Some(Ok(value)),
-        [Value::Int(0), Value::BulkString(value), Value::Int(ttl)] => {
-            let ttl = u64::try_from(*ttl).ok().map(Duration::from_millis);
-            Some(Err(Holder::read(value, ttl)))
+        let now = Moment::now();
+        let (renewed, failed) = pulse.take_counts();
+        for stats in [&mut self.total, &mut self.untold] {
+            stats.renewed += renewed;
+            stats.renew_failed += failed;
+            stats.holds.record(now.since(lease.begun));
+            if renewed > 0 {
+                stats.gaps.record(pulse.longest_gap(now));
+            }
+            if let Some(reason) = pulse.lost() {
+                stats.lose(reason);
+            }
         }
-        _ => None,
+        pulse.end();
     }
-}
 
-fn unreadable(key: &[u8]) -> Error {
-    Error::new(ErrorKind::Refused, "the server's answer makes no sense").key(key)
-}
+    /// The end of the lease, and what the server is to be told; no request without a lease. The
+    /// lease is given up on this side at once: no renewal is sent after the release.
+    pub fn release(&mut self, now: Moment) -> Option<Request> {
+        let (lease, pulse) = (self.lease()?.clone(), Arc::clone(self.pulse()?));
+        let held = now.since(lease.begun);
+        let gap = pulse.longest_gap(now);
+        self.forget();
+        let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
+        let (mut run, mut counts) = (None, Vec::new());
+        if self.options.record && due {
+            self.told = Some(now);
+            run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
+            let span = if self.options.renew.is_some() { gap } else { held };
+            counts = std::mem::take(&mut self.untold).fields();
+            counts.push((ttl::field(self.options.renew.is_some(), lease.fence, span), 1));
+        }
+        let keep = self.options.at_least.saturating_sub(held);
+        let transit = transit(&lease.transit_token());
+        Some(Request::Release {
+            value: lease.value,
+            fence: lease.fence,
+            transit,
+            keep,
+            run,
+            counts,
+        })
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn companions_share_the_slot_of_the_lock() {
-        assert_eq!(companion(b"lock:a", "fence"), b"{lock:a}:fence");
-        assert_eq!(companion(b"lock:{a}b", "fence"), b"lock:{a}b:fence");
-        assert_eq!(companion(b"lock:{}b", "fence"), b"{lock:{}b}:fence");
+    /// Everything that happened to this contender.
+    pub fn stats(&self) -> &Stats {
+        &self.total
     }
 }

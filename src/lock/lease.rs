@@ -28,22 +28,35 @@ pub(crate) fn owner_token() -> Result<String> {
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// The value of a lock that is handed over and not yet claimed: fence 0, and nobody's.
+pub(crate) fn transit(token: &str) -> Vec<u8> {
+    format!("{token}:0||").into_bytes()
+}
+
 /// One grant of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Lease {
+pub struct Lease {
     /// The value of the lock key: owner token, fence, who. Equality of the whole proves ownership.
-    pub value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
     /// Grows with each grant.
-    pub fence: u64,
-    /// After this we must not act on the lease any more, whatever the server may think.
-    pub safe_until: Moment,
+    pub(crate) fence: u64,
+    /// When the request for it was sent.
+    pub(crate) begun: Moment,
 }
 
 impl Lease {
-    /// From the value that the server made, the moment *before* the request was sent, and the TTL.
-    pub fn new(value: Vec<u8>, sent: Moment, ttl: Duration) -> Option<Self> {
-        let fence = Holder::read(&value, None).fence?;
-        Some(Self { value, fence, safe_until: safe_until(sent, ttl) })
+    /// From the value that the server made, and the moment *before* the request was sent.
+    pub(crate) fn new(value: Vec<u8>, sent: Moment) -> Option<Self> {
+        let fence = Holder::read(&value, None).fence.filter(|fence| *fence > 0)?;
+        Some(Self { value, fence, begun: sent })
+    }
+}
+
+impl Lease {
+    /// Names the next transit: part of our secret, which ends with our lease, and the fence.
+    pub(crate) fn transit_token(&self) -> String {
+        let secret = self.value.split(|b| *b == b':').next().unwrap_or_default();
+        format!("{}.{}", String::from_utf8_lossy(secret), self.fence)
     }
 }
 
@@ -56,7 +69,8 @@ pub(crate) fn safe_until(sent: Moment, ttl: Duration) -> Moment {
 /// Who holds a lock, as far as its value tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
-    /// Fencing token of the grant; `None` when the value was not written by tagsweep.
+    /// Fencing token of the grant; `None` when the value was not written by tagsweep; 0 while the lock
+    /// is being handed over to a waiter.
     pub fence: Option<u64>,
     /// Host name.
     pub host: Option<String>,
@@ -75,21 +89,34 @@ impl Holder {
         let parse = || {
             let text = std::str::from_utf8(value).ok()?;
             let (_, rest) = text.split_once(':')?;
-            let mut fields = rest.split('|');
-            let fence = fields.next()?.parse().ok()?;
-            let mut field = || fields.next().filter(|f| !f.is_empty()).map(str::to_owned);
-            let host = field();
-            let pid = field().and_then(|p| p.parse().ok());
-            Some(Self { fence: Some(fence), host, pid, program: field(), ttl })
+            let (fence, who) = rest.split_once('|')?;
+            let mut holder = Self { fence: Some(fence.parse().ok()?), ttl, ..Self::default() };
+            holder.take_who(who);
+            Some(holder)
         };
         parse().unwrap_or(Self { ttl, ..Self::default() })
+    }
+
+    /// Reads `host|pid|program`.
+    pub(crate) fn take_who(&mut self, who: &str) {
+        let mut fields = who.split('|');
+        let mut field = || fields.next().filter(|f| !f.is_empty()).map(str::to_owned);
+        self.host = field();
+        self.pid = field().and_then(|pid| pid.parse().ok());
+        self.program = field();
+    }
+
+    /// When the grant was made by the server's clock, in seconds since 1970: a fence is a time.
+    pub fn since(&self) -> Option<Duration> {
+        self.fence.filter(|fence| *fence > 0).map(Duration::from_micros)
     }
 }
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.host, self.pid) {
-            (Some(host), Some(pid)) => write!(f, "held by {host} pid {pid}")?,
+        match (&self.host, self.pid, self.fence) {
+            (Some(host), Some(pid), _) => write!(f, "held by {host} pid {pid}")?,
+            (_, _, Some(0)) => return f.write_str("being handed over to a waiter"),
             _ => f.write_str("held by an unknown program")?,
         }
         if let Some(fence) = self.fence {
@@ -138,6 +165,9 @@ mod tests {
         let foreign = Holder::read(b"5f3c:uniqid", None);
         assert_eq!(foreign, Holder::default());
         assert_eq!(foreign.to_string(), "held by an unknown program, never expires");
+        let moving = Holder::read(&transit("0f"), None);
+        assert_eq!((moving.fence, moving.since()), (Some(0), None));
+        assert!(Lease::new(transit("0f"), Moment::now()).is_none());
     }
 
     #[test]

@@ -21,106 +21,223 @@
 //! loses writes, an eviction of the lock key or a jump of the server's clock can make two. What a
 //! lease protects must therefore check the fence (as the sweep's scripts do) or bear two holders.
 //!
+//! # How waiters are served
+//! First come, first served: they block on one list, and the script that releases hands the lock over
+//! to whoever has blocked longest (see [`WaitMode`]). A waiter that died is never served; one that was
+//! stopped costs the others at most two seconds.
+//!
 //! # Wire format
 //! Key `lock:<name>`, after the prefix; value `token:fence|host|pid|program`; a TTL always. A class
 //! that takes its lock with `SET lock:<name> <anything> NX EX n` and this one exclude each other.
+//! Companions, in the same slot: `{lock:<name>}:fence`, `:waiters`, `:baton`, `:stats`, `:runs`.
 
-mod contender;
+#[doc(hidden)]
+pub mod attempt;
+#[doc(hidden)]
+pub mod contender;
+mod drive;
 mod lease;
+mod line;
+mod monitor;
+mod options;
+#[doc(hidden)]
+pub mod protocol;
+mod pulse;
+mod renew;
+mod stats;
+mod ttl;
 mod wait;
 
-pub use contender::Outcome;
-pub(crate) use contender::{Contender, companion};
-pub use lease::Holder;
+pub(crate) use contender::Contender;
+pub use drive::GoOn;
+pub use lease::{Holder, Lease};
+pub use monitor::{Forced, Run, Status, Waiter, force_release, names, status};
+pub use options::Options;
+pub(crate) use protocol::companion;
+pub use renew::{OnLost, Watchdog};
+pub use stats::{Histogram, LossReason, Stats};
+pub use ttl::Ttl;
+pub use wait::WaitMode;
 
+use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
-use crate::error::Result;
-use crate::lock::wait::Patience;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::attempt::Attempt;
+use crate::lock::drive::{Asked, Drive, ask};
+use crate::lock::protocol::{Answer, Request};
+use crate::lock::renew::Ward;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A link that several locks of a process share. One of them speaks at a time.
 pub type SharedLink = Arc<Mutex<Link>>;
 
+/// What an attempt to take a lock came to. Contention is an outcome, not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is ours; the fencing token proves its order among all grants of this lock.
+    Acquired {
+        /// Larger than that of every grant before.
+        fence: u64,
+    },
+    /// Somebody else has it.
+    Held(Holder),
+}
+
 /// A lock, as one contender sees it.
 ///
 /// Dropping it releases the lease, within a second, if it is still ours. After `fork()` the child's
 /// copy holds nothing and releases nothing. `Send`, not `Clone`: a lease has one owner.
-#[derive(Debug)]
 pub struct Lock {
     link: SharedLink,
     contender: Contender,
+    on_lost: Option<OnLost>,
+    /// When the TTL was learned last.
+    learned: Option<Moment>,
 }
+
+impl std::fmt::Debug for Lock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lock").field("key", &crate::error::printable(self.key())).finish()
+    }
+}
+
+/// Longest time that dropping a lock may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How often a TTL is learned anew.
+const LEARN_EVERY: Duration = Duration::from_secs(300);
+
+/// How long replicas have to confirm a grant.
+const CONFIRM: Duration = Duration::from_millis(500);
 
 impl Lock {
     /// A lock with a connection of its own. Does not connect yet.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid): an empty or oversized name, a TTL below 1 ms or above
-    /// 2^53 ms, an unusable configuration.
+    /// [`Invalid`](ErrorKind::Invalid): an empty or oversized name, a TTL below 1 ms or above 2^53 ms,
+    /// an unusable configuration.
     pub fn new(config: Config, name: &[u8], ttl: Duration) -> Result<Self> {
-        Self::on(Arc::new(Mutex::new(Link::new(config)?)), name, ttl)
+        Self::on(Arc::new(Mutex::new(Link::new(config)?)), name, Options::new(ttl))
     }
 
     /// A lock on a link that others use too.
     ///
     /// # Errors
     /// As [`Lock::new`].
-    pub fn on(link: SharedLink, name: &[u8], ttl: Duration) -> Result<Self> {
-        let contender = Contender::new(&guard(&link), name, ttl)?;
-        Ok(Self { link, contender })
+    pub fn on(link: SharedLink, name: &[u8], options: Options) -> Result<Self> {
+        let contender = Contender::new(&guard(&link), name, options)?;
+        Ok(Self { link, contender, on_lost: None, learned: None })
     }
 
-    /// Takes the lock if it is free, and tells who holds it otherwise. One round trip. A lock that
-    /// this object holds is held: it does not count.
+    /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
+    /// an earlier one. Sends nothing; until [`Lock::verify`] or [`Lock::extend`] has asked, nothing is
+    /// known of the lease and [`Lock::is_held`] is false. It is not renewed until then either.
     ///
     /// # Errors
-    /// Whatever keeps the server from answering; [`Unknown`](crate::ErrorKind::Unknown) leaves open
-    /// whether the lock was taken, for at most one TTL.
-    pub fn acquire(&mut self) -> Result<Outcome> {
-        self.contender.acquire(&mut guard(&self.link))
+    /// As [`Lock::new`]; and an owner that is not one.
+    pub fn restore(link: SharedLink, name: &[u8], owner: &[u8], options: Options) -> Result<Self> {
+        let mut lock = Self::on(link, name, options)?;
+        let lease = Lease::new(owner.to_vec(), Moment::now())
+            .ok_or_else(|| Error::invalid("this is not the owner of a lease"))?;
+        lock.contender.restored(lease);
+        Ok(lock)
     }
 
-    /// Takes the lock, asking again for at most `budget`, at growing intervals of up to 250 ms with
-    /// full jitter. `go_on` is asked before each pause; when it answers false, the wait ends.
+    /// Calls `tell` when the lease is lost: from the watchdog's thread, or from the call that notices.
+    pub fn on_lost(&mut self, tell: impl Fn(LossReason) + Send + Sync + 'static) {
+        self.on_lost = Some(Arc::new(tell));
+    }
+
+    /// Takes the lock if it is free, and tells who holds it otherwise. One round trip.
+    ///
+    /// # Errors
+    /// [`Reentrant`](ErrorKind::Reentrant) when this object holds it. Whatever keeps the server from
+    /// answering; [`Unknown`](ErrorKind::Unknown) leaves open whether the lock was taken, for at most
+    /// one TTL. [`Unconfirmed`](ErrorKind::Unconfirmed), with [`Options::confirm`].
+    pub fn acquire(&mut self) -> Result<Outcome> {
+        self.acquire_within(Duration::ZERO, &mut |_| true)
+    }
+
+    /// Takes the lock, waiting in line for at most `budget`. `go_on` is asked some twenty times a
+    /// second, with who has the lock; when it answers false, the wait ends.
+    ///
+    /// Round trips: one to try, one to join the line; when the lock is handed over, one to claim it.
     ///
     /// # Errors
     /// As [`Lock::acquire`].
-    pub fn acquire_within(
-        &mut self,
-        budget: Duration,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Outcome> {
-        acquire_within(&mut self.contender, &self.link, budget, go_on)
+    pub fn acquire_within(&mut self, budget: Duration, go_on: GoOn) -> Result<Outcome> {
+        if self.is_held() {
+            return Err(Error::new(ErrorKind::Reentrant, "this contender holds the lock already")
+                .key(self.key())
+                .advice("release it first; leases do not nest"));
+        }
+        self.contender.forget();
+        self.learn()?;
+        let outcome = acquire_within(&mut self.contender, &self.link, budget, go_on)?;
+        if let Outcome::Acquired { .. } = outcome {
+            self.confirm()?;
+            self.watch()?;
+        }
+        Ok(outcome)
     }
 
     /// Gives the lease more time. `None`: the usual TTL from now, never less than what is left;
-    /// `Some(ttl)`: exactly that. One round trip. False when the lease is lost; a lost lock is never
-    /// taken again by an extend.
+    /// `Some(ttl)`: exactly that. One round trip. False when the lease is lost, or was held for
+    /// [`Options::max_hold`]; a lost lock is never taken again by an extend.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; the lease then stays valid until its own deadline.
     pub fn extend(&mut self, ttl: Option<Duration>) -> Result<bool> {
-        self.contender.extend(&mut guard(&self.link), ttl)
+        match self.contender.extend(ttl, Moment::now())? {
+            Some(request) => self.extended(&request, ttl.is_some()),
+            None => {
+                self.lose(LossReason::MaxHold);
+                Ok(false)
+            }
+        }
     }
 
-    /// Gives the lock up. One round trip; none without a lease. False when it was not ours any more.
+    /// Asks the server whether the lease is still ours, and changes nothing. One round trip; none
+    /// without a lease.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn verify(&mut self) -> Result<bool> {
+        match self.contender.verify() {
+            Some(request) => self.extended(&request, false),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives the lock up, to the waiter that has waited longest. One round trip; none without a lease.
+    /// False when it was not ours any more.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; the lease then ends with its TTL.
     pub fn release(&mut self) -> Result<bool> {
-        self.contender.release(&mut guard(&self.link))
+        release(&mut self.contender, &mut guard(&self.link))
     }
 
     /// Whether the lease may still be acted upon, by our own clock and without a round trip.
     pub fn is_held(&self) -> bool {
-        self.contender.is_held()
+        self.contender.is_held(Moment::now())
+    }
+
+    /// Whether and why the watchdog has lost the lease that we still believe in.
+    pub fn lost(&self) -> Option<LossReason> {
+        self.contender.pulse()?.lost()
+    }
+
+    /// Gives the lease up on this side only: it ends with its TTL.
+    pub fn forget(&mut self) {
+        self.contender.forget();
     }
 
     /// Time until the holder must stop; `None` without a lease.
     pub fn remaining(&self) -> Option<Duration> {
-        self.contender.lease().map(|lease| lease.safe_until.left())
+        self.contender.safe_until().map(Moment::left)
     }
 
     /// Fencing token of the lease.
@@ -135,45 +252,154 @@ impl Lock {
 
     /// The key on the server, prefix included.
     pub fn key(&self) -> &[u8] {
-        self.contender.key()
+        &self.contender.keys().lock
+    }
+
+    /// Life of a lease: as given, or as learned.
+    pub fn ttl(&self) -> Duration {
+        self.contender.ttl
+    }
+
+    /// What happened to this contender.
+    pub fn stats(&self) -> &Stats {
+        self.contender.stats()
+    }
+
+    /// Who has the lock and who waits for it. One round trip.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn status(&self) -> Result<Status> {
+        monitor::look(&mut guard(&self.link), self.contender.keys())
+    }
+
+    fn extended(&mut self, request: &Request, exact: bool) -> Result<bool> {
+        let asked = ask(&mut guard(&self.link), self.contender.keys(), request)?;
+        if let Answer::NotOurs(somebody) = asked.answer {
+            self.lose(if somebody { LossReason::Stolen } else { LossReason::Expired });
+        }
+        Ok(self.contender.extended(&asked.answer, asked.sent, exact))
+    }
+
+    fn lose(&mut self, reason: LossReason) {
+        if self.contender.lose(reason)
+            && let Some(tell) = &self.on_lost
+        {
+            tell(reason);
+        }
+    }
+
+    /// Learns the TTL from the past, if it is to be learned.
+    fn learn(&mut self) -> Result<()> {
+        let ttl = self.contender.options().ttl;
+        let fresh = self.learned.is_some_and(|at| Moment::now().since(at) < LEARN_EVERY);
+        if matches!(ttl, Ttl::Auto { .. }) && !fresh {
+            let renewed = self.contender.options().renew.is_some();
+            let link = &mut guard(&self.link);
+            self.contender.ttl = monitor::learn(link, self.contender.keys(), ttl, renewed)?;
+            self.learned = Some(Moment::now());
+        }
+        Ok(())
+    }
+
+    /// Has replicas confirm the grant, or gives it back.
+    fn confirm(&mut self) -> Result<()> {
+        let wanted = self.contender.options().confirm;
+        if wanted == 0 {
+            return Ok(());
+        }
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(wanted).arg(CONFIRM.min(self.contender.ttl / 2).as_millis().max(1) as u64);
+        let link = &mut guard(&self.link);
+        let deadline = link.deadline();
+        let confirmed = link.call(&wait, deadline);
+        if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
+            return Ok(());
+        }
+        // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
+        let _ = release(&mut self.contender, link);
+        let told = match confirmed {
+            Ok(redis::Value::Int(n)) => format!("{n} of {wanted} replicas have the grant"),
+            Ok(_) => "the server does not tell which replicas have the grant".to_owned(),
+            Err(e) => return Err(e),
+        };
+        Err(Error::new(ErrorKind::Unconfirmed, told)
+            .key(self.key())
+            .server(&link.config().label())
+            .advice("it was given back; check the replicas, or ask for fewer"))
+    }
+
+    /// Hands the lease to the watchdog, if there is one.
+    fn watch(&self) -> Result<()> {
+        let (Some(watchdog), Some(lease), Some(pulse)) =
+            (&self.contender.options().renew, self.contender.lease(), self.contender.pulse())
+        else {
+            return Ok(());
+        };
+        watchdog.watch(Ward {
+            config: guard(&self.link).config().clone(),
+            keys: self.contender.keys().clone(),
+            value: lease.value.clone(),
+            ttl: self.contender.ttl,
+            end: self.contender.end_of_hold(),
+            pulse: Arc::clone(pulse),
+            on_lost: self.on_lost.clone(),
+        })
     }
 }
 
-/// Asks until the lock is ours, the budget is spent or the caller has had enough. The link is free
-/// for others during the pauses.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.contender.lease().is_none() || !self.contender.options().release_on_drop {
+            self.contender.forget();
+            return;
+        }
+        let mut link = guard(&self.link);
+        link.hurry(LAST_WORDS, |link| {
+            // Nobody is left to tell; the lease ends with its TTL.
+            let _ = release(&mut self.contender, link);
+        });
+    }
+}
+
+/// Makes one attempt, with a wait budget.
 pub(crate) fn acquire_within(
     contender: &mut Contender,
     link: &SharedLink,
     budget: Duration,
-    go_on: &mut dyn FnMut() -> bool,
+    go_on: GoOn,
 ) -> Result<Outcome> {
-    let mut patience = Patience::new(budget);
-    loop {
-        let outcome = contender.acquire(&mut guard(link))?;
-        if matches!(outcome, Outcome::Acquired { .. }) || !go_on() || !patience.sleep() {
-            return Ok(outcome);
+    let begun = Moment::now();
+    let manner = contender.manner(budget);
+    let ttl = manner.ttl;
+    let mut attempt = Attempt::new(manner, begun)?;
+    let keys = contender.keys().clone();
+    let drive = Drive { keys: &keys, link, go_on, end: begun + budget, line: None };
+    let ended = drive.run(&mut attempt);
+    match ended {
+        Ok(Ok(lease)) => {
+            let fence = lease.fence;
+            let waited = lease.begun.since(begun);
+            contender.granted(lease, ttl, waited);
+            Ok(Outcome::Acquired { fence })
+        }
+        Ok(Err(holder)) => {
+            contender.not_granted(!budget.is_zero(), false);
+            Ok(Outcome::Held(holder))
+        }
+        Err(e) => {
+            contender.not_granted(false, e.is_unknown());
+            Err(e)
         }
     }
 }
 
-/// Whether a TTL can be used for a lock.
-pub(crate) fn check_ttl(ttl: Duration) -> Result<()> {
-    lease::ttl_ms(ttl).map(|_| ())
-}
-
-/// Longest time that dropping a lock may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if self.contender.lease().is_some() {
-            let mut link = guard(&self.link);
-            link.hurry(LAST_WORDS, |link| {
-                // Nobody is left to tell; the lease ends with its TTL.
-                let _ = self.contender.release(link);
-            });
-        }
-    }
+/// Releases; false when it was not ours any more.
+pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
+    let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
+    let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
+    // Gone after an attempt whose reply was lost: that attempt released it.
+    Ok(answer == Answer::Released || repeated)
 }
 
 /// A link is whole after a panic: any fault drops its connection.

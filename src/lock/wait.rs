@@ -1,10 +1,55 @@
-//! Waiting for a lock by asking again: exponential back-off with full jitter.
+//! When a waiter does what. Pure.
 //!
-//! Full jitter (a uniform draw between nothing and the growing bound) is what spreads contenders
-//! best; see M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+//! In line, a waiter is woken by the baton and looks at the lock only for what no baton tells: a lease
+//! that expired, a key deleted by hand, a program that gives back without knowing of the line, a
+//! woken waiter that was stopped before its claim. The youngest waiter looks every [`WATCH`], each
+//! older one [`SPREAD`] times as rarely: about one look a second for the whole line, however long it
+//! is, and a youngest that died is stood in for. All look when the holder's TTL ends.
+//!
+//! Where blocking is not possible, exponential back-off with full jitter (a uniform draw between
+//! nothing and the growing bound); see M. Brooker, "Exponential Backoff And Jitter", AWS Architecture
+//! Blog, 2015.
 
-use crate::clock::Moment;
 use std::time::Duration;
+
+/// How waiters wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitMode {
+    /// In line, woken by the one who gives back: first come, first served.
+    #[default]
+    Line,
+    /// By asking again, at growing random intervals of up to 250 ms: for servers and proxies without
+    /// blocking commands.
+    Backoff,
+}
+
+/// How often the youngest waiter looks.
+pub(crate) const WATCH: Duration = Duration::from_millis(900);
+
+/// How much more rarely each older one does.
+const SPREAD: u32 = 4;
+
+/// Longest time between two looks: the line's key must outlive it.
+const RAREST: Duration = Duration::from_secs(3600);
+
+/// Time between the first looks of waiters when a TTL ends: the youngest comes first.
+const STAGGER: Duration = Duration::from_millis(20);
+
+/// How long after the last look the next one is due, for a waiter with `younger` ones behind it and a
+/// holder whose TTL has `left`.
+pub(crate) fn next_look(left: Option<Duration>, younger: u32) -> Duration {
+    let watch = SPREAD.checked_pow(younger).map_or(RAREST, |rarer| WATCH.saturating_mul(rarer));
+    let expiry = left.map_or(RAREST, |left| left + SOON + STAGGER * younger.min(50));
+    watch.min(expiry).min(RAREST)
+}
+
+/// A TTL is told in whole milliseconds, rounded down.
+const SOON: Duration = Duration::from_millis(2);
+
+/// How long the line's key lives after this look: until well after the next.
+pub(crate) fn line_life() -> Duration {
+    RAREST + Duration::from_secs(60)
+}
 
 /// Bound of the first pause, its growth, and the cap.
 const FIRST: Duration = Duration::from_millis(5);
@@ -12,37 +57,9 @@ const GROWTH: f64 = 1.6;
 const CAP: Duration = Duration::from_millis(250);
 
 /// The pause before attempt `n` (from 0), for a `draw` between 0 and 1.
-fn pause(n: u32, draw: f64) -> Duration {
+pub(crate) fn pause(n: u32, draw: f64) -> Duration {
     let bound = FIRST.as_secs_f64() * GROWTH.powi(n.min(60) as i32);
     Duration::from_secs_f64(bound.min(CAP.as_secs_f64()) * draw.clamp(0.0, 1.0))
-}
-
-/// A wait budget that is being spent.
-pub(crate) struct Patience {
-    end: Moment,
-    attempts: u32,
-}
-
-impl Patience {
-    pub fn new(budget: Duration) -> Self {
-        Self { end: Moment::now() + budget, attempts: 0 }
-    }
-
-    /// Sleeps for the next pause. False when the budget is spent.
-    pub fn sleep(&mut self) -> bool {
-        let left = self.end.left();
-        if left.is_zero() {
-            return false;
-        }
-        std::thread::sleep(pause(self.attempts, draw()).min(left));
-        self.attempts += 1;
-        true
-    }
-}
-
-/// Uniform between 0 and 1; without random bytes, the whole pause.
-fn draw() -> f64 {
-    getrandom::u32().map_or(1.0, |n| f64::from(n) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -55,5 +72,14 @@ mod tests {
         assert_eq!(pause(1, 1.0), Duration::from_millis(8));
         assert_eq!(pause(1000, 1.0), CAP);
         assert_eq!(pause(1000, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_line_of_any_length_looks_about_once_a_second() {
+        let looks: f64 = (0..100).map(|rank| 1.0 / next_look(None, rank).as_secs_f64()).sum();
+        assert!(looks < 1.6, "{looks}");
+        let expiry = next_look(Some(Duration::from_millis(40)), 0);
+        assert_eq!(expiry, Duration::from_millis(42));
+        assert!(next_look(Some(Duration::from_millis(40)), 3) > expiry);
     }
 }

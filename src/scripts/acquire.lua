@@ -3,33 +3,67 @@
 -- A request whose reply was lost may be sent again with the same owner token: it is recognised and
 -- answered with the grant that it made, not with "held". The fence is the larger of the last fence
 -- plus one and the server's clock in microseconds: it grows with every grant, also when the last one
--- was lost by eviction, restart or failover (a counter alone starts again and repeats).
+-- was lost by eviction, restart or failover (a counter alone starts again and repeats). The fence key
+-- is "<fence>+|<who>" while the grant is open and "<fence>" once it is given back: an open grant
+-- without a lock key is a takeover.
+--
+-- A lock in transit (handed over, not yet claimed) is free for the waiter that popped its baton. A
+-- baton that still lies in its list has nobody to pop it, for all who wait block on that list: then
+-- it is free for anybody.
 --
 -- KEYS[1] lock key
 -- KEYS[2] fence key
+-- KEYS[3] waiters, a sorted set: member "id|host|pid|program", score its ticket
+-- KEYS[4] baton, a list
+-- KEYS[5] statistics, a hash
+-- KEYS[6] runs, a list of past grants, newest first
 -- ARGV[1] owner token, without ':'
--- ARGV[2] who asks: host, pid, start, version; shown to others, never compared
+-- ARGV[2] who asks: host, pid, program; shown to others, never compared
 -- ARGV[3] TTL of the lock in ms
--- ARGV[4] TTL of the fence key in ms
+-- ARGV[4] TTL of the fence key in ms, and of statistics and runs
+-- ARGV[5] the baton that we popped, or ''
+-- ARGV[6] our ticket: with a baton, all tickets up to it are served or dead; or '0'
+-- ARGV[7] '1' to keep statistics (which may fail for want of memory, and nothing else with them)
 -- Returns {1, value} when granted, {0, holder's value, remaining TTL in ms or -1} when held.
--- Cost: O(1), at most 7 commands.
+-- Cost: O(1), 5 commands when free, at most 13; with a baton O(waiters that died) more.
 local held = redis.call('GET', KEYS[1])
-if held then
+if held and held ~= ARGV[5] then
   if string.sub(held, 1, #ARGV[1] + 1) == ARGV[1] .. ':' then
     redis.call('PEXPIRE', KEYS[1], ARGV[3])
     return {1, held}
   end
-  return {0, held, redis.call('PTTL', KEYS[1])}
+  if string.sub(held, -4) == ':0||' and redis.call('LPOP', KEYS[4]) == held then
+    redis.call('DEL', KEYS[3])
+  else
+    if ARGV[7] == '1' and ARGV[5] == '' then
+      redis.pcall('HINCRBY', KEYS[5], 'held', 1)
+      redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
+    end
+    return {0, held, redis.call('PTTL', KEYS[1])}
+  end
 end
+local last = redis.call('GET', KEYS[2])
 local time = redis.call('TIME')
 local fence = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local last = redis.call('GET', KEYS[2])
-if last then fence = math.max((tonumber(last) or 0) + 1, fence) end
+if last then
+  local number, open, who = string.match(last, '^(%d+)(%+?)|?(.*)$')
+  fence = math.max((tonumber(number) or 0) + 1, fence)
+  if open == '+' and ARGV[7] == '1' then
+    redis.pcall('HINCRBY', KEYS[5], 'takeover', 1)
+    redis.pcall('LPUSH', KEYS[6], number .. '|' .. who .. '|-1')
+    redis.pcall('LTRIM', KEYS[6], 0, 9)
+    redis.pcall('PEXPIRE', KEYS[6], ARGV[4])
+  end
+end
 fence = string.format('%.0f', fence)
--- PEXPIRE first: a script that has begun with a write which needs no memory may go on to SET
--- although the server is out of memory, which is when a sweep is wanted.
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('SET', KEYS[2], fence, 'PX', ARGV[4])
+local stored = redis.pcall('SET', KEYS[2], fence .. '+|' .. ARGV[2], 'PX', ARGV[4])
+if stored.err then
+  -- Out of memory, which is when a sweep is wanted: a script that has begun with a write which needs
+  -- none may go on to SET.
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('SET', KEYS[2], fence .. '+|' .. ARGV[2], 'PX', ARGV[4])
+end
 local value = ARGV[1] .. ':' .. fence .. '|' .. ARGV[2]
 redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
+if ARGV[5] ~= '' then redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[6]) end
 return {1, value}

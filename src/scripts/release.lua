@@ -1,8 +1,43 @@
--- Gives the lock up, if it is still ours.
+-- Gives the lock up, if it is still ours: to the waiter that has waited longest, or to nobody.
+--
+-- The lock changes hands inside this script. Its new value is "in transit" until the waiter, woken by
+-- the baton, claims it with acquire.lua; the baton is that value. A baton that nobody claims expires
+-- with the lock key. The server serves the client that has blocked longest, and none that died.
 --
 -- KEYS[1] lock key
+-- KEYS[2] fence key
+-- KEYS[3] waiters
+-- KEYS[4] baton
+-- KEYS[5] statistics
+-- KEYS[6] runs
 -- ARGV[1] our value
+-- ARGV[2] our fence, or '0' for a lock in transit that is handed on
+-- ARGV[3] TTL of the fence key in ms, and of statistics and runs
+-- ARGV[4] value in transit: a fresh token and ':0||'
+-- ARGV[5] time to claim it in ms
+-- ARGV[6] how long the lock must stay taken in ms, or '0'
+-- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms; or ''
+-- ARGV[8..] pairs of a statistic and what it grows by
 -- Returns 1 when released, 0 when the key is gone or somebody else's.
--- Cost: O(1), at most 2 commands.
+-- Cost: O(statistics given), 4 commands without a waiter, 7 with one, and those of the statistics.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+if ARGV[6] ~= '0' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[6])
+elseif redis.call('EXISTS', KEYS[3]) == 1 then
+  redis.call('DEL', KEYS[4])
+  redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+  redis.call('RPUSH', KEYS[4], ARGV[4])
+  redis.call('PEXPIRE', KEYS[4], ARGV[5])
+else
+  redis.call('DEL', KEYS[1])
+end
+if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
+-- Nothing below may undo what is done: a statistic that cannot be kept is not.
+if ARGV[7] ~= '' then
+  redis.pcall('LPUSH', KEYS[6], ARGV[7])
+  redis.pcall('LTRIM', KEYS[6], 0, 9)
+  redis.pcall('PEXPIRE', KEYS[6], ARGV[3])
+end
+for n = 8, #ARGV, 2 do redis.pcall('HINCRBY', KEYS[5], ARGV[n], ARGV[n + 1]) end
+if #ARGV >= 8 then redis.pcall('PEXPIRE', KEYS[5], ARGV[3]) end
+return 1

@@ -187,7 +187,7 @@ impl Run<'_> {
         }
         if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
             // A later run may find a cache whose entries have all expired, and trust this one.
-            let key = companion(self.contender.key(), "mapping");
+            let key = companion(&self.contender.keys().lock, "mapping");
             self.ready.push_back(Ask::Remember { key, proof });
         }
         Ok(())
@@ -376,7 +376,7 @@ impl Run<'_> {
 
     fn extended(&mut self, replies: Vec<Value>, sent: Moment) -> Result<()> {
         let reply = checked(first(replies))?;
-        if self.contender.lease().is_some() && !self.contender.extended(&reply, sent)? {
+        if self.contender.lease().is_some() && !self.contender.extend_replied(&reply, sent)? {
             self.lost();
         }
         Ok(())

@@ -44,7 +44,7 @@ use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Plain;
-use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard};
+use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard, release};
 use crate::topology::Facts;
 use run::Run;
 use std::sync::{Arc, Mutex};
@@ -99,7 +99,7 @@ impl Sweep {
     /// As [`Sweep::new`].
     pub fn on(link: SharedLink, options: Options) -> Result<Self> {
         options.check()?;
-        Contender::new(&guard(&link), &options.lock, options.lock_ttl)?;
+        Contender::new(&guard(&link), &options.lock, options.lock_options())?;
         Ok(Self { link, options, report: None })
     }
 
@@ -113,7 +113,7 @@ impl Sweep {
         self.report = None;
         let facts = survey(&mut guard(&self.link))?;
         let mut contender =
-            Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_ttl)?;
+            Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
             return Ok(Ended::Held(holder));
         }
@@ -123,7 +123,7 @@ impl Sweep {
         let swept = run.finish(watch);
         let report = run.report();
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
-        let _ = link.hurry(LAST_WORDS, |link| contender.release(link));
+        let _ = link.hurry(LAST_WORDS, |link| release(&mut contender, link));
         self.report = Some(report.clone());
         swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))
     }
@@ -143,8 +143,9 @@ impl Sweep {
             return Ok(None);
         }
         let idle = Report::default();
-        let mut go_on =
-            || watch(&Progress { report: &idle, share: 0.0, waiting: true }) == Flow::Continue;
+        let mut go_on = |_: &Holder| {
+            watch(&Progress { report: &idle, share: 0.0, waiting: true }) == Flow::Continue
+        };
         match acquire_within(contender, &self.link, self.options.wait, &mut go_on)? {
             Outcome::Held(holder) => Ok(Some(holder)),
             Outcome::Acquired { .. } => Ok(None),

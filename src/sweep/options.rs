@@ -1,6 +1,7 @@
 //! What a sweep is told.
 
 use crate::error::{Error, Result};
+use crate::lock;
 use std::time::Duration;
 
 /// What to do with an aged tag that still has live entries.
@@ -98,7 +99,12 @@ impl Options {
         if self.lock_ttl < Duration::from_secs(1) {
             return wrong("the TTL of the sweep's lock must be at least 1 second");
         }
-        crate::lock::check_ttl(self.lock_ttl)
+        self.lock_options().check()
+    }
+
+    /// How the lock is contended for.
+    pub(super) fn lock_options(&self) -> lock::Options {
+        lock::Options { record: true, ..lock::Options::new(self.lock_ttl) }
     }
 }
 

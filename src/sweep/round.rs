@@ -202,7 +202,7 @@ fn idle(visit: &Visit) -> String {
 fn prune(batches: &[Batch], terms: &Terms) -> Args {
     let asked = batches.first().map(|batch| idle(&batch.visit)).unwrap_or_default();
     let mut args = Args::default()
-        .key(terms.contender.key())
+        .key(&terms.contender.keys().lock)
         .arg(value(terms))
         .number(terms.proof.in_order().count())
         .arg(asked)
@@ -217,7 +217,7 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
 
 fn invalidate(batch: &Batch, terms: &Terms) -> Args {
     let mut args = Args::default()
-        .key(terms.contender.key())
+        .key(&terms.contender.keys().lock)
         .key(&batch.visit.key)
         .arg(value(terms))
         .arg(idle(&batch.visit));

@@ -308,7 +308,7 @@ impl<'a> Run<'a> {
     /// Asks for the proof that an earlier run left.
     fn recall(&self) -> redis::Cmd {
         let mut cmd = redis::cmd("GET");
-        cmd.arg(companion(self.contender.key(), "mapping"));
+        cmd.arg(companion(&self.contender.keys().lock, "mapping"));
         cmd
     }
 

@@ -62,6 +62,11 @@ impl Server {
         redis::Client::open(self.url()).unwrap().get_connection().expect("a connection")
     }
 
+    /// A link of its own.
+    pub fn link(&self) -> tagsweep::lock::SharedLink {
+        Arc::new(Mutex::new(tagsweep::connect::Link::new(self.config()).unwrap()))
+    }
+
     /// Stops it without any farewell and starts it again on the same socket, empty.
     pub fn restart(&mut self) {
         self.stop();

@@ -1,0 +1,273 @@
+//! One attempt to get a lock, from the first request to the grant or to the end of patience: a state
+//! machine without I/O. Steps come out, events and the time go in; the driver in `drive.rs` does what
+//! the steps say, and so does the simulation in `tests/simulation.rs`.
+//!
+//! | state | event | next | step |
+//! |---|---|---|---|
+//! | Asking | granted | – | done: ours |
+//! | | held, no time left | – | done: held |
+//! | | held | Queued (Pausing with back-off) | join the line (pause) |
+//! | Pausing | time | Asking | ask again |
+//! | Queued | in line | Queued | listen for the baton until the next look |
+//! | | baton | Claiming | claim |
+//! | | time for a look | Queued | look |
+//! | | the line broke | Queued | join anew, at its end |
+//! | | blocking is refused | Pausing | back-off from now on |
+//! | | time up, or cancelled | Leaving | hang up |
+//! | Claiming | granted | – | done: ours |
+//! | | held (the claim came too late) | Queued or Leaving | join anew, or leave |
+//! | Leaving | no baton came | Leaving | leave |
+//! | | a baton came at the last moment | Claiming | claim; if cancelled, hand it on instead |
+//! | | left, handed on | – | done: held |
+
+use crate::clock::Moment;
+use crate::error::Result;
+use crate::lock::lease::{Holder, Lease, owner_token, transit, whoami};
+use crate::lock::protocol::{Answer, Request};
+use crate::lock::wait::{WaitMode, line_life, next_look, pause};
+use std::time::Duration;
+
+/// What the driver is to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send the request, then tell [`Event::Answered`].
+    Ask(Request),
+    /// Send the request on a connection of its own, with a BLPOP on the baton behind it; then tell
+    /// [`Event::Answered`].
+    Join(Request),
+    /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`] or [`Event::Broken`].
+    Listen(Moment),
+    /// Wait until then; tell [`Event::Time`].
+    Pause(Moment),
+    /// Stop blocking; tell [`Event::HungUp`].
+    HangUp,
+    /// The lease, or who has it.
+    Done(std::result::Result<Lease, Holder>),
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The server answered a request that was first sent at that moment.
+    Answered(Answer, Moment),
+    /// The baton was handed to us.
+    Baton(Vec<u8>),
+    /// It is time.
+    Time,
+    /// The connection on which we blocked is gone.
+    Broken,
+    /// The server (or a proxy before it) knows no blocking commands.
+    CannotBlock,
+    /// We block no more; what came at the last moment.
+    HungUp(Option<Vec<u8>>),
+    /// The caller has had enough.
+    Cancel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Asking,
+    Pausing,
+    Queued,
+    Claiming,
+    Leaving,
+}
+
+/// How an attempt is made.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// Life of the lease.
+    pub ttl: Duration,
+    /// How long to wait.
+    pub budget: Duration,
+    /// In which way.
+    pub mode: WaitMode,
+    /// Whether the server counts.
+    pub record: bool,
+}
+
+/// One attempt.
+#[derive(Debug)]
+pub struct Attempt {
+    manner: Manner,
+    state: State,
+    token: String,
+    /// Names waiters and transits; not the owner token, for it shows to others.
+    name: String,
+    serial: u32,
+    /// Who waits: new for each place in the line.
+    waiter: String,
+    ticket: String,
+    holder: Holder,
+    /// When patience ends.
+    end: Moment,
+    next_look: Moment,
+    pauses: u32,
+    cancelled: bool,
+}
+
+impl Attempt {
+    /// An attempt that begins now.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn new(manner: Manner, now: Moment) -> Result<Self> {
+        Ok(Self::with_tokens(manner, owner_token()?, owner_token()?, now))
+    }
+
+    /// An attempt with random names from elsewhere (a simulation repeats itself).
+    pub fn with_tokens(manner: Manner, token: String, name: String, now: Moment) -> Self {
+        let end = now + manner.budget;
+        Self {
+            manner,
+            state: State::Asking,
+            token,
+            name,
+            serial: 0,
+            waiter: String::new(),
+            ticket: String::new(),
+            holder: Holder::default(),
+            end,
+            next_look: end,
+            pauses: 0,
+            cancelled: false,
+        }
+    }
+
+    /// The first step.
+    pub fn begin(&mut self) -> Step {
+        self.ask(None)
+    }
+
+    /// Who has the lock, as last heard.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Whether we have a place in the line.
+    pub fn is_queued(&self) -> bool {
+        self.state == State::Queued
+    }
+
+    /// What an event leads to.
+    pub fn on(&mut self, event: Event, now: Moment) -> Step {
+        match (self.state, event) {
+            (_, Event::Cancel) => self.cancel(now),
+            (_, Event::Answered(Answer::Granted(value), sent)) => self.granted(value, sent, now),
+            (_, Event::Answered(Answer::Held(value, ttl), _)) => {
+                self.holder = Holder::read(&value, ttl);
+                self.held(now)
+            }
+            (_, Event::Answered(Answer::Waiting { holder, ttl, younger, ticket }, _)) => {
+                self.holder = Holder::read(&holder, ttl);
+                self.ticket = ticket;
+                self.next_look = now + next_look(ttl, younger);
+                self.listen(now)
+            }
+            (State::Queued | State::Claiming, Event::Baton(baton)) => self.claim(baton),
+            (State::Pausing, Event::Time) => self.ask(None),
+            (State::Queued, Event::Time) if now >= self.end => self.leave(),
+            (State::Queued, Event::Time) => self.look(),
+            (_, Event::Broken) => self.held(now),
+            (_, Event::CannotBlock) => {
+                self.manner.mode = WaitMode::Backoff;
+                self.held(now)
+            }
+            (_, Event::HungUp(Some(baton))) if self.cancelled => self.hand_on(baton),
+            (_, Event::HungUp(Some(baton))) => self.claim(baton),
+            (_, Event::HungUp(None)) => self.ask_to_leave(),
+            // Left, or handed on; and whatever else is said when all is said.
+            _ => Step::Done(Err(self.holder.clone())),
+        }
+    }
+
+    fn ask(&mut self, claim: Option<(Vec<u8>, String)>) -> Step {
+        self.state = if claim.is_some() { State::Claiming } else { State::Asking };
+        let (token, ttl, record) = (self.token.clone(), self.manner.ttl, self.manner.record);
+        Step::Ask(Request::Acquire { token, ttl, claim, record })
+    }
+
+    fn claim(&mut self, baton: Vec<u8>) -> Step {
+        let ticket = self.ticket.clone();
+        self.ask(Some((baton, ticket)))
+    }
+
+    /// Ours; unless the answer took so long that the lease must not be acted upon any more.
+    fn granted(&mut self, value: Vec<u8>, sent: Moment, now: Moment) -> Step {
+        match Lease::new(value, sent) {
+            Some(lease) => Step::Done(Ok(lease)),
+            None => self.held(now),
+        }
+    }
+
+    /// Somebody else has it.
+    fn held(&mut self, now: Moment) -> Step {
+        let over = now >= self.end || self.cancelled;
+        match (self.state, self.manner.mode) {
+            (State::Asking, _) if over => Step::Done(Err(self.holder.clone())),
+            (_, _) if over => self.ask_to_leave(),
+            (_, WaitMode::Line) => self.join(),
+            (_, WaitMode::Backoff) => {
+                self.state = State::Pausing;
+                self.pauses += 1;
+                Step::Pause((now + pause(self.pauses - 1, draw())).min(self.end))
+            }
+        }
+    }
+
+    fn join(&mut self) -> Step {
+        self.state = State::Queued;
+        self.waiter = format!("{}|{}", self.new_name(), whoami());
+        Step::Join(self.wait_request())
+    }
+
+    fn look(&mut self) -> Step {
+        Step::Ask(self.wait_request())
+    }
+
+    fn new_name(&mut self) -> String {
+        self.serial += 1;
+        format!("{}.{}", self.name, self.serial)
+    }
+
+    fn wait_request(&mut self) -> Request {
+        let transit = transit(&self.new_name());
+        Request::Wait { waiter: self.waiter.clone(), transit, life: line_life() }
+    }
+
+    fn listen(&mut self, now: Moment) -> Step {
+        if now >= self.end { self.leave() } else { Step::Listen(self.next_look.min(self.end)) }
+    }
+
+    fn leave(&mut self) -> Step {
+        self.state = State::Leaving;
+        Step::HangUp
+    }
+
+    fn ask_to_leave(&mut self) -> Step {
+        self.state = State::Leaving;
+        let timed_out = !self.cancelled;
+        Step::Ask(Request::Leave { waiter: self.waiter.clone(), timed_out })
+    }
+
+    fn cancel(&mut self, now: Moment) -> Step {
+        self.cancelled = true;
+        self.end = now;
+        match self.state {
+            State::Queued => self.leave(),
+            _ => Step::Done(Err(self.holder.clone())),
+        }
+    }
+
+    /// The lock is in transit to us, and we want it no more.
+    fn hand_on(&mut self, baton: Vec<u8>) -> Step {
+        let transit = transit(&self.new_name());
+        let (keep, run, counts) = (Duration::ZERO, None, Vec::new());
+        Step::Ask(Request::Release { value: baton, fence: 0, transit, keep, run, counts })
+    }
+}
+
+/// Uniform between 0 and 1; without random bytes, the whole pause.
+fn draw() -> f64 {
+    getrandom::u32().map_or(1.0, |n| f64::from(n) / f64::from(u32::MAX))
+}

@@ -1,0 +1,272 @@
+//! What can be seen of a lock from outside: who has it, who waits, what happened; and how an operator
+//! takes it away.
+
+use crate::clock::Moment;
+use crate::connect::Link;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::escape_glob;
+use crate::lock::lease::{Holder, owner_token, transit};
+use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS};
+use crate::lock::stats::Stats;
+use crate::lock::ttl::{Past, Ttl};
+use crate::lock::{SharedLink, guard};
+use crate::script::{Args, FORCE};
+use crate::socket::checked;
+use redis::{FromRedisValue, Value};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A lock as it is on the server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Who has it.
+    pub holder: Option<Holder>,
+    /// Who waits, the first in line first; at most a hundred of them.
+    pub waiters: Vec<Waiter>,
+    /// How many wait.
+    pub waiting: u64,
+    /// The last grants, newest first.
+    pub runs: Vec<Run>,
+    /// Fence of the last grant.
+    pub fence: Option<u64>,
+    /// What happened.
+    pub stats: Stats,
+    /// The server's time, since 1970.
+    pub time: Duration,
+}
+
+impl Status {
+    /// Whether the key lives longer than any lease should: the server's clock was set back, or
+    /// somebody has set a TTL by hand.
+    pub fn is_overlong(&self) -> bool {
+        let left = self.holder.as_ref().and_then(|holder| holder.ttl);
+        let known = self.holder.as_ref().is_some_and(|holder| holder.fence.is_some());
+        let ttl = self.stats.ttl;
+        known && !ttl.is_zero() && left.is_none_or(|left| left > ttl + Duration::from_secs(1))
+    }
+}
+
+/// One who waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiter {
+    /// Host name.
+    pub host: Option<String>,
+    /// Process.
+    pub pid: Option<u32>,
+    /// Program and version.
+    pub program: Option<String>,
+    /// When it joined the line, by the server's clock, since 1970.
+    pub since: Duration,
+}
+
+/// A past grant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Its fence, which is the server's time in microseconds when it was made.
+    pub fence: u64,
+    /// Host name.
+    pub host: Option<String>,
+    /// Process.
+    pub pid: Option<u32>,
+    /// How long it was held; `None` when it was never given back.
+    pub held: Option<Duration>,
+}
+
+/// What a force release came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// It was taken away from this holder.
+    Taken(Holder),
+    /// Another grant than the one that was meant has it.
+    Another(Holder),
+    /// Nobody has it.
+    Free,
+}
+
+/// Looks at a lock. One round trip.
+///
+/// # Errors
+/// [`Invalid`](ErrorKind::Invalid) name; whatever keeps the server from answering.
+pub fn status(link: &SharedLink, name: &[u8]) -> Result<Status> {
+    let link = &mut guard(link);
+    let keys = Keys::new(&link.config().prefix, name)?;
+    look(link, &keys)
+}
+
+/// Takes a lock away from its holder, if the holder's grant has this fence (`None`: whoever holds it),
+/// and hands it to the first who waits. One round trip. The holder finds out at its next renewal, and
+/// every fenced command of it is refused from now on.
+///
+/// # Errors
+/// As [`status`].
+pub fn force_release(link: &SharedLink, name: &[u8], fence: Option<u64>) -> Result<Forced> {
+    let link = &mut guard(link);
+    let keys = Keys::new(&link.config().prefix, name)?;
+    let args = [&keys.lock, &keys.fence, &keys.waiters, &keys.baton, &keys.stats];
+    let args = args.into_iter().fold(Args::default(), |args, key| args.key(key));
+    let args = args.arg(fence.map(|fence| fence.to_string()).unwrap_or_default());
+    let args = args.arg(transit(&owner_token()?)).number(CLAIM.as_millis()).number(MEMORY_MS);
+    // Not repeated when its reply is lost: without a fence it might hit the next holder.
+    let deadline = link.deadline();
+    let reply = FORCE.run(link, &args, deadline).map_err(|e| e.key(&keys.lock))?;
+    let Value::Array(items) = reply else { return Ok(Forced::Free) };
+    Ok(match items.as_slice() {
+        [Value::Int(1), Value::BulkString(held)] => Forced::Taken(Holder::read(held, None)),
+        [Value::Int(0), Value::BulkString(held)] => Forced::Another(Holder::read(held, None)),
+        _ => Forced::Free,
+    })
+}
+
+/// Names of all locks that are held or were held in the last month: walks over all keys, some 10,000 a
+/// round trip, about a second for a million keys.
+///
+/// # Errors
+/// As [`status`].
+pub fn names(link: &SharedLink) -> Result<Vec<Vec<u8>>> {
+    let link = &mut guard(link);
+    let prefix = link.config().prefix.clone();
+    let (plain, braced) =
+        ([&prefix, b"lock:" as &[u8]].concat(), [b"{", &prefix[..], b"lock:"].concat());
+    let mut found = BTreeSet::new();
+    let mut cursor = b"0".to_vec();
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        // One walk for both forms: of the lock key, and of companions in braces.
+        let pattern =
+            [b"*", escape_glob(&[&prefix[..], b"lock:"].concat()).as_slice(), b"*"].concat();
+        scan.arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+        let reply = link.persist(|link, deadline| link.call(&scan, deadline))?;
+        let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(reply)
+            .map_err(|e| {
+                Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
+            })?;
+        for key in keys {
+            found.extend(name_in(&key, &plain, &braced));
+        }
+        if next == b"0" {
+            return Ok(found.into_iter().collect());
+        }
+        cursor = next;
+    }
+}
+
+/// The lock that a key belongs to.
+fn name_in(key: &[u8], plain: &[u8], braced: &[u8]) -> Option<Vec<u8>> {
+    let companions: [&[u8]; 2] = [b"fence", b"stats"];
+    if let Some(rest) = key.strip_prefix(braced) {
+        let end = |what: &[u8]| rest.strip_suffix(&[b"}:", what].concat()[..]).map(<[u8]>::to_vec);
+        return companions.into_iter().find_map(end);
+    }
+    let name = key.strip_prefix(plain)?;
+    let others: [&[u8]; 5] = [b":fence", b":stats", b":runs", b":waiters", b":baton"];
+    // A name with a hash tag of its own has companions without braces.
+    let known = others.into_iter().find_map(|what| name.strip_suffix(what));
+    Some(known.filter(|name| name.contains(&b'{')).unwrap_or(name).to_vec())
+}
+
+/// All that is known of a lock.
+pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
+    let mut range = redis::cmd("ZRANGE");
+    range.arg(&keys.waiters).arg(0).arg(99).arg("WITHSCORES");
+    let mut runs = redis::cmd("LRANGE");
+    runs.arg(&keys.runs).arg(0).arg(9);
+    let of = |command: &str, key: &[u8]| redis::cmd(command).arg(key).to_owned();
+    let commands = [
+        of("GET", &keys.lock),
+        of("PTTL", &keys.lock),
+        range,
+        of("ZCARD", &keys.waiters),
+        runs,
+        of("GET", &keys.fence),
+        of("HGETALL", &keys.stats),
+        redis::cmd("TIME"),
+    ];
+    let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
+    let named = |e: Error| e.key(&keys.lock).server(&link.config().label());
+    let mut replies = replies.into_iter().map(|reply| checked(reply).map_err(named));
+    let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+    let (value, ttl): (Option<Vec<u8>>, i64) = (read(next()?)?, read(next()?)?);
+    let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
+    let waiters: Vec<(String, f64)> = read(next()?)?;
+    let waiting = read(next()?)?;
+    let runs: Vec<String> = read(next()?)?;
+    let fence: Option<String> = read(next()?)?;
+    let fields: Vec<(String, String)> = read(next()?)?;
+    let (seconds, micros): (u64, u64) = read(next()?)?;
+    Ok(Status {
+        holder: value.map(|value| Holder::read(&value, ttl)),
+        waiters: waiters.iter().map(|(who, ticket)| waiter(who, *ticket)).collect(),
+        waiting,
+        runs: runs.iter().filter_map(|run| past(run)).collect(),
+        fence: fence.and_then(|text| text.split(['+', '|']).next()?.parse().ok()),
+        stats: Stats::read(&fields),
+        time: Duration::from_secs(seconds) + Duration::from_micros(micros),
+    })
+}
+
+fn read<T: FromRedisValue>(reply: Value) -> Result<T> {
+    T::from_redis_value(reply).map_err(|e| {
+        Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
+    })
+}
+
+/// `id|host|pid|program`, and a ticket in microseconds.
+fn waiter(member: &str, ticket: f64) -> Waiter {
+    let mut who = Holder::default();
+    who.take_who(member.split_once('|').map_or("", |(_, who)| who));
+    let since = Duration::try_from_secs_f64(ticket / 1e6).unwrap_or_default();
+    Waiter { host: who.host, pid: who.pid, program: who.program, since }
+}
+
+/// `fence|host|pid|program|ms`, with -1 for a grant that was never given back.
+fn past(run: &str) -> Option<Run> {
+    let (rest, ms) = run.rsplit_once('|')?;
+    let (fence, who) = rest.split_once('|')?;
+    let mut holder = Holder::default();
+    holder.take_who(who);
+    let held = ms.parse::<u64>().ok().map(Duration::from_millis);
+    Some(Run { fence: fence.parse().ok()?, host: holder.host, pid: holder.pid, held })
+}
+
+/// The TTL that the past of a lock teaches; forgets what is too old. One round trip, at most two.
+pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Result<Duration> {
+    let commands = [redis::cmd("HGETALL").arg(&keys.stats).to_owned(), redis::cmd("TIME")];
+    let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
+    let mut replies = replies.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil);
+    // A hash that is none, or a permission that is missing, is a past that teaches nothing.
+    let fields: Vec<(String, String)> = read(next()).unwrap_or_default();
+    let (seconds, _): (u64, u64) = read(next()).unwrap_or_default();
+    let past = Past::read(&fields, renewed, seconds * 1_000_000);
+    if !past.outdated.is_empty() {
+        let mut forget = redis::cmd("HDEL");
+        forget.arg(&keys.stats).arg(&past.outdated);
+        let _ = link.call(&forget, Moment::now() + Duration::from_millis(500));
+    }
+    Ok(past.teach(ttl, renewed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_from_keys() {
+        let name = |key: &[u8]| name_in(key, b"lock:", b"{lock:");
+        assert_eq!(name(b"lock:a").unwrap(), b"a");
+        assert_eq!(name(b"{lock:a}:fence").unwrap(), b"a");
+        assert_eq!(name(b"{lock:a}:waiters"), None);
+        assert_eq!(name(b"lock:{a}b:stats").unwrap(), b"{a}b");
+        assert_eq!(name(b"lock:a:stats").unwrap(), b"a:stats");
+        assert_eq!(name(b"block:a"), None);
+    }
+
+    #[test]
+    fn past_grants_are_read_and_nonsense_is_passed_over() {
+        let run = past("17|web-1|4711|tagsweep/1.0|250").unwrap();
+        assert_eq!((run.fence, run.pid), (17, Some(4711)));
+        assert_eq!(run.held, Some(Duration::from_millis(250)));
+        assert_eq!(past("17|web-1|4711|tagsweep/1.0|-1").unwrap().held, None);
+        assert_eq!(past("nonsense"), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! How a lock is contended for. Pure.
+
+use crate::error::{Error, Result};
+use crate::lock::lease::ttl_ms;
+use crate::lock::renew::Watchdog;
+use crate::lock::ttl::Ttl;
+use crate::lock::wait::WaitMode;
+use std::time::Duration;
+
+/// How a lock is contended for. Only the TTL has no sensible default for everybody; 30 s with renewal.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Life of a lease unless it is extended.
+    pub ttl: Ttl,
+    /// How waiters wait.
+    pub wait_mode: WaitMode,
+    /// Extends the lease every third of its TTL, in a thread.
+    pub renew: Option<Watchdog>,
+    /// A lease is not extended beyond this.
+    pub max_hold: Option<Duration>,
+    /// The lock stays taken for this long, even when it is released earlier: a fast job then does not
+    /// run again on a machine whose schedule is late. (ShedLock's `lockAtLeastFor`.)
+    pub at_least: Duration,
+    /// So many replicas must have the grant, or it is given back: see the server's `WAIT`.
+    pub confirm: u32,
+    /// Whether statistics are kept on the server, for `tagsweep status` and `metrics`.
+    pub record: bool,
+    /// Whether dropping the lock releases it.
+    pub release_on_drop: bool,
+}
+
+impl Options {
+    /// A lease of this life, everything else as usual.
+    pub fn new(ttl: Duration) -> Self {
+        Self {
+            ttl: Ttl::Fixed(ttl),
+            wait_mode: WaitMode::Line,
+            renew: None,
+            max_hold: None,
+            at_least: Duration::ZERO,
+            confirm: 0,
+            record: false,
+            release_on_drop: true,
+        }
+    }
+
+    /// Whether they can be used.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) with the first that is out of bounds.
+    pub fn check(&self) -> Result<()> {
+        match self.ttl {
+            Ttl::Fixed(ttl) => ttl_ms(ttl).map(drop)?,
+            Ttl::Auto { least, most } => {
+                ttl_ms(least)?;
+                ttl_ms(most)?;
+                if least > most {
+                    return Err(Error::invalid("the least TTL must not exceed the greatest"));
+                }
+            }
+        }
+        if let Some(most) = self.max_hold {
+            ttl_ms(most).map_err(|_| Error::invalid("max_hold must be at least 1 ms"))?;
+        }
+        if self.at_least > YEAR {
+            return Err(Error::invalid("at_least must be at most a year"));
+        }
+        Ok(())
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(366 * 86_400);

@@ -1,0 +1,135 @@
+//! What is known of a lease at this moment, shared between its holder and the watchdog without a lock:
+//! until when it is safe, and whether and why it is lost.
+
+use crate::clock::Moment;
+use crate::lock::lease::safe_until;
+use crate::lock::stats::LossReason;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Of one lease.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    safe_until: AtomicU64,
+    /// When the last confirmed request was sent, and the longest time between two of them.
+    confirmed: AtomicU64,
+    longest_gap: AtomicU64,
+    renewed: AtomicU32,
+    failed: AtomicU32,
+    /// Grows when the holder sets a TTL of its own: an older renewal then says nothing.
+    version: AtomicU32,
+    ended: AtomicBool,
+    /// 0, or 1 more than the position in [`LossReason::ALL`].
+    lost: AtomicU8,
+}
+
+impl Pulse {
+    /// Of a lease that was granted to a request sent then.
+    pub fn new(sent: Moment, ttl: Duration) -> Self {
+        let pulse = Self::default();
+        pulse.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
+        pulse.confirmed.store(sent.micros(), Ordering::Release);
+        pulse
+    }
+
+    /// After this nobody may act on the lease any more.
+    pub fn safe_until(&self) -> Moment {
+        Moment::from_micros(self.safe_until.load(Ordering::Acquire))
+    }
+
+    /// To be read before a renewal is sent.
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The server has confirmed a request that was sent then, for this long.
+    pub fn confirm(&self, sent: Moment, ttl: Duration, version: u32) {
+        let gap = sent.since(Moment::from_micros(self.confirmed.load(Ordering::Acquire)));
+        self.longest_gap.fetch_max(Moment::at(gap).micros(), Ordering::AcqRel);
+        self.confirmed.fetch_max(sent.micros(), Ordering::AcqRel);
+        if version == self.version() {
+            self.safe_until.fetch_max(safe_until(sent, ttl).micros(), Ordering::AcqRel);
+        }
+    }
+
+    /// The holder has set another TTL, perhaps a shorter one.
+    pub fn set(&self, sent: Moment, ttl: Duration) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        self.confirm(sent, ttl, u32::MAX);
+        self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
+    }
+
+    /// The longest gap between two confirmed requests, the one up to now included.
+    pub fn longest_gap(&self, now: Moment) -> Duration {
+        let open = now.since(Moment::from_micros(self.confirmed.load(Ordering::Acquire)));
+        open.max(Duration::from_micros(self.longest_gap.load(Ordering::Acquire)))
+    }
+
+    /// Counts a renewal.
+    pub fn count(&self, done: bool) {
+        let counter = if done { &self.renewed } else { &self.failed };
+        counter.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Renewals that were done and that failed, since this was asked last.
+    pub fn take_counts(&self) -> (u64, u64) {
+        (
+            self.renewed.swap(0, Ordering::AcqRel).into(),
+            self.failed.swap(0, Ordering::AcqRel).into(),
+        )
+    }
+
+    /// The holder gives it up: no renewal any more.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether it was given up.
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// It is lost; true for the first who says so, unless it was given up.
+    pub fn lose(&self, reason: LossReason) -> bool {
+        let at = LossReason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
+        let code = u8::try_from(at + 1).unwrap_or(u8::MAX);
+        let unless = |lost: u8| (lost == 0 && !self.is_ended()).then_some(code);
+        self.lost.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless).is_ok()
+    }
+
+    /// Whether and why it is lost.
+    pub fn lost(&self) -> Option<LossReason> {
+        let code = usize::from(self.lost.load(Ordering::Acquire));
+        LossReason::ALL.get(code.checked_sub(1)?).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_from_before_a_shorter_ttl_says_nothing() {
+        let (t, s) = (Moment::at(Duration::from_secs(100)), Duration::from_secs);
+        let pulse = Pulse::new(t, s(30));
+        let before = pulse.version();
+        pulse.set(t + s(1), s(2));
+        let short = pulse.safe_until();
+        pulse.confirm(t, s(30), before);
+        assert_eq!(pulse.safe_until(), short);
+        pulse.confirm(t + s(2), s(30), pulse.version());
+        assert!(pulse.safe_until() > short);
+        assert_eq!(pulse.longest_gap(t + s(2)), s(1));
+        assert_eq!(pulse.longest_gap(t + s(10)), s(8));
+    }
+
+    #[test]
+    fn a_loss_is_told_once_and_never_after_the_end() {
+        let pulse = Pulse::new(Moment::now(), Duration::from_secs(1));
+        assert!(pulse.lose(LossReason::Stolen) && !pulse.lose(LossReason::Expired));
+        assert_eq!(pulse.lost(), Some(LossReason::Stolen));
+        let pulse = Pulse::new(Moment::now(), Duration::from_secs(1));
+        pulse.end();
+        assert!(!pulse.lose(LossReason::Expired) && pulse.lost().is_none());
+    }
+}

@@ -1,0 +1,256 @@
+//! The watchdog: one thread that extends leases, every third of their TTL, on connections of its own.
+//!
+//! The thread is started with the first lease and blocks all signals, so that no handler of the
+//! application runs in it. A failed renewal is tried again until the lease's own deadline; then, or
+//! when the server says so, the lease is lost, and its holder is told. A lease that was given up is
+//! never renewed: the script compares the value, and an absent key is not created.
+//!
+//! After `fork()` the child has neither the thread nor the leases; its first lease starts a thread of
+//! its own.
+
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::connect::Link;
+use crate::error::{Error, Result};
+use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::pulse::Pulse;
+use crate::lock::stats::LossReason;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Told when a lease is lost; called by the watchdog's thread, which must not be held up.
+pub type OnLost = Arc<dyn Fn(LossReason) + Send + Sync>;
+
+/// Extends leases in a thread of its own. Clones share the thread; it ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct Watchdog {
+    /// Replaced in a forked child: what it holds there belongs to a thread that does not exist.
+    shared: Arc<Mutex<(u32, Arc<Shared>)>>,
+}
+
+/// What the watchdog needs to know of a lease.
+pub(crate) struct Ward {
+    pub config: Config,
+    pub keys: Keys,
+    pub value: Vec<u8>,
+    pub ttl: Duration,
+    /// When the lease must end, however often it is extended.
+    pub end: Option<Moment>,
+    pub pulse: Arc<Pulse>,
+    pub on_lost: Option<OnLost>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+#[derive(Default)]
+struct State {
+    wards: Vec<(Moment, Ward)>,
+    running: bool,
+    closing: bool,
+}
+
+/// A renewal every so many parts of a TTL.
+const PARTS: u32 = 3;
+
+/// Longest time for one renewal; leases of other servers wait meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Longest time between a failed renewal and the next attempt.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Longest sleep: a wrong guess of when to wake must not be for ever.
+const NAP: Duration = Duration::from_secs(60);
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Watchdog {
+    /// A watchdog without a thread yet.
+    pub fn new() -> Self {
+        Self { shared: Arc::new(Mutex::new((std::process::id(), Arc::default()))) }
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        let mut shared = lock(&self.shared);
+        if shared.0 != std::process::id() {
+            // The thread that it belonged to may have held its lock when we were forked.
+            let orphaned = std::mem::replace(&mut *shared, (std::process::id(), Arc::default()));
+            std::mem::forget(orphaned);
+        }
+        Arc::clone(&shared.1)
+    }
+
+    /// Watches a lease until it is given up or lost.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn watch(&self, ward: Ward) -> Result<()> {
+        let shared = self.shared();
+        let mut state = lock(&shared.state);
+        state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
+        let due = Moment::now() + ward.ttl / PARTS;
+        let sooner = state.wards.iter().all(|(other, _)| due < *other);
+        state.wards.push((due, ward));
+        if !state.running {
+            state.running = true;
+            state.closing = false;
+            start(Arc::clone(&shared))?;
+        } else if sooner {
+            shared.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Ends the thread, and waits for that at most so long. Leases end with their TTL. For programs
+    /// that unload their code; others need not.
+    pub fn close(&self, patience: Duration) {
+        let shared = self.shared();
+        let mut state = lock(&shared.state);
+        state.closing = true;
+        state.wards.clear();
+        shared.changed.notify_all();
+        let ended = shared.changed.wait_timeout_while(state, patience, |state| state.running);
+        drop(ended);
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // Ours is the last: the thread holds `Shared` only.
+        if Arc::strong_count(&self.shared) == 1 {
+            self.close(Duration::ZERO);
+        }
+    }
+}
+
+/// Starts the thread with all signals blocked from its first instruction on.
+fn start(shared: Arc<Shared>) -> Result<()> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
+    let thread = std::thread::Builder::new()
+        .name("tagsweep-renew".into())
+        .stack_size(256 * 1024)
+        .spawn(move || keep_watch(&shared));
+    if let Some(before) = before {
+        // It was in force a moment ago.
+        let _ = before.thread_set_mask();
+    }
+    thread.map(drop).map_err(|e| Error::invalid(format!("no thread for renewal: {e}")))
+}
+
+fn keep_watch(shared: &Shared) {
+    let _watch = Watch(shared);
+    let mut links = HashMap::new();
+    loop {
+        let Some(due) = wait_for_due(shared) else { return };
+        for (_, ward) in due {
+            let next = tend(&ward, &mut links);
+            if let Some(next) = next {
+                lock(&shared.state).wards.push((next, ward));
+            }
+        }
+    }
+}
+
+/// However the thread ends, it is known to have ended: leases are then lost by their own clock.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).running = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Sleeps until a lease is due; `None` when the watch is over.
+fn wait_for_due(shared: &Shared) -> Option<Vec<(Moment, Ward)>> {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.closing {
+            return None;
+        }
+        state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
+        let now = Moment::now();
+        let due: Vec<_> = state.wards.extract_if(.., |(due, _)| *due <= now).collect();
+        if !due.is_empty() {
+            return Some(due);
+        }
+        let first = state.wards.iter().map(|(due, _)| *due).min();
+        let nap = first.map_or(NAP, |due| due.since(now).min(NAP));
+        let woken = shared.changed.wait_timeout(state, nap);
+        state = woken.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Extends one lease; when to do so next, or nothing when it has ended.
+fn tend(ward: &Ward, links: &mut HashMap<Config, Link>) -> Option<Moment> {
+    let now = Moment::now();
+    if ward.pulse.is_ended() || ward.pulse.lost().is_some() {
+        return None;
+    }
+    let left = ward.end.map_or(ward.ttl, |end| end.since(now));
+    if left < Duration::from_millis(1) {
+        return lose(ward, LossReason::MaxHold);
+    }
+    let version = ward.pulse.version();
+    match renew(ward, ward.ttl.min(left), links) {
+        Ok(Answer::Extended(left)) => {
+            ward.pulse.count(true);
+            ward.pulse.confirm(now, left, version);
+            let end = ward.end.unwrap_or(now + ward.ttl);
+            Some((now + ward.ttl / PARTS).min(end))
+        }
+        Ok(Answer::NotOurs(true)) => lose(ward, LossReason::Stolen),
+        Ok(_) => lose(ward, LossReason::Expired),
+        Err(_) => {
+            ward.pulse.count(false);
+            let now = Moment::now();
+            if now >= ward.pulse.safe_until() {
+                return lose(ward, LossReason::Unknown);
+            }
+            Some((now + AGAIN.min(ward.ttl / 20)).min(ward.pulse.safe_until()))
+        }
+    }
+}
+
+fn lose(ward: &Ward, reason: LossReason) -> Option<Moment> {
+    if ward.pulse.lose(reason)
+        && let Some(tell) = &ward.on_lost
+    {
+        tell(reason);
+    }
+    None
+}
+
+/// One renewal: one attempt, bounded, so that there is time for another.
+fn renew(ward: &Ward, ttl: Duration, links: &mut HashMap<Config, Link>) -> Result<Answer> {
+    let link = match links.entry(ward.config.clone()) {
+        std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+        std::collections::hash_map::Entry::Vacant(new) => {
+            new.insert(Link::new(ward.config.clone())?)
+        }
+    };
+    let request = Request::Extend { value: ward.value.clone(), ttl, exact: false };
+    let (script, args) = request.script(&ward.keys);
+    let patience = PATIENCE.min(ward.ttl / 6).max(Duration::from_millis(10));
+    let reply = script.run(link, &args, Moment::now() + patience)?;
+    request.read(&reply)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

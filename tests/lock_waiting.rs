@@ -1,0 +1,177 @@
+//! Waiting in line, on a private server: order, handover, and what a waiter notices by itself.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::Commands;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use support::{Server, run, until};
+use tagsweep::lock::{Lock, Outcome, status};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn lock(server: &Server, name: &[u8], ttl: Duration) -> Lock {
+    Lock::new(server.config(), name, ttl).unwrap()
+}
+
+fn take(lock: &mut Lock, budget: Duration) -> Option<u64> {
+    match lock.acquire_within(budget, &mut |_| true).unwrap() {
+        Outcome::Acquired { fence } => Some(fence),
+        Outcome::Held(_) => None,
+    }
+}
+
+/// How many wait, as the server has it.
+fn waiting(server: &Server, name: &[u8]) -> u64 {
+    status(&server.link(), name).unwrap().waiting
+}
+
+/// A thread that waits for the lock; tells when it had it, and how long it had to wait.
+fn waiter(
+    server: &Server,
+    name: &'static [u8],
+    ttl: Duration,
+    budget: Duration,
+) -> Receiver<(Option<u64>, Instant, Lock)> {
+    let (tell, told) = channel();
+    let mut lock = lock(server, name, ttl);
+    let before = waiting(server, name);
+    std::thread::spawn(move || {
+        let fence = take(&mut lock, budget);
+        tell.send((fence, Instant::now(), lock)).unwrap();
+    });
+    until("it waits", || waiting(server, name) > before);
+    told
+}
+
+#[test]
+fn a_release_hands_over_at_once_and_leaves_nothing_behind() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    let first = take(&mut holder, MS(0)).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(5000));
+    let released = Instant::now();
+    assert!(holder.release().unwrap());
+    let (fence, had, mut lock) = next.recv().unwrap();
+    assert!(fence.unwrap() > first);
+    assert!(had - released < MS(100), "{:?}", had - released);
+    assert!(lock.remaining().unwrap() > MS(29_000), "its own TTL, not that of the transit");
+    assert!(lock.release().unwrap());
+    let mut keys: Vec<String> = server.connect().keys("*").unwrap();
+    keys.sort();
+    assert_eq!(keys, ["{lock:a}:fence"]);
+}
+
+#[test]
+fn a_wait_that_times_out_ends_in_time_and_leaves_nothing_behind() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut other = lock(&server, b"a", MS(30_000));
+    let begun = Instant::now();
+    assert_eq!(take(&mut other, MS(300)), None);
+    let took = begun.elapsed();
+    assert!(took >= MS(300) && took < MS(500), "{took:?}");
+    assert_eq!(waiting(&server, b"a"), 0);
+    assert!(holder.release().unwrap());
+    assert!(!server.connect().exists::<_, bool>("lock:a").unwrap());
+}
+
+#[test]
+fn a_cancelled_wait_ends_soon() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut other = lock(&server, b"a", MS(30_000));
+    let begun = Instant::now();
+    let ended = other.acquire_within(MS(30_000), &mut |holder| {
+        assert_eq!(holder.pid, Some(std::process::id()));
+        begun.elapsed() < MS(100)
+    });
+    assert!(matches!(ended.unwrap(), Outcome::Held(_)));
+    assert!(begun.elapsed() < MS(400));
+    assert_eq!(waiting(&server, b"a"), 0);
+}
+
+#[test]
+fn waiters_are_served_in_order_of_arrival() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let line: Vec<_> = (0..20).map(|_| waiter(&server, b"a", MS(30_000), MS(20_000))).collect();
+    holder.release().unwrap();
+    let mut last = 0;
+    for told in line {
+        let (fence, _, mut lock) = told.recv().unwrap();
+        assert!(fence.unwrap() > last);
+        last = fence.unwrap();
+        assert!(lock.release().unwrap());
+    }
+}
+
+#[test]
+fn a_key_deleted_by_hand_is_noticed_within_a_second() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(5000));
+    let deleted = Instant::now();
+    server.connect().del::<_, ()>("lock:a").unwrap();
+    let (fence, had, _lock) = next.recv().unwrap();
+    assert!(fence.is_some());
+    assert!(had - deleted < MS(1100), "{:?}", had - deleted);
+}
+
+#[test]
+fn an_expired_lease_is_taken_over_in_order_as_soon_as_it_ends() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(1500));
+    take(&mut holder, MS(0)).unwrap();
+    let begun = Instant::now();
+    let line: Vec<_> = (0..5).map(|_| waiter(&server, b"a", MS(30_000), MS(9000))).collect();
+    let mut last = 0;
+    for (n, told) in line.into_iter().enumerate() {
+        let (fence, had, mut lock) = told.recv().unwrap();
+        assert!(fence.unwrap() > last);
+        last = fence.unwrap();
+        assert!(n > 0 || had - begun < MS(1600), "{:?}", had - begun);
+        assert!(lock.release().unwrap());
+    }
+    assert!(!holder.release().unwrap());
+}
+
+#[test]
+fn a_foreign_holder_is_waited_for_and_its_release_noticed_within_a_second() {
+    let server = Server::start();
+    let mut redis = server.connect();
+    redis.set_ex::<_, _, ()>("lock:a", "5f3c0de", 3600).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(5000));
+    redis.del::<_, ()>("lock:a").unwrap();
+    let deleted = Instant::now();
+    let (fence, had, _lock) = next.recv().unwrap();
+    assert!(fence.is_some() && had - deleted < MS(1100));
+}
+
+#[test]
+fn without_blocking_commands_waiting_is_asking_again() {
+    let server = Server::start();
+    let _: () = run(&mut server.connect(), "ACL SETUSER default -blpop");
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(5000));
+    std::thread::sleep(MS(20));
+    holder.release().unwrap();
+    assert!(next.recv().unwrap().0.is_some());
+}
+
+#[test]
+fn waiting_for_oneself_is_refused() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let e = holder.acquire_within(MS(30_000), &mut |_| true).unwrap_err();
+    assert_eq!(e.kind(), tagsweep::ErrorKind::Reentrant);
+    assert!(e.to_string().contains("holds the lock already"), "{e}");
+}
