@@ -12,6 +12,7 @@ pub mod connect;
 pub mod error;
 pub mod layout;
 pub mod lock;
+pub mod metrics;
 mod script;
 mod socket;
 pub mod sweep;

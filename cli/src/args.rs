@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use tagsweep::lock::Ttl;
 use tagsweep::sweep::{OnAged, Options};
 use tagsweep::{Config, Error};
 
@@ -30,6 +31,12 @@ pub(crate) enum Command {
     /// Run a command under a renewed lock and pass its exit code on.
     #[command(after_help = EXIT_CODES)]
     Lock(LockArgs),
+    /// Show who holds a lock, who waits for it, and what happened to it.
+    Status(StatusArgs),
+    /// Take a lock away from its holder and hand it to the first who waits.
+    ForceRelease(ForceReleaseArgs),
+    /// Print the statistics of locks as OpenMetrics text.
+    Metrics(MetricsArgs),
     /// Write a small tagged cache, sweep it, and show what happened.
     Demo(DemoArgs),
 }
@@ -177,18 +184,80 @@ pub(crate) struct LockArgs {
     pub name: OsString,
     #[command(flatten)]
     pub server: ServerArgs,
-    /// TTL of the lock; it is extended while the command runs.
-    #[arg(long, value_parser = duration, default_value = "30s")]
-    pub ttl: Duration,
+    /// TTL of the lock, renewed while the command runs; "auto" to learn it from the past.
+    #[arg(long, value_parser = ttl, default_value = "30s")]
+    pub ttl: Ttl,
     /// How long to wait for the lock.
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub wait: Duration,
+    /// How to wait: in line, or by asking again (for proxies without blocking commands).
+    #[arg(long, value_enum, default_value = "line")]
+    pub wait_mode: WaitModeName,
+    /// The command is ended when it has held the lock for so long.
+    #[arg(long, value_parser = duration)]
+    pub max_hold: Option<Duration>,
+    /// The lock stays taken for so long, even when the command ends earlier.
+    #[arg(long, value_parser = duration, default_value = "0s")]
+    pub at_least: Duration,
+    /// So many replicas must have the grant.
+    #[arg(long, default_value_t = 0, value_name = "REPLICAS")]
+    pub confirm: u32,
+    /// Time between TERM and KILL for a command whose lock is lost.
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    pub kill_after: Duration,
     /// Exit code when the lock is held by another.
     #[arg(long, default_value_t = crate::exit::HELD)]
     pub conflict_exit_code: u8,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// What is looked at.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// Locks to show. Default: all, found by walking over all keys.
+    pub names: Vec<OsString>,
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is taken away.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ForceReleaseArgs {
+    /// The lock.
+    pub name: OsString,
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Fence of the grant that is meant, as `tagsweep status` shows it; another grant is left alone.
+    #[arg(long, required_unless_present = "any")]
+    pub fence: Option<u64>,
+    /// Whoever holds it, programs that know no fence included.
+    #[arg(long, conflicts_with = "fence")]
+    pub any: bool,
+}
+
+/// What is measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct MetricsArgs {
+    /// Locks to show. Default: all, found by walking over all keys: name them on a large server.
+    pub names: Vec<OsString>,
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Replace this file at once, for a textfile collector, instead of printing.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WaitModeName {
+    /// First come, first served.
+    Line,
+    /// Exponential back-off.
+    Backoff,
 }
 
 /// The demo.
@@ -204,6 +273,11 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn bytes(text: &OsStr) -> Vec<u8> {
     text.as_bytes().to_vec()
+}
+
+/// A duration, or "auto".
+fn ttl(text: &str) -> Result<Ttl, String> {
+    if text == "auto" { Ok(Ttl::AUTO) } else { duration(text).map(Ttl::Fixed) }
 }
 
 /// `250us`, `50ms`, `1.5s`, `2m`, `1h`, `7d`; a bare number is seconds.

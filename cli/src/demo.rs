@@ -72,7 +72,7 @@ fn clear(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisRe
         left += gone;
     }
     let lock = format!("{prefix}lock:cache_tag_cleanup");
-    let companions = ["fence", "mapping"].map(|what| format!("{{{lock}}}:{what}"));
+    let companions = ["fence", "mapping", "stats", "runs"].map(|what| format!("{{{lock}}}:{what}"));
     redis::cmd("UNLINK").arg(&companions).exec(con)?;
     Ok(left)
 }

@@ -1,31 +1,29 @@
 //! `tagsweep lock NAME -- COMMAND…`: like flock, across the fleet.
 
-use crate::args::{LockArgs, bytes};
+use crate::args::{LockArgs, WaitModeName, bytes};
 use crate::{Done, exit, signals};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use std::os::unix::process::ExitStatusExt;
+use std::io::IsTerminal;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tagsweep::lock::{Lock, Outcome};
-
-/// Time between TERM and KILL for a command whose lease is lost.
-const TERM_GRACE: Duration = Duration::from_secs(5);
+use tagsweep::connect::Link;
+use tagsweep::lock::{Lock, LossReason, Options, Outcome, WaitMode, Watchdog};
 
 enum Event {
     Signal(Signal),
     Exited(std::io::Result<ExitStatus>),
+    Lost(LossReason),
 }
 
 pub(crate) fn lock(args: &LockArgs) -> Done {
-    let config = args.server.config()?;
-    let patience = config.timeout.min(args.ttl / 3).max(Duration::from_millis(1));
-    let mut lock = Lock::new(config.timeout(patience), &bytes(&args.name), args.ttl)?;
     let (tell, events) = channel();
     let interrupted = Arc::new(AtomicBool::new(false));
+    let mut lock = contend(args, tell.clone())?;
     listen(tell.clone(), Arc::clone(&interrupted))?;
     let mut go_on = |_: &_| !interrupted.load(Ordering::Relaxed);
     let fence = match lock.acquire_within(args.wait, &mut go_on)? {
@@ -39,81 +37,104 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     if interrupted.load(Ordering::Relaxed) {
         return Ok(exit::PARTIAL);
     }
-    let pid = start(args, fence, tell)?;
-    let code = watch(&mut lock, args.ttl, pid, &events)?;
+    let family = start(args, fence, tell)?;
+    let code = watch(&family, args.kill_after, &events)?;
     if let Err(e) = lock.release() {
         eprintln!("tagsweep: the lock could not be released and ends with its TTL: {e}");
     }
     Ok(code)
 }
 
+/// A contender whose lease is renewed, and whose loss is an event.
+fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
+    let options = Options {
+        ttl: args.ttl,
+        wait_mode: match args.wait_mode {
+            WaitModeName::Line => WaitMode::Line,
+            WaitModeName::Backoff => WaitMode::Backoff,
+        },
+        renew: Some(Watchdog::new()),
+        max_hold: args.max_hold,
+        at_least: args.at_least,
+        confirm: args.confirm,
+        record: true,
+        ..Options::new(Duration::from_secs(30))
+    };
+    let link = Link::new(args.server.config()?)?;
+    let mut lock = Lock::on(Arc::new(Mutex::new(link)), &bytes(&args.name), options)?;
+    // Nobody listens any more when the command has ended.
+    lock.on_lost(move |reason| drop(tell.send(Event::Lost(reason))));
+    Ok(lock)
+}
+
 fn listen(tell: Sender<Event>, interrupted: Arc<AtomicBool>) -> std::io::Result<()> {
-    signals::listen(move |signal| {
-        interrupted.store(true, Ordering::Relaxed);
-        // Nobody listens any more when the command has ended.
+    signals::listen(&signals::FORWARDED, move |signal| {
+        let ends = signals::ENDING.contains(&signal);
+        interrupted.fetch_or(ends, Ordering::Relaxed);
         let _ = tell.send(Event::Signal(signal));
     })
 }
 
-/// Starts the command; a thread waits for its end.
-fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Pid> {
+/// The command and, unless it may speak to a terminal, what it starts.
+enum Family {
+    Process(Pid),
+    Group(Pid),
+}
+
+impl Family {
+    fn send(&self, signal: Signal) {
+        // It may have ended just now.
+        let _ = match self {
+            Self::Process(pid) => kill(*pid, signal),
+            Self::Group(pid) => killpg(*pid, signal),
+        };
+    }
+}
+
+/// Starts the command; a thread waits for its end. Without a terminal it leads a group of its own, so
+/// that a signal reaches its children, too; with one it must stay in the terminal's group.
+fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Family> {
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]).env("TAGSWEEP_FENCE", fence.to_string());
-    let spawned = signals::unblocked(|| command.spawn())?;
+    let alone = !std::io::stdin().is_terminal();
+    if alone {
+        command.process_group(0);
+    }
+    let spawned = signals::unblocked(&signals::FORWARDED, || command.spawn())?;
     let mut child: Child = spawned.map_err(|e| {
         let name = args.command[0].to_string_lossy();
         std::io::Error::new(e.kind(), format!("{name} could not be started: {e}"))
     })?;
     let pid = Pid::from_raw(child.id() as i32);
     std::thread::spawn(move || tell.send(Event::Exited(child.wait())));
-    Ok(pid)
+    Ok(if alone { Family::Group(pid) } else { Family::Process(pid) })
 }
 
-/// Keeps the lease while the command runs, and hands signals on. When the lease is lost, the command
-/// is told to end, and ended.
-fn watch(lock: &mut Lock, ttl: Duration, pid: Pid, events: &Receiver<Event>) -> Done {
-    let mut next = Instant::now() + ttl / 3;
-    let mut lost: Option<Instant> = None;
+/// Hands signals on until the command ends. When the lease is lost, the command is told to end, and
+/// ended.
+fn watch(family: &Family, kill_after: Duration, events: &Receiver<Event>) -> Done {
+    let mut kill_at: Option<Instant> = None;
     loop {
-        match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            Ok(Event::Exited(status)) if lost.is_none() => return Ok(code(status?)),
-            Ok(Event::Exited(_)) => return Ok(exit::PARTIAL),
-            Ok(Event::Signal(signal)) => send(pid, signal),
-            Err(RecvTimeoutError::Disconnected) => return Ok(exit::ERROR),
-            Err(RecvTimeoutError::Timeout) if lost.is_some() => {
-                send(pid, Signal::SIGKILL);
-                next = Instant::now() + TERM_GRACE;
+        let patience =
+            kill_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+        match events.recv_timeout(patience.min(Duration::from_secs(3600))) {
+            Ok(Event::Exited(status)) if kill_at.is_none() => return Ok(code(status?)),
+            Ok(Event::Exited(_)) => {
+                // What the command started must not outlive the lock either.
+                family.send(Signal::SIGKILL);
+                return Ok(exit::PARTIAL);
             }
-            Err(RecvTimeoutError::Timeout) => match renew(lock, ttl) {
-                Some(wait) => next = Instant::now() + wait,
-                None => {
-                    eprintln!("tagsweep: the lock was lost; ending the command");
-                    send(pid, Signal::SIGTERM);
-                    lost = Some(Instant::now());
-                    next = Instant::now() + TERM_GRACE;
-                }
-            },
+            Ok(Event::Signal(signal)) => family.send(signal),
+            Ok(Event::Lost(reason)) => {
+                eprintln!("tagsweep: the lock was lost ({}); ending the command", reason.name());
+                family.send(Signal::SIGTERM);
+                kill_at = Some(Instant::now() + kill_after);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(exit::ERROR),
+            Err(RecvTimeoutError::Timeout) if kill_at.is_some() => family.send(Signal::SIGKILL),
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
-}
-
-/// Extends the lease; when to do so next, `None` when it is lost. A failed attempt is repeated
-/// until the lease's own deadline.
-fn renew(lock: &mut Lock, ttl: Duration) -> Option<Duration> {
-    match lock.extend(None) {
-        Ok(true) => Some(ttl / 3),
-        Ok(false) => None,
-        Err(e) if lock.is_held() => {
-            eprintln!("tagsweep: renewal failed, trying again: {e}");
-            Some((ttl / 20).min(Duration::from_millis(500)))
-        }
-        Err(_) => None,
-    }
-}
-
-fn send(pid: Pid, signal: Signal) {
-    // It may have ended just now.
-    let _ = kill(pid, signal);
 }
 
 fn code(status: ExitStatus) -> u8 {

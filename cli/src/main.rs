@@ -6,6 +6,7 @@
 mod args;
 mod demo;
 mod lock;
+mod monitor;
 mod output;
 mod signals;
 mod sweep;
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
         Command::Sweep(options) => sweep::sweep(&options, false),
         Command::Plan(options) => sweep::sweep(&options, true),
         Command::Lock(options) => lock::lock(&options),
+        Command::Status(options) => monitor::status(&options),
+        Command::ForceRelease(options) => monitor::force_release(&options),
+        Command::Metrics(options) => monitor::metrics(&options),
         Command::Demo(options) => demo::demo(&options),
     };
     ExitCode::from(done.unwrap_or_else(|e| {

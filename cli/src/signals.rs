@@ -8,29 +8,46 @@ use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// Those that ask a program to end.
+pub(crate) const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-fn ending() -> SigSet {
-    ENDING.into_iter().collect()
+/// Those that a wrapped command is to have, too.
+pub(crate) const FORWARDED: [Signal; 7] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGCONT,
+];
+
+fn set(signals: &[Signal]) -> SigSet {
+    signals.iter().copied().collect()
 }
 
-/// Calls `tell` for every INT, TERM and HUP from now on. Call it before other threads are made.
-pub(crate) fn listen(mut tell: impl FnMut(Signal) + Send + 'static) -> std::io::Result<()> {
-    ending().thread_block()?;
-    let mut signals = Signals::new(ENDING.map(|signal| signal as i32))?;
+/// Calls `tell` for each of the signals from now on. Call it before other threads are made.
+pub(crate) fn listen(
+    which: &[Signal],
+    mut tell: impl FnMut(Signal) + Send + 'static,
+) -> std::io::Result<()> {
+    let which = set(which);
+    which.thread_block()?;
+    let mut signals = Signals::new(which.iter().map(|signal| signal as i32))?;
     std::thread::spawn(move || {
         // If it cannot be unblocked here, signals stay pending: nothing is lost but promptness.
-        let _ = ending().thread_unblock();
+        let _ = which.thread_unblock();
         signals.forever().filter_map(|n| Signal::try_from(n).ok()).for_each(&mut tell);
     });
     Ok(())
 }
 
 /// Does something with the signals unblocked, for a child inherits the mask.
-pub(crate) fn unblocked<T>(act: impl FnOnce() -> T) -> std::io::Result<T> {
-    ending().thread_unblock()?;
+pub(crate) fn unblocked<T>(which: &[Signal], act: impl FnOnce() -> T) -> std::io::Result<T> {
+    let which = set(which);
+    which.thread_unblock()?;
     let done = act();
-    ending().thread_block()?;
+    which.thread_block()?;
     Ok(done)
 }
 
@@ -38,7 +55,7 @@ pub(crate) fn unblocked<T>(act: impl FnOnce() -> T) -> std::io::Result<T> {
 pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
-    listen(move |signal| {
+    listen(&ENDING, move |signal| {
         if raised.swap(true, Ordering::SeqCst) {
             let _ = signal_hook::low_level::emulate_default_handler(signal as i32);
         }

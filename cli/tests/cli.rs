@@ -300,3 +300,113 @@ fn tls_with_a_private_authority_and_a_client_certificate() {
     let (code, _, err) = tagsweep(&["sweep", "--url", &format!("{url}/#insecure")]);
     assert!(code == 2 && err.contains("always checked"), "{err}");
 }
+
+#[test]
+fn status_shows_who_holds_and_who_waits_and_force_release_takes_only_what_is_meant() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let (code, out, _) = tagsweep(&["status", "--url", &url]);
+    assert!(code == 0 && out.contains("no locks"), "{out}");
+    let holder = spawn(&["lock", "job", "--url", &url, "--", "sleep", "30"]);
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let waiter =
+        spawn(&["lock", "job", "--wait", "20s", "--url", &url, "--", "sh", "-c", "echo had it"]);
+    until("one waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == 1);
+    let (code, out, err) = tagsweep(&["status", "--url", &url]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (holding, waiting) = (format!("pid {}", holder.id()), format!("pid {}", waiter.id()));
+    let line = |what: &str| out.lines().find(|line| line.trim().starts_with(what)).unwrap();
+    assert!(line("holder").contains(&holding), "{out}");
+    assert!(line("waiter 1").contains(&waiting), "{out}");
+    assert!(line("ttl left").contains("29.") || line("ttl left").contains("30."), "{out}");
+    let (_, json, _) = tagsweep(&["status", "job", "--json", "--url", &url]);
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(status["holder"]["pid"], holder.id());
+    let fence = status["fence"].as_u64().unwrap();
+
+    let wrong = (fence - 1).to_string();
+    let (code, _, err) = tagsweep(&["force-release", "job", "--fence", &wrong, "--url", &url]);
+    assert!(code == 3 && err.contains("nothing was done"), "{err}");
+    assert_eq!(tagsweep(&["force-release", "job", "--url", &url]).0, 2);
+    let right = fence.to_string();
+    let (code, out, _) = tagsweep(&["force-release", "job", "--fence", &right, "--url", &url]);
+    assert!(code == 0 && out.contains(&holding), "{out}");
+    let ended = waiter.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), &ended.stdout[..]), (Some(0), &b"had it\n"[..]));
+    let (code, out, _) = tagsweep(&["force-release", "job", "--fence", &right, "--url", &url]);
+    assert!(code == 0 && out.contains("free already"), "{out}");
+    signal(holder.id(), "TERM");
+    holder.wait_with_output().unwrap();
+
+    let (code, text, _) = tagsweep(&["metrics", "--url", &url]);
+    assert_eq!(code, 0);
+    for said in [
+        "acquire_total{lock=\"job\",result=\"acquired\"} 2\n",
+        "lost_total{lock=\"job\",reason=\"forced\"} 1\n",
+        "lost_total{lock=\"job\",reason=\"expired\"} 0\n",
+        "wait_seconds_count{lock=\"job\"} 2\n",
+        "held{lock=\"job\"} 0\n",
+        "ttl_configured_seconds{lock=\"job\"} 30\n",
+    ] {
+        assert!(text.contains(said), "{said}{text}");
+    }
+    let file = server.dir().join("metrics.prom");
+    let path = file.display().to_string();
+    assert_eq!(tagsweep(&["metrics", "job", "--output", &path, "--url", &url]).0, 0);
+    assert!(std::fs::read_to_string(file).unwrap().ends_with("# EOF\n"));
+}
+
+#[test]
+fn a_ttl_longer_than_configured_is_warned_of() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let holder = spawn(&["lock", "job", "--url", &url, "--", "sleep", "30"]);
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let (_, out, _) = tagsweep(&["status", "job", "--url", &url]);
+    assert!(!out.contains("warning"), "{out}");
+    let _: () = con.pexpire("lock:job", 3_600_000).unwrap();
+    let (_, out, _) = tagsweep(&["status", "job", "--url", &url]);
+    assert!(out.contains("exceeds the configured 30.0 s"), "{out}");
+    signal(holder.id(), "TERM");
+    holder.wait_with_output().unwrap();
+}
+
+#[test]
+fn a_command_is_ended_at_max_hold_and_the_lock_stays_for_at_least() {
+    let server = Server::start();
+    let url = server.url();
+    let begun = Instant::now();
+    let held = ["lock", "job", "--ttl", "1s", "--max-hold", "1500ms", "--url", &url];
+    let (code, _, err) = tagsweep(&[&held[..], &["--", "sleep", "30"]].concat());
+    assert!(code == 4 && err.contains("max_hold"), "{err}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let kept = ["lock", "short", "--at-least", "1s", "--url", &url, "--", "true"];
+    assert_eq!(tagsweep(&kept).0, 0);
+    assert_eq!(tagsweep(&kept).0, 3, "it ran a moment ago");
+    until("a second is over", || tagsweep(&kept).0 == 0);
+}
+
+#[test]
+fn a_lost_lock_kills_what_does_not_end_by_itself_and_its_children() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let stubborn = "trap '' TERM; sleep 31 & echo $!; while :; do sleep 1; done";
+    let command = ["--ttl", "500ms", "--kill-after", "200ms", "--url", &url, "--", "sh", "-c"];
+    let mut holder = Command::new(TAGSWEEP)
+        .args([&["lock", "job"][..], &command, &[stubborn]].concat())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut child).unwrap();
+    let _: () = con.set("lock:job", "thief").unwrap();
+    assert_eq!(holder.wait().unwrap().code(), Some(4));
+    let child = format!("/proc/{}/stat", child.trim());
+    let gone = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
+    until("its child is gone", gone);
+}

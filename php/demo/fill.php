@@ -81,7 +81,7 @@ function clear(Redis $redis, string $prefix): void
         $redis->unlink("tag:category_$tag", ...array_map(static fn (int $i) => "page:$tag:$i", range(0, MEMBERS - 1)));
     }
     $redis->setOption(Redis::OPT_PREFIX, '');
-    foreach (['fence', 'mapping'] as $what) {
+    foreach (['fence', 'mapping', 'stats', 'runs'] as $what) {
         $redis->unlink('{' . $prefix . "lock:cache_tag_cleanup}:$what");
     }
 }

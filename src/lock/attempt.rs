@@ -263,7 +263,8 @@ impl Attempt {
     fn hand_on(&mut self, baton: Vec<u8>) -> Step {
         let transit = transit(&self.new_name());
         let (keep, run, counts) = (Duration::ZERO, None, Vec::new());
-        Step::Ask(Request::Release { value: baton, fence: 0, transit, keep, run, counts })
+        let (value, fence, ttl) = (baton, 0, self.manner.ttl);
+        Step::Ask(Request::Release { value, fence, ttl, transit, keep, run, counts })
     }
 }
 

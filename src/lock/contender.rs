@@ -7,12 +7,12 @@ use crate::error::Result;
 use crate::lock::attempt::Manner;
 use crate::lock::lease::{Lease, transit, ttl_ms, whoami};
 use crate::lock::options::Options;
-use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::protocol::{Answer, Keys, MEMORY_MS, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl;
 use crate::script::Args;
-use redis::Value;
+use redis::{Cmd, Value};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,9 +201,9 @@ impl Contender {
             if renewed > 0 {
                 stats.gaps.record(pulse.longest_gap(now));
             }
-            if let Some(reason) = pulse.lost() {
-                stats.lose(reason);
-            }
+        }
+        if let Some(reason) = pulse.lost() {
+            self.count_loss(reason);
         }
         pulse.end();
     }
@@ -218,22 +218,59 @@ impl Contender {
         let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
         if self.options.record && due {
-            self.told = Some(now);
             run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
             let span = if self.options.renew.is_some() { gap } else { held };
-            counts = std::mem::take(&mut self.untold).fields();
+            counts = self.untold.fields();
             counts.push((ttl::field(self.options.renew.is_some(), lease.fence, span), 1));
         }
         let keep = self.options.at_least.saturating_sub(held);
         let transit = transit(&lease.transit_token());
         Some(Request::Release {
             value: lease.value,
+            ttl: self.ttl,
             fence: lease.fence,
             transit,
             keep,
             run,
             counts,
         })
+    }
+
+    /// Counts a lost lease.
+    pub fn count_loss(&mut self, reason: LossReason) {
+        self.total.lose(reason);
+        // An operator's act was counted when it was done.
+        if reason != LossReason::Forced {
+            self.untold.lose(reason);
+        }
+    }
+
+    /// Takes in what the release came to.
+    pub fn released(&mut self, request: &Request, done: bool, now: Moment) {
+        let told = matches!(request, Request::Release { run: Some(_), .. });
+        if done && told {
+            (self.told, self.untold) = (Some(now), Stats::default());
+        }
+    }
+
+    /// Whether the server knows all that it is to be told.
+    pub(crate) fn is_told(&self) -> bool {
+        let ours = self.pid == std::process::id();
+        !self.options.record || !ours || self.untold.fields().is_empty()
+    }
+
+    /// Commands that tell the server what no release has told it.
+    pub(crate) fn last_words(&mut self) -> Vec<Cmd> {
+        if self.is_told() {
+            return Vec::new();
+        }
+        let counts = std::mem::take(&mut self.untold).fields();
+        let grow = |(field, by): &(String, u64)| {
+            redis::cmd("HINCRBY").arg(&self.keys.stats).arg(field).arg(by).to_owned()
+        };
+        let mut words: Vec<Cmd> = counts.iter().map(grow).collect();
+        words.push(redis::cmd("PEXPIRE").arg(&self.keys.stats).arg(MEMORY_MS).to_owned());
+        words
     }
 
     /// Everything that happened to this contender.

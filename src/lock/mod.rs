@@ -51,7 +51,7 @@ mod wait;
 pub(crate) use contender::Contender;
 pub use drive::GoOn;
 pub use lease::{Holder, Lease};
-pub use monitor::{Forced, Run, Status, Waiter, force_release, names, status};
+pub use monitor::{Forced, Run, RunEnd, Status, Waiter, force_release, names, status};
 pub use options::Options;
 pub(crate) use protocol::companion;
 pub use renew::{OnLost, Watchdog};
@@ -275,8 +275,15 @@ impl Lock {
 
     fn extended(&mut self, request: &Request, exact: bool) -> Result<bool> {
         let asked = ask(&mut guard(&self.link), self.contender.keys(), request)?;
-        if let Answer::NotOurs(somebody) = asked.answer {
-            self.lose(if somebody { LossReason::Stolen } else { LossReason::Expired });
+        if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
+            let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
+            let link = &mut guard(&self.link);
+            let reason = monitor::why(link, self.contender.keys(), fence, found);
+            self.contender.lose(reason);
+            if let Some(tell) = &self.on_lost {
+                tell(reason);
+            }
+            return Ok(false);
         }
         Ok(self.contender.extended(&asked.answer, asked.sent, exact))
     }
@@ -340,6 +347,7 @@ impl Lock {
             config: guard(&self.link).config().clone(),
             keys: self.contender.keys().clone(),
             value: lease.value.clone(),
+            fence: lease.fence,
             ttl: self.contender.ttl,
             end: self.contender.end_of_hold(),
             pulse: Arc::clone(pulse),
@@ -350,14 +358,20 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.contender.lease().is_none() || !self.contender.options().release_on_drop {
+        if !self.contender.options().release_on_drop {
             self.contender.forget();
+        }
+        if self.contender.lease().is_none() && self.contender.is_told() {
             return;
         }
-        let mut link = guard(&self.link);
-        link.hurry(LAST_WORDS, |link| {
-            // Nobody is left to tell; the lease ends with its TTL.
+        guard(&self.link).hurry(LAST_WORDS, |link| {
+            // Nobody is left to tell; a lease ends with its TTL.
             let _ = release(&mut self.contender, link);
+            let words = self.contender.last_words();
+            let deadline = link.deadline();
+            if !words.is_empty() {
+                let _ = link.calls(&words, deadline);
+            }
         });
     }
 }
@@ -396,10 +410,16 @@ pub(crate) fn acquire_within(
 
 /// Releases; false when it was not ours any more.
 pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
+    let known = contender.pulse().and_then(|pulse| pulse.lost());
     let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
     // Gone after an attempt whose reply was lost: that attempt released it.
-    Ok(answer == Answer::Released || repeated)
+    let done = answer == Answer::Released || repeated;
+    contender.released(&request, done, Moment::now());
+    if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
+        contender.count_loss(monitor::why(link, contender.keys(), *fence, LossReason::Expired));
+    }
+    Ok(done)
 }
 
 /// A link is whole after a panic: any fault drops its connection.

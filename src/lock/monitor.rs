@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::escape_glob;
 use crate::lock::lease::{Holder, owner_token, transit};
 use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS};
-use crate::lock::stats::Stats;
+use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{Past, Ttl};
 use crate::lock::{SharedLink, guard};
 use crate::script::{Args, FORCE};
@@ -68,8 +68,20 @@ pub struct Run {
     pub host: Option<String>,
     /// Process.
     pub pid: Option<u32>,
-    /// How long it was held; `None` when it was never given back.
-    pub held: Option<Duration>,
+    /// How it ended.
+    pub end: RunEnd,
+}
+
+/// How a past grant ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunEnd {
+    /// Given back, after so long.
+    Released(Duration),
+    /// Never given back: it expired, or its key was deleted.
+    #[default]
+    Abandoned,
+    /// Taken away by an operator.
+    Forced,
 }
 
 /// What a force release came to.
@@ -102,7 +114,7 @@ pub fn status(link: &SharedLink, name: &[u8]) -> Result<Status> {
 pub fn force_release(link: &SharedLink, name: &[u8], fence: Option<u64>) -> Result<Forced> {
     let link = &mut guard(link);
     let keys = Keys::new(&link.config().prefix, name)?;
-    let args = [&keys.lock, &keys.fence, &keys.waiters, &keys.baton, &keys.stats];
+    let args = [&keys.lock, &keys.fence, &keys.waiters, &keys.baton, &keys.stats, &keys.runs];
     let args = args.into_iter().fold(Args::default(), |args, key| args.key(key));
     let args = args.arg(fence.map(|fence| fence.to_string()).unwrap_or_default());
     let args = args.arg(transit(&owner_token()?)).number(CLAIM.as_millis()).number(MEMORY_MS);
@@ -193,13 +205,15 @@ pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
     let fence: Option<String> = read(next()?)?;
     let fields: Vec<(String, String)> = read(next()?)?;
     let (seconds, micros): (u64, u64) = read(next()?)?;
+    let grant = fence.unwrap_or_default();
+    let ttl_ms = grant.rsplit('|').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
     Ok(Status {
         holder: value.map(|value| Holder::read(&value, ttl)),
         waiters: waiters.iter().map(|(who, ticket)| waiter(who, *ticket)).collect(),
         waiting,
         runs: runs.iter().filter_map(|run| past(run)).collect(),
-        fence: fence.and_then(|text| text.split(['+', '|']).next()?.parse().ok()),
-        stats: Stats::read(&fields),
+        fence: grant.split(['+', '|']).next().and_then(|number| number.parse().ok()),
+        stats: Stats { ttl: Duration::from_millis(ttl_ms), ..Stats::read(&fields) },
         time: Duration::from_secs(seconds) + Duration::from_micros(micros),
     })
 }
@@ -218,14 +232,29 @@ fn waiter(member: &str, ticket: f64) -> Waiter {
     Waiter { host: who.host, pid: who.pid, program: who.program, since }
 }
 
-/// `fence|host|pid|program|ms`, with -1 for a grant that was never given back.
+/// `fence|host|pid|program|ms`, with -1 for a grant that was never given back, -2 for one taken away.
 fn past(run: &str) -> Option<Run> {
     let (rest, ms) = run.rsplit_once('|')?;
     let (fence, who) = rest.split_once('|')?;
     let mut holder = Holder::default();
     holder.take_who(who);
-    let held = ms.parse::<u64>().ok().map(Duration::from_millis);
-    Some(Run { fence: fence.parse().ok()?, host: holder.host, pid: holder.pid, held })
+    let end = match ms.parse::<i64>().ok()? {
+        -2 => RunEnd::Forced,
+        ms => u64::try_from(ms)
+            .map_or(RunEnd::Abandoned, |ms| RunEnd::Released(Duration::from_millis(ms))),
+    };
+    Some(Run { fence: fence.parse().ok()?, host: holder.host, pid: holder.pid, end })
+}
+
+/// Why a lease was lost, for a holder that found it gone: an operator leaves word. One round trip.
+pub(crate) fn why(link: &mut Link, keys: &Keys, fence: u64, found: LossReason) -> LossReason {
+    let mut runs = redis::cmd("LRANGE");
+    runs.arg(&keys.runs).arg(0).arg(9);
+    let told = link.call(&runs, Moment::now() + Duration::from_millis(500));
+    let runs: Vec<String> = told.and_then(read).unwrap_or_default();
+    let mut runs = runs.iter().filter_map(|run| past(run));
+    let forced = runs.any(|run| run.fence == fence && run.end == RunEnd::Forced);
+    if forced { LossReason::Forced } else { found }
 }
 
 /// The TTL that the past of a lock teaches; forgets what is too old. One round trip, at most two.
@@ -265,8 +294,9 @@ mod tests {
     fn past_grants_are_read_and_nonsense_is_passed_over() {
         let run = past("17|web-1|4711|tagsweep/1.0|250").unwrap();
         assert_eq!((run.fence, run.pid), (17, Some(4711)));
-        assert_eq!(run.held, Some(Duration::from_millis(250)));
-        assert_eq!(past("17|web-1|4711|tagsweep/1.0|-1").unwrap().held, None);
+        assert_eq!(run.end, RunEnd::Released(Duration::from_millis(250)));
+        assert_eq!(past("17|web-1|4711|tagsweep/1.0|30000|-1").unwrap().end, RunEnd::Abandoned);
+        assert_eq!(past("17|web-1|4711|tagsweep/1.0|-2").unwrap().end, RunEnd::Forced);
         assert_eq!(past("nonsense"), None);
     }
 }

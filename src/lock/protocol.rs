@@ -114,8 +114,10 @@ pub enum Request {
     Release {
         /// Our value.
         value: Vec<u8>,
-        /// Our fence.
+        /// Our fence, and the TTL that was in force; 0 for a lock in transit.
         fence: u64,
+        /// See `fence`.
+        ttl: Duration,
         /// The value in transit, should somebody wait.
         transit: Vec<u8>,
         /// How long the lock must stay taken all the same.
@@ -180,9 +182,11 @@ impl Request {
                 let args = on(&[lock]).arg(value).number(ms(*ttl));
                 (&EXTEND, args.number(u8::from(*exact)))
             }
-            Self::Release { value, fence: number, transit, keep, run, counts } => {
+            Self::Release { value, fence: number, ttl, transit, keep, run, counts } => {
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(value);
-                let args = args.number(number).number(MEMORY_MS).arg(transit).number(ms(CLAIM));
+                let grant = format!("{number}|{}", ttl.as_millis());
+                let args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
+                let args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
                 let args = args.number(keep.as_millis()).arg(run.as_deref().unwrap_or_default());
                 let grow = |args: Args, (field, by): &(String, u64)| args.arg(field).number(by);
                 (&RELEASE, counts.iter().fold(args, grow))

@@ -12,6 +12,7 @@ use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, Result};
+use crate::lock::monitor::why;
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
@@ -35,6 +36,7 @@ pub(crate) struct Ward {
     pub config: Config,
     pub keys: Keys,
     pub value: Vec<u8>,
+    pub fence: u64,
     pub ttl: Duration,
     /// When the lease must end, however often it is extended.
     pub end: Option<Moment>,
@@ -214,8 +216,12 @@ fn tend(ward: &Ward, links: &mut HashMap<Config, Link>) -> Option<Moment> {
             let end = ward.end.unwrap_or(now + ward.ttl);
             Some((now + ward.ttl / PARTS).min(end))
         }
-        Ok(Answer::NotOurs(true)) => lose(ward, LossReason::Stolen),
-        Ok(_) => lose(ward, LossReason::Expired),
+        Ok(answer) => {
+            let stolen = answer == Answer::NotOurs(true);
+            let found = if stolen { LossReason::Stolen } else { LossReason::Expired };
+            let known = links.get_mut(&ward.config);
+            lose(ward, known.map_or(found, |link| why(link, &ward.keys, ward.fence, found)))
+        }
         Err(_) => {
             ward.pulse.count(false);
             let now = Moment::now();

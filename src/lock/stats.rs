@@ -190,7 +190,6 @@ impl Stats {
                 "takeover" => stats.takeovers = value,
                 "renewed" => stats.renewed = value,
                 "renew_failed" => stats.renew_failed = value,
-                "ttl_ms" => stats.ttl = Duration::from_millis(value),
                 "wait" => stats.waits.take_field(rest, value),
                 "hold" => stats.holds.take_field(rest, value),
                 "gap" => stats.gaps.take_field(rest, value),

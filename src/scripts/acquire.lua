@@ -4,8 +4,8 @@
 -- answered with the grant that it made, not with "held". The fence is the larger of the last fence
 -- plus one and the server's clock in microseconds: it grows with every grant, also when the last one
 -- was lost by eviction, restart or failover (a counter alone starts again and repeats). The fence key
--- is "<fence>+|<who>" while the grant is open and "<fence>" once it is given back: an open grant
--- without a lock key is a takeover.
+-- is "<fence>+|<who>|<TTL>" while the grant is open and "<fence>|<TTL>" once it is given back: an open
+-- grant without a lock key is a takeover.
 --
 -- A lock in transit (handed over, not yet claimed) is free for the waiter that popped its baton. A
 -- baton that still lies in its list has nobody to pop it, for all who wait block on that list: then
@@ -56,12 +56,13 @@ if last then
   end
 end
 fence = string.format('%.0f', fence)
-local stored = redis.pcall('SET', KEYS[2], fence .. '+|' .. ARGV[2], 'PX', ARGV[4])
+local grant = fence .. '+|' .. ARGV[2] .. '|' .. ARGV[3]
+local stored = redis.pcall('SET', KEYS[2], grant, 'PX', ARGV[4])
 if stored.err then
   -- Out of memory, which is when a sweep is wanted: a script that has begun with a write which needs
   -- none may go on to SET.
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  redis.call('SET', KEYS[2], fence .. '+|' .. ARGV[2], 'PX', ARGV[4])
+  redis.call('SET', KEYS[2], grant, 'PX', ARGV[4])
 end
 local value = ARGV[1] .. ':' .. fence .. '|' .. ARGV[2]
 redis.call('SET', KEYS[1], value, 'PX', ARGV[3])

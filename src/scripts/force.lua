@@ -6,15 +6,16 @@
 -- KEYS[3] waiters
 -- KEYS[4] baton
 -- KEYS[5] statistics
+-- KEYS[6] runs: says so there, for the holder to find
 -- ARGV[1] fence of the grant that is meant, or '' for whoever holds it
 -- ARGV[2] value in transit: a fresh token and ':0||'
 -- ARGV[3] time to claim it in ms
--- ARGV[4] TTL of the fence key in ms, and of the statistics
+-- ARGV[4] TTL of the fence key in ms, and of statistics and runs
 -- Returns {1, value it had}, {0, value of another grant}, or {0} when nobody holds it.
--- Cost: O(1), at most 9 commands.
+-- Cost: O(1), at most 12 commands.
 local held = redis.call('GET', KEYS[1])
 if not held then return {0} end
-local fence = string.match(held, '^[^:]*:(%d+)|')
+local fence, who = string.match(held, '^[^:]*:(%d+)|(.*)$')
 if ARGV[1] ~= '' and fence ~= ARGV[1] then return {0, held} end
 redis.call('DEL', KEYS[1], KEYS[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then
@@ -22,7 +23,12 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('RPUSH', KEYS[4], ARGV[2])
   redis.call('PEXPIRE', KEYS[4], ARGV[3])
 end
-if fence and fence ~= '0' then redis.call('SET', KEYS[2], fence, 'PX', ARGV[4]) end
+if fence and fence ~= '0' then
+  redis.call('SET', KEYS[2], fence .. '|0', 'PX', ARGV[4])
+  redis.pcall('LPUSH', KEYS[6], fence .. '|' .. who .. '|-2')
+  redis.pcall('LTRIM', KEYS[6], 0, 9)
+  redis.pcall('PEXPIRE', KEYS[6], ARGV[4])
+end
 redis.pcall('HINCRBY', KEYS[5], 'lost.forced', 1)
 redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
 return {1, held}

@@ -11,7 +11,7 @@
 -- KEYS[5] statistics
 -- KEYS[6] runs
 -- ARGV[1] our value
--- ARGV[2] our fence, or '0' for a lock in transit that is handed on
+-- ARGV[2] our fence and TTL, '<fence>|<TTL>', or '0' for a lock in transit that is handed on
 -- ARGV[3] TTL of the fence key in ms, and of statistics and runs
 -- ARGV[4] value in transit: a fresh token and ':0||'
 -- ARGV[5] time to claim it in ms

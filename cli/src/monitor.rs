@@ -1,0 +1,217 @@
+//! `tagsweep status`, `force-release` and `metrics`: locks as seen from outside.
+
+use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
+use crate::{Done, exit};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tagsweep::connect::Link;
+use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
+use tagsweep::metrics::{LockSample, open_metrics};
+
+fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
+    Ok(Arc::new(Mutex::new(Link::new(server.config()?)?)))
+}
+
+/// The locks that were named, or all.
+fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Vec<(Vec<u8>, Status)>> {
+    let names = match names {
+        [] => lock::names(link)?,
+        some => some.iter().map(|name| bytes(name)).collect(),
+    };
+    names.into_iter().map(|name| lock::status(link, &name).map(|status| (name, status))).collect()
+}
+
+pub(crate) fn status(args: &StatusArgs) -> Done {
+    let locks = looked_at(&link(&args.server)?, &args.names)?;
+    let mut out = std::io::stdout().lock();
+    for (name, status) in &locks {
+        if args.json {
+            writeln!(out, "{}", as_json(name, status))?;
+        } else {
+            write!(out, "{}", as_text(name, status))?;
+        }
+    }
+    if locks.is_empty() && !args.json {
+        writeln!(out, "no locks")?;
+    }
+    Ok(exit::DONE)
+}
+
+pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
+    let name = args.name.to_string_lossy();
+    match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
+        Forced::Taken(holder) => {
+            println!("{name}: taken away; it was {}", short(&holder));
+            Ok(exit::DONE)
+        }
+        Forced::Free => {
+            println!("{name}: free already");
+            Ok(exit::DONE)
+        }
+        Forced::Another(holder) => {
+            eprintln!("tagsweep: {name} is {}; nothing was done", short(&holder));
+            Ok(exit::HELD)
+        }
+    }
+}
+
+pub(crate) fn metrics(args: &MetricsArgs) -> Done {
+    let locks = looked_at(&link(&args.server)?, &args.names)?;
+    let samples: Vec<LockSample> = locks
+        .iter()
+        .map(|(name, status)| LockSample { name, stats: &status.stats, status: Some(status) })
+        .collect();
+    let text = open_metrics(&samples);
+    match &args.output {
+        None => std::io::stdout().write_all(text.as_bytes())?,
+        Some(path) => {
+            // Whoever reads it finds the old text or the new, never a part.
+            let mut beside = path.clone().into_os_string();
+            beside.push(".new");
+            std::fs::write(&beside, text)?;
+            std::fs::rename(&beside, path)?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+fn as_text(name: &[u8], status: &Status) -> String {
+    let mut text = format!("{}\n", String::from_utf8_lossy(name));
+    let mut line = |what: &str, said: String| text.push_str(&format!("  {what:<10} {said}\n"));
+    match &status.holder {
+        None => line("free", String::new()),
+        Some(holder) => {
+            line("holder", describe(holder, status.time));
+            line("ttl left", holder.ttl.map_or("never expires".into(), span));
+        }
+    }
+    if status.is_overlong() {
+        let usual = span(status.stats.ttl);
+        line(
+            "warning",
+            format!("the TTL left exceeds the configured {usual}: was the clock set back?"),
+        );
+    }
+    if let Some(fence) = status.fence {
+        line("fence", fence.to_string());
+    }
+    for (place, waiter) in status.waiters.iter().enumerate() {
+        line(&format!("waiter {}", place + 1), waits(waiter, status.time));
+    }
+    if status.waiting > status.waiters.len() as u64 {
+        line("waiters", format!("{} in all", status.waiting));
+    }
+    for run in &status.runs {
+        line("past", ran(run, status.time));
+    }
+    line("counts", counts(status));
+    text
+}
+
+fn describe(holder: &Holder, now: Duration) -> String {
+    match (&holder.fence, holder.since()) {
+        (Some(0), _) => "being handed over to a waiter".into(),
+        (None, _) => "an unknown program (its value is not tagsweep's)".into(),
+        (_, since) => {
+            let ago = since.map_or("?".into(), |since| span(now.saturating_sub(since)));
+            format!("{}, for {ago}", short(holder))
+        }
+    }
+}
+
+fn short(holder: &Holder) -> String {
+    let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "?".into());
+    let pid = holder.pid.map_or("?".into(), |pid| pid.to_string());
+    let fence = holder.fence.map_or("none".into(), |fence| fence.to_string());
+    let (host, program) = (part(&holder.host), part(&holder.program));
+    format!("held by {host} pid {pid} ({program}), fence {fence}")
+}
+
+fn waits(waiter: &Waiter, now: Duration) -> String {
+    let host = waiter.host.as_deref().unwrap_or("?");
+    let pid = waiter.pid.map_or("?".into(), |pid| pid.to_string());
+    format!("{host} pid {pid}, for {}", span(now.saturating_sub(waiter.since)))
+}
+
+fn ran(run: &Run, now: Duration) -> String {
+    let host = run.host.as_deref().unwrap_or("?");
+    let pid = run.pid.map_or("?".into(), |pid| pid.to_string());
+    let ago = span(now.saturating_sub(Duration::from_micros(run.fence)));
+    let end = match run.end {
+        RunEnd::Released(held) => format!("held it {}", span(held)),
+        RunEnd::Abandoned => "never gave it back".into(),
+        RunEnd::Forced => "had it taken away".into(),
+    };
+    format!("{host} pid {pid} {end}, taken {ago} ago, fence {}", run.fence)
+}
+
+fn counts(status: &Status) -> String {
+    let stats = &status.stats;
+    let lost: u64 = stats.lost.values().sum();
+    let quantile = |h: &lock::Histogram| h.quantile(0.99).map_or("-".into(), span);
+    format!(
+        "{} acquired, {} held by others, {} timeouts, {} takeovers, {lost} lost; \
+         p99 of waits {}, of holds {}",
+        stats.acquired,
+        stats.held,
+        stats.timeouts,
+        stats.takeovers,
+        quantile(&stats.waits),
+        quantile(&stats.holds)
+    )
+}
+
+/// A span as people say it.
+fn span(span: Duration) -> String {
+    let seconds = span.as_secs_f64();
+    match seconds {
+        s if s < 0.001 => format!("{:.0} us", s * 1e6),
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+fn as_json(name: &[u8], status: &Status) -> Value {
+    let seconds = |span: Duration| span.as_secs_f64();
+    let holder = status.holder.as_ref().map(|holder| {
+        json!({
+            "fence": holder.fence, "host": holder.host, "pid": holder.pid,
+            "program": holder.program, "ttl_s": holder.ttl.map(seconds),
+            "since": holder.since().map(seconds),
+        })
+    });
+    let waiter = |waiter: &Waiter| {
+        json!({ "host": waiter.host, "pid": waiter.pid, "program": waiter.program,
+                "since": seconds(waiter.since) })
+    };
+    let run = |run: &Run| {
+        let (held, end) = match run.end {
+            RunEnd::Released(held) => (Some(seconds(held)), "released"),
+            RunEnd::Abandoned => (None, "abandoned"),
+            RunEnd::Forced => (None, "forced"),
+        };
+        json!({ "fence": run.fence, "host": run.host, "pid": run.pid,
+                "held_s": held, "end": end })
+    };
+    let stats = &status.stats;
+    let lost: serde_json::Map<String, Value> = LossReason::ALL
+        .into_iter()
+        .map(|why| (why.name().to_owned(), json!(stats.lost.get(&why).copied().unwrap_or(0))))
+        .collect();
+    json!({
+        "type": "lock", "name": String::from_utf8_lossy(name), "holder": holder,
+        "overlong": status.is_overlong(), "fence": status.fence,
+        "waiting": status.waiting,
+        "waiters": status.waiters.iter().map(waiter).collect::<Vec<_>>(),
+        "runs": status.runs.iter().map(run).collect::<Vec<_>>(),
+        "ttl_configured_s": seconds(stats.ttl), "acquired": stats.acquired, "held": stats.held,
+        "timeouts": stats.timeouts, "unknown": stats.unknown, "takeovers": stats.takeovers,
+        "renewed": stats.renewed, "renew_failed": stats.renew_failed, "lost": lost,
+        "time": seconds(status.time),
+    })
+}
