@@ -51,20 +51,63 @@ pub(crate) fn repair_constructor(class: &'static ClassEntry, number_at: Option<u
     // SAFETY: at module start nobody else uses the class entry, and its argument table is ours.
     unsafe {
         let Some(constructor) = (*class).constructor.as_mut() else { return };
-        let table = constructor.internal_function.arg_info.cast::<zend_internal_arg_info>();
+        repair_redis(constructor);
+        if let Some(at) = number_at {
+            let table = constructor.internal_function.arg_info.cast::<zend_internal_arg_info>();
+            let number = &mut (*table.add(at)).type_;
+            number.type_mask = (number.type_mask & !TYPE_BITS) | (1 << IS_LONG) | (1 << IS_DOUBLE);
+        }
+        hide(constructor, 0);
+    }
+}
+
+/// Repairs what takes an owner: `restore(redis, lockKey, owner, …)` and `isOwnedBy(owner)`. At module
+/// start only.
+pub(crate) fn repair_owners(class: &'static ClassEntry) {
+    // SAFETY: at module start nobody else uses the class entry; the table holds pointers to functions.
+    unsafe {
+        let function = |name: &str| {
+            let entry = class.function_table.get(name)?;
+            entry.value.ptr.cast::<zend_function>().as_mut()
+        };
+        if let Some(restore) = function("restore") {
+            repair_redis(restore);
+            hide(restore, 0);
+            hide(restore, 2);
+        }
+        if let Some(ask) = function("isownedby") {
+            hide(ask, 0);
+        }
+    }
+}
+
+/// `Redis|string|array` for the first parameter.
+///
+/// # Safety
+/// At module start; the function is one of ours and has a parameter.
+unsafe fn repair_redis(function: &mut zend_function) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
         let redis = &mut (*table).type_;
         redis.ptr = ZendStr::new_interned("Redis", true).into_raw().cast();
         redis.type_mask = (redis.type_mask & !TYPE_BITS)
             | _ZEND_TYPE_NAME_BIT
             | (1 << IS_STRING)
             | (1 << IS_ARRAY);
-        if let Some(at) = number_at {
-            let number = &mut (*table.add(at)).type_;
-            number.type_mask = (number.type_mask & !TYPE_BITS) | (1 << IS_LONG) | (1 << IS_DOUBLE);
-        }
+    }
+}
+
+/// Keeps a parameter out of backtraces.
+///
+/// # Safety
+/// At module start; the function is one of ours.
+unsafe fn hide(function: &mut zend_function, parameter: u32) {
+    // SAFETY: by the contract of this function.
+    unsafe {
         let name = ZendStr::new_interned("SensitiveParameter", true).into_raw();
         // Offset 1 is the first parameter (0 would be the function itself).
-        let attributes = &raw mut constructor.internal_function.attributes;
-        zend_add_attribute(attributes, name, 0, PERSISTENT, 1, 0);
+        let attributes = &raw mut function.internal_function.attributes;
+        zend_add_attribute(attributes, name, 0, PERSISTENT, parameter + 1, 0);
     }
 }

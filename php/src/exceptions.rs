@@ -16,6 +16,7 @@ unsafe extern "C" {
     // At module start there is no table to look classes up in; these are exported for that.
     static spl_ce_RuntimeException: *mut ClassEntry;
     static spl_ce_InvalidArgumentException: *mut ClassEntry;
+    static spl_ce_LogicException: *mut ClassEntry;
 }
 
 fn runtime() -> &'static ClassEntry {
@@ -26,6 +27,11 @@ fn runtime() -> &'static ClassEntry {
 fn invalid_argument() -> &'static ClassEntry {
     // SAFETY: as above.
     unsafe { &*spl_ce_InvalidArgumentException }
+}
+
+fn logic() -> &'static ClassEntry {
+    // SAFETY: as above.
+    unsafe { &*spl_ce_LogicException }
 }
 
 /// All exceptions of tagsweep.
@@ -42,7 +48,7 @@ static ENTRIES: [AtomicPtr<ClassEntry>; CLASSES.len()] =
 type Parent = (fn() -> &'static ClassEntry, &'static str);
 const RUNTIME: Parent = (runtime, "\\RuntimeException");
 
-const CLASSES: [(&str, Parent); 7] = [
+const CLASSES: [(&str, Parent); 8] = [
     ("InvalidArgumentException", (invalid_argument, "\\InvalidArgumentException")),
     ("ConnectionException", RUNTIME),
     ("UnknownOutcomeException", RUNTIME),
@@ -50,6 +56,7 @@ const CLASSES: [(&str, Parent); 7] = [
     ("LockConflictedException", RUNTIME),
     ("LockLostException", RUNTIME),
     ("UnprovenMappingException", RUNTIME),
+    ("ReentrantLockException", (logic, "\\LogicException")),
 ];
 
 /// Position in [`CLASSES`].
@@ -62,6 +69,7 @@ pub(crate) enum Class {
     LockConflicted,
     LockLost,
     UnprovenMapping,
+    Reentrant,
 }
 
 /// After the interface, before anything can throw.
@@ -124,6 +132,7 @@ pub(crate) fn from_core(e: Error) -> PhpException {
         ErrorKind::Unreachable | ErrorKind::Denied => Class::Connection,
         ErrorKind::Unknown => Class::UnknownOutcome,
         ErrorKind::Lost => Class::LockLost,
+        ErrorKind::Reentrant => Class::Reentrant,
         ErrorKind::Unproven => Class::UnprovenMapping,
         _ => Class::Server,
     };

@@ -82,6 +82,8 @@ unsafe extern "C" fn module_info(module: *mut ModuleEntry) {
 }
 
 unsafe extern "C" fn module_shutdown(_: c_int, number: c_int) -> c_int {
+    // A panic must not cross into the engine, and there is nobody left to tell.
+    let _ = std::panic::catch_unwind(options::dismiss_watchdog);
     // SAFETY: called by the engine with our module's number.
     unsafe { zend_unregister_ini_entries(number) };
     0
@@ -106,6 +108,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
             (DistributedLock::get_metadata().ce(), TagCleanupManager::get_metadata().ce());
         arginfo::repair_constructor(lock, Some(2));
         arginfo::repair_constructor(manager, None);
+        arginfo::repair_owners(lock);
         arginfo::repair_listener(manager);
         let namespace = alias_namespace();
         if !namespace.is_empty() {

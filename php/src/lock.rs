@@ -1,26 +1,33 @@
 //! `Tagsweep\DistributedLock`.
+//!
+//! Methods take `&self`: a callable that we call, and a signal handler that runs while we wait, may
+//! use the object that is in use. One that needs it exclusively is then told so.
 
-use crate::exceptions::{from_core, invalid};
+use crate::exceptions::{Class, exception, from_core, invalid};
 use crate::gate::Gate;
-use crate::options::{Given, span};
+use crate::options::{Given, lock_options, span};
 use crate::target::{config, shared_link};
 use crate::weak::{Array, Bytes, Int, Number};
-use ext_php_rs::exception::PhpResult;
+use ext_php_rs::boxed::ZBox;
+use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
-use ext_php_rs::types::Zval;
+use ext_php_rs::types::{ZendCallable, ZendHashTable, Zval};
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::HashSet;
 use std::time::Duration;
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::error::printable;
+use tagsweep::lock::{Histogram, Holder, Lock, LossReason, Outcome, Stats};
 
 /// What a lock can do.
 #[php_interface]
 #[php(name = "Tagsweep\\LockInterface")]
 pub(crate) trait LockInterface {
     /// Takes the lock if it is free.
-    fn acquire(&mut self) -> PhpResult<bool>;
+    fn acquire(&self) -> PhpResult<bool>;
     /// Gives the lock up.
-    fn release(&mut self) -> PhpResult<bool>;
+    fn release(&self) -> PhpResult<bool>;
     /// Gives the lease more time.
-    fn extend(&mut self, ttl: Option<Int>) -> PhpResult<bool>;
+    fn extend(&self, ttl: Option<Int>) -> PhpResult<bool>;
     /// Whether the lease may still be acted upon.
     #[php(name = "isAcquired")]
     fn is_acquired(&self) -> bool;
@@ -31,21 +38,150 @@ pub(crate) trait LockInterface {
 #[php(name = "Tagsweep\\DistributedLock")]
 pub(crate) struct DistributedLock {
     /// `None` only while it is being dropped.
-    lock: Option<Lock>,
+    lock: RefCell<Option<Lock>>,
     wait: Duration,
+    /// What the registry has of us.
+    registered: Cell<Option<u64>>,
 }
 
 const NAME: &str = "Tagsweep\\DistributedLock";
-const OPTIONS: &[&str] = &["prefix", "timeout", "wait"];
+
+thread_local! {
+    /// Fences of the leases that this process holds: waiting for one of them would wait for itself.
+    static HELD: RefCell<HashSet<u64>> = RefCell::default();
+}
 
 impl DistributedLock {
-    fn lock(&self) -> PhpResult<&Lock> {
-        self.lock.as_ref().ok_or_else(|| invalid("this lock is gone"))
+    fn on(
+        redis: &Zval,
+        lockKey: &Bytes,
+        ttl: f64,
+        options: &Array,
+        restoring: Option<&Bytes>,
+    ) -> PhpResult<Self> {
+        let mut config = config(redis, NAME)?;
+        let given = Given::of(options)?;
+        let lock_options = lock_options(&given, ttl, restoring.is_none())?;
+        config.prefix = given.string("prefix")?.unwrap_or(config.prefix);
+        config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
+        let wait = given.seconds("wait")?.unwrap_or_default();
+        let link = shared_link(config)?;
+        let lock = match restoring {
+            Some(owner) => Lock::restore(link, &lockKey.0, &owner.0, lock_options),
+            None => Lock::on(link, &lockKey.0, lock_options),
+        };
+        let lock = RefCell::new(Some(lock.map_err(from_core)?));
+        Ok(Self { lock, wait, registered: Cell::default() })
     }
 
-    fn lock_mut(&mut self) -> PhpResult<&mut Lock> {
-        self.lock.as_mut().ok_or_else(|| invalid("this lock is gone"))
+    /// The lock, for one call at a time.
+    fn lock(&self) -> PhpResult<RefMut<'_, Lock>> {
+        let busy =
+            |_| invalid("this lock is in use: it is waiting, and a signal handler called it");
+        let lock = self.lock.try_borrow_mut().map_err(busy)?;
+        RefMut::filter_map(lock, Option::as_mut).map_err(|_| invalid("this lock is gone"))
     }
+
+    /// Something of the lock, if it is not in use.
+    fn peek<T>(&self, ask: impl FnOnce(&Lock) -> T) -> Option<T> {
+        self.lock.try_borrow().ok()?.as_ref().map(ask)
+    }
+
+    /// Takes the lock within a wait budget.
+    fn take(&self, budget: Duration) -> PhpResult<bool> {
+        let gate = Gate::close();
+        let mut lock = self.lock()?;
+        if lock.is_held() && budget.is_zero() {
+            return Ok(false); // held, be it by ourselves: an outcome
+        }
+        let mut by_ourselves = false;
+        let outcome = lock.acquire_within(budget, &mut |holder| {
+            by_ourselves = HELD.with_borrow(|held| {
+                holder.pid == Some(std::process::id())
+                    && holder.fence.is_some_and(|fence| held.contains(&fence))
+            });
+            !by_ourselves && !gate.must_stop()
+        });
+        let acquired = matches!(outcome.map_err(from_core)?, Outcome::Acquired { .. });
+        if by_ourselves {
+            return Err(exception(
+                Class::Reentrant,
+                format!("this process itself holds the lock {}", printable(lock.key())),
+            ));
+        }
+        self.register(acquired.then(|| lock.fence()).flatten());
+        Ok(acquired)
+    }
+
+    /// Notes which lease we hold, or that we hold none.
+    fn register(&self, fence: Option<u64>) {
+        let before = self.registered.replace(fence);
+        HELD.with_borrow_mut(|held| {
+            before.map(|fence| held.remove(&fence));
+            fence.map(|fence| held.insert(fence));
+        });
+    }
+
+    /// A lease that was lost while PHP did something else is told of once, by the next operation.
+    fn complain(&self, lock: &mut Lock) -> PhpResult<()> {
+        let Some(reason) = lock.lost() else { return Ok(()) };
+        if reason == LossReason::Unknown {
+            // Nobody knows whether it is still there: it should not be.
+            let _ = lock.release();
+        }
+        lock.forget();
+        self.register(None);
+        Err(lost(lock, reason))
+    }
+
+    /// The outcome of an operation that finds out whether the lease is ours.
+    fn still(&self, ours: bool) -> bool {
+        if !ours {
+            self.register(None);
+        }
+        ours
+    }
+
+    fn extend_by(&self, ttl: Option<Duration>) -> PhpResult<bool> {
+        let _gate = Gate::close();
+        let mut lock = self.lock()?;
+        self.complain(&mut lock)?;
+        let extended = lock.extend(ttl).map_err(from_core)?;
+        Ok(self.still(extended))
+    }
+
+    /// Runs the body under the lock that was just taken.
+    fn run(&self, body: &ZendCallable) -> PhpResult<Zval> {
+        let result = body.try_call(vec![]);
+        match result {
+            Ok(value) => {
+                if self.release()? {
+                    return Ok(value);
+                }
+                let key = self.peek(|lock| printable(lock.key())).unwrap_or_default();
+                Err(exception(
+                    Class::LockLost,
+                    format!("the lock {key} was lost while the body ran"),
+                ))
+            }
+            Err(thrown) => {
+                // The body's exception is what matters.
+                let _ = self.release();
+                Err(PhpException::from(thrown))
+            }
+        }
+    }
+}
+
+fn lost(lock: &Lock, reason: LossReason) -> PhpException {
+    let why = match reason {
+        LossReason::Expired => "its key is gone (expired, deleted or evicted)",
+        LossReason::Stolen => "somebody else has it",
+        LossReason::Forced => "an operator took it away",
+        LossReason::MaxHold => "it was held for as long as maxHold allows",
+        _ => "the server could not be reached in time",
+    };
+    exception(Class::LockLost, format!("the lock {} was lost: {why}", printable(lock.key())))
 }
 
 #[php_impl]
@@ -57,60 +193,224 @@ impl DistributedLock {
         ttl: Number,
         options: Array,
     ) -> PhpResult<Self> {
-        let mut config = config(redis, NAME)?;
-        let ttl = positive(ttl.0)?;
-        let given = Given::of(&options)?;
-        given.only(OPTIONS)?;
-        config.prefix = given.string("prefix")?.unwrap_or(config.prefix);
-        config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
-        let wait = given.seconds("wait")?.unwrap_or_default();
-        let lock = Lock::on(shared_link(config)?, &lockKey.0, ttl).map_err(from_core)?;
-        Ok(Self { lock: Some(lock), wait })
+        Self::on(redis, &lockKey, ttl.0, &options, None)
+    }
+
+    /// A lock whose lease was granted to whoever gave us its owner.
+    #[php(defaults(options = Array::default()))]
+    pub fn restore(
+        redis: &Zval,
+        lockKey: Bytes,
+        owner: Bytes,
+        options: Array,
+    ) -> PhpResult<DistributedLock> {
+        Self::on(redis, &lockKey, 60.0, &options, Some(&owner))
+    }
+
+    /// Takes the lock, waiting in line.
+    pub fn acquire_within(&self, seconds: Number) -> PhpResult<bool> {
+        self.take(span(seconds.0, "seconds")?)
+    }
+
+    /// Alias, as Laravel names it.
+    pub fn block(&self, seconds: Number) -> PhpResult<bool> {
+        self.acquire_within(seconds)
+    }
+
+    /// As Laravel has it: takes the lock; with a body, runs it and gives the lock up.
+    #[php(optional = callback)]
+    pub fn get(&self, callback: Option<ZendCallable>) -> PhpResult<Zval> {
+        let taken = self.take(self.wait)?;
+        match callback {
+            Some(body) if taken => self.run(&body),
+            _ => {
+                let mut answer = Zval::new();
+                answer.set_bool(taken);
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Runs the body under the lock.
+    #[php(defaults(wait = Number(0.0)))]
+    pub fn synchronized(&self, body: ZendCallable, wait: Number) -> PhpResult<Zval> {
+        let budget = span(wait.0, "wait")?;
+        if self.peek(Lock::is_held).unwrap_or(true) {
+            return Err(exception(
+                Class::Reentrant,
+                "this lock is held already, and leases do not nest",
+            ));
+        }
+        if self.take(budget)? {
+            return self.run(&body);
+        }
+        if ext_php_rs::zend::ExecutorGlobals::has_exception() {
+            return Ok(Zval::new()); // a signal handler threw while we waited
+        }
+        let key = self.peek(|lock| printable(lock.key())).unwrap_or_default();
+        Err(exception(Class::LockConflicted, format!("the lock {key} is held by another")))
+    }
+
+    /// The same as extend(), with fractions.
+    #[php(optional = ttl)]
+    pub fn refresh(&self, ttl: Option<Number>) -> PhpResult<bool> {
+        self.extend_by(ttl.map(|seconds| positive(seconds.0)).transpose()?)
+    }
+
+    /// Asks the server whether the lease is still ours.
+    pub fn verify(&self) -> PhpResult<bool> {
+        let _gate = Gate::close();
+        let mut lock = self.lock()?;
+        self.complain(&mut lock)?;
+        let ours = lock.verify().map_err(from_core)?;
+        Ok(self.still(ours))
+    }
+
+    /// Whether there is a lease that must not be acted upon any more.
+    pub fn is_expired(&self) -> bool {
+        self.peek(|lock| lock.owner().is_some() && !lock.is_held()).unwrap_or(false)
     }
 
     /// Seconds until the holder must stop; null without a lease.
-    pub fn remaining(&self) -> PhpResult<Option<f64>> {
-        Ok(self.lock()?.remaining().map(|left| left.as_secs_f64()))
+    pub fn remaining(&self) -> Option<f64> {
+        self.peek(Lock::remaining).flatten().map(|left| left.as_secs_f64())
+    }
+
+    /// Alias, as Symfony names it.
+    pub fn get_remaining_lifetime(&self) -> Option<f64> {
+        self.remaining()
     }
 
     /// Fencing token of the lease; null without one.
-    pub fn fence(&self) -> PhpResult<Option<i64>> {
-        Ok(self.lock()?.fence().and_then(|fence| i64::try_from(fence).ok()))
+    pub fn fence(&self) -> Option<i64> {
+        self.peek(Lock::fence).flatten().and_then(|fence| i64::try_from(fence).ok())
     }
 
     /// The value of the lock key, which proves ownership; null without a lease.
-    pub fn owner(&self) -> PhpResult<Option<String>> {
-        Ok(self.lock()?.owner().map(|owner| String::from_utf8_lossy(owner).into_owned()))
+    pub fn owner(&self) -> Option<String> {
+        let text = |owner: &[u8]| String::from_utf8_lossy(owner).into_owned();
+        self.peek(|lock| lock.owner().map(text)).flatten()
     }
+
+    /// Whether anybody holds it.
+    pub fn is_locked(&self) -> PhpResult<bool> {
+        Ok(self.holder()?.is_some())
+    }
+
+    /// Whether the lock is held by that owner.
+    #[php(optional = owner)]
+    pub fn is_owned_by(&self, owner: Option<Bytes>) -> PhpResult<bool> {
+        let Some(owner) = owner else { return Ok(!self.is_locked()?) };
+        let _gate = Gate::close();
+        self.lock()?.is_owned_by(&owner.0).map_err(from_core)
+    }
+
+    /// Whether this object holds it, by the server's word.
+    pub fn is_owned_by_current_process(&self) -> PhpResult<bool> {
+        self.verify()
+    }
+
+    /// Takes the lock away from whoever holds it.
+    pub fn force_release(&self) -> PhpResult<bool> {
+        let _gate = Gate::close();
+        let mut lock = self.lock()?;
+        self.register(None);
+        lock.force_release().map_err(from_core)
+    }
+
+    /// Who holds it; null when nobody does.
+    pub fn get_holder(&self) -> PhpResult<Option<ZBox<ZendHashTable>>> {
+        self.holder()?.map(|holder| holder_array(&holder)).transpose()
+    }
+
+    /// What happened around this lock, as the server has it.
+    pub fn stats(&self) -> PhpResult<ZBox<ZendHashTable>> {
+        let _gate = Gate::close();
+        let status = self.lock()?.status().map_err(from_core)?;
+        stats_array(&status.stats)
+    }
+}
+
+impl DistributedLock {
+    fn holder(&self) -> PhpResult<Option<Holder>> {
+        let _gate = Gate::close();
+        Ok(self.lock()?.status().map_err(from_core)?.holder)
+    }
+}
+
+fn holder_array(holder: &Holder) -> PhpResult<ZBox<ZendHashTable>> {
+    let mut array = ZendHashTable::new();
+    array.insert("fence", holder.fence.and_then(|fence| i64::try_from(fence).ok()))?;
+    array.insert("host", holder.host.clone())?;
+    array.insert("pid", holder.pid.map(i64::from))?;
+    array.insert("program", holder.program.clone())?;
+    array.insert("ttl", holder.ttl.map(|ttl| ttl.as_secs_f64()))?;
+    array.insert("since", holder.since().map(|since| since.as_secs_f64()))?;
+    Ok(array)
+}
+
+fn stats_array(stats: &Stats) -> PhpResult<ZBox<ZendHashTable>> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let mut array = ZendHashTable::new();
+    for (name, n) in [
+        ("acquired", stats.acquired),
+        ("held", stats.held),
+        ("timeouts", stats.timeouts),
+        ("unknown", stats.unknown),
+        ("takeovers", stats.takeovers),
+        ("renewed", stats.renewed),
+        ("renewFailed", stats.renew_failed),
+    ] {
+        array.insert(name, number(n))?;
+    }
+    let mut lost = ZendHashTable::new();
+    for reason in LossReason::ALL {
+        lost.insert(reason.name(), number(stats.lost.get(&reason).copied().unwrap_or(0)))?;
+    }
+    array.insert("lost", lost)?;
+    array.insert("ttl", stats.ttl.as_secs_f64())?;
+    for (name, spans) in [("wait", &stats.waits), ("hold", &stats.holds), ("renewGap", &stats.gaps)]
+    {
+        array.insert(name, histogram_array(spans)?)?;
+    }
+    Ok(array)
+}
+
+fn histogram_array(spans: &Histogram) -> PhpResult<ZBox<ZendHashTable>> {
+    let mut array = ZendHashTable::new();
+    array.insert("count", i64::try_from(spans.count()).unwrap_or(i64::MAX))?;
+    array.insert("sum", spans.sum().as_secs_f64())?;
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+        array.insert(name, spans.quantile(share).map(|span| span.as_secs_f64()))?;
+    }
+    Ok(array)
 }
 
 #[php_impl_interface]
 impl LockInterface for DistributedLock {
-    fn acquire(&mut self) -> PhpResult<bool> {
-        let wait = self.wait;
-        let gate = Gate::close();
-        let lock = self.lock_mut()?;
-        let outcome = lock.acquire_within(wait, &mut || !gate.must_stop());
-        Ok(matches!(outcome.map_err(from_core)?, Outcome::Acquired { .. }))
+    fn acquire(&self) -> PhpResult<bool> {
+        self.take(self.wait)
     }
 
-    fn release(&mut self) -> PhpResult<bool> {
+    fn release(&self) -> PhpResult<bool> {
         let _gate = Gate::close();
-        self.lock_mut()?.release().map_err(from_core)
+        let mut lock = self.lock()?;
+        self.complain(&mut lock)?;
+        self.register(None);
+        lock.release().map_err(from_core)
     }
 
-    fn extend(&mut self, ttl: Option<Int>) -> PhpResult<bool> {
-        let ttl = ttl.map(|seconds| positive(seconds.0 as f64)).transpose()?;
-        let _gate = Gate::close();
-        self.lock_mut()?.extend(ttl).map_err(from_core)
+    fn extend(&self, ttl: Option<Int>) -> PhpResult<bool> {
+        self.extend_by(ttl.map(|seconds| positive(seconds.0 as f64)).transpose()?)
     }
 
     fn is_acquired(&self) -> bool {
-        self.lock.as_ref().is_some_and(Lock::is_held)
+        self.peek(Lock::is_held).unwrap_or(false)
     }
 }
 
-fn positive(seconds: f64) -> PhpResult<Duration> {
+/// A TTL.
+pub(crate) fn positive(seconds: f64) -> PhpResult<Duration> {
     if seconds > 0.0 {
         span(seconds, "ttl")
     } else {
@@ -122,6 +422,7 @@ impl Drop for DistributedLock {
     /// The destructor: one attempt to release, bounded to a second.
     fn drop(&mut self) {
         let _gate = Gate::close();
-        self.lock = None;
+        self.register(None);
+        self.lock.replace(None);
     }
 }

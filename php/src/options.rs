@@ -1,11 +1,14 @@
 //! Options arrays: names in camelCase, spans in seconds. An unknown name is an error, not a surprise.
 
 use crate::exceptions::{invalid, type_error};
+use crate::lock::positive;
 use crate::weak::{Array, Bytes, Int, Number, type_name};
 use ext_php_rs::convert::FromZval;
 use ext_php_rs::exception::PhpResult;
 use ext_php_rs::types::{ArrayKey, ZendHashTable, Zval};
+use std::sync::OnceLock;
 use std::time::Duration;
+use tagsweep::lock::{self, Ttl, WaitMode, Watchdog};
 use tagsweep::sweep::{OnAged, Options};
 
 /// An array of named values.
@@ -76,6 +79,64 @@ pub(crate) fn span(seconds: f64, name: &str) -> PhpResult<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|_| {
         invalid(format!("{name} must be a number of seconds, 0 or more, not {seconds}"))
     })
+}
+
+const LOCK: &[&str] = &[
+    "prefix",
+    "timeout",
+    "wait",
+    "waitMode",
+    "ttl",
+    "renew",
+    "maxHold",
+    "atLeast",
+    "autoRelease",
+    "confirm",
+];
+
+/// Options of `DistributedLock`, whose TTL is given besides unless it is among them.
+pub(crate) fn lock_options(
+    given: &Given,
+    ttl: f64,
+    auto_release: bool,
+) -> PhpResult<lock::Options> {
+    given.only(LOCK)?;
+    let ttl = match given.string("ttl") {
+        Ok(Some(word)) if word == b"auto" => Ttl::AUTO,
+        _ => Ttl::Fixed(positive(given.float("ttl")?.unwrap_or(ttl))?),
+    };
+    let wait_mode = match given.string("waitMode")?.as_deref() {
+        None | Some(b"line") => WaitMode::Line,
+        Some(b"backoff") => WaitMode::Backoff,
+        Some(_) => return Err(invalid("waitMode must be \"line\" or \"backoff\"")),
+    };
+    let confirm = given.int("confirm")?.unwrap_or(0);
+    let options = lock::Options {
+        ttl,
+        wait_mode,
+        renew: given.bool("renew")?.unwrap_or(false).then(watchdog),
+        max_hold: given.seconds("maxHold")?,
+        at_least: given.seconds("atLeast")?.unwrap_or_default(),
+        confirm: u32::try_from(confirm).map_err(|_| invalid("confirm must be 0 or greater"))?,
+        record: true,
+        release_on_drop: given.bool("autoRelease")?.unwrap_or(auto_release),
+    };
+    options.check().map_err(crate::exceptions::from_core)?;
+    Ok(options)
+}
+
+/// The watchdog of this process: one thread, started with the first lease that it is to renew.
+static WATCHDOG: OnceLock<Watchdog> = OnceLock::new();
+
+fn watchdog() -> Watchdog {
+    WATCHDOG.get_or_init(Watchdog::new).clone()
+}
+
+/// Ends the watchdog's thread, at the end of the module.
+pub(crate) fn dismiss_watchdog() {
+    if let Some(watchdog) = WATCHDOG.get() {
+        watchdog.close(Duration::from_secs(1));
+    }
 }
 
 const SWEEP: &[&str] = &[

@@ -87,8 +87,9 @@ impl IntoZval for Number {
 }
 
 impl StubLiteral for Number {
+    /// 60 is the default of an `int|float`, 0.0 that of a `float`.
     fn stub_literal(&self) -> String {
-        self.0.to_string()
+        if self.0 == 0.0 { "0.0".to_owned() } else { self.0.to_string() }
     }
 }
 

@@ -39,6 +39,12 @@ namespace Tagsweep {
     /**
      * A distributed lock. One object is one contender; destroying it releases its lease, within a
      * second. A forked child's copy holds nothing and releases nothing.
+     *
+     * Waiters stand in line: the lock is handed to whoever has waited longest, at once.
+     *
+     * With the option "renew" a thread of this process extends the lease every third of its TTL, while
+     * PHP computes, sleeps or waits. When it finds the lease lost, isAcquired() is false and the next
+     * operation throws LockLostException.
      */
     class DistributedLock implements LockInterface
     {
@@ -48,8 +54,14 @@ namespace Tagsweep {
          * @param \Redis|string|array<string, mixed> $redis   see above
          * @param string                             $lockKey any bytes; the key is "lock:$lockKey"
          * @param int|float                          $ttl     seconds, greater than 0
-         * @param array<string, mixed>               $options prefix; timeout (s); wait (s): how long
-         *                                                    acquire() asks again while another holds it
+         * @param array<string, mixed>               $options prefix; timeout (s): longest time of one call;
+         * wait (s): how long acquire() waits in line; waitMode: "line", or
+         * "backoff" for proxies without blocking commands; ttl: instead of
+         * $ttl, "auto" to learn it from past durations; renew (bool);
+         * maxHold (s): no lease is extended beyond it; atLeast (s): the lock
+         * stays taken so long, even if released earlier; autoRelease (true):
+         * whether destroying the object releases; confirm (0): so many
+         * replicas must have the grant
          *
          * @throws Exception\InvalidArgumentException
          */
@@ -59,11 +71,27 @@ namespace Tagsweep {
         }
 
         /**
-         * Takes the lock if it is free; at once, or within the option "wait". One round trip. False
-         * while anybody holds it, this object included.
+         * A lock whose lease was granted to whoever gave us its owner(): another process, or an earlier
+         * request. Sends nothing; isAcquired() is false until verify() or extend() has asked. The options
+         * are the constructor's and ttl (60); autoRelease is false unless it is given.
+         *
+         * @param \Redis|string|array<string, mixed> $redis   see above
+         * @param array<string, mixed>               $options
+         *
+         * @throws Exception\InvalidArgumentException
+         */
+        public static function restore(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, #[\SensitiveParameter] string $owner, array $options = []): DistributedLock
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Takes the lock if it is free; at once, or within the option "wait". One round trip when it is
+         * free. False while anybody holds it, this object included.
          *
          * @throws Exception\ConnectionException|Exception\ServerException
          * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL
+         * @throws Exception\ReentrantLockException with a wait, when this process itself holds it
          */
         public function acquire(): bool
         {
@@ -71,8 +99,53 @@ namespace Tagsweep {
         }
 
         /**
-         * Gives the lock up. One round trip. False when it was not ours (any more).
+         * Takes the lock, waiting in line for at most $seconds. False when the time is up. PHP's signal
+         * handlers run while it waits; one that throws ends the wait.
          *
+         * @throws Exception\ExceptionInterface as acquire()
+         */
+        public function acquireWithin(float $seconds): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Alias of acquireWithin(). */
+        public function block(float $seconds): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Takes the lock as acquire() does. With a callback: runs it, gives the lock up and answers what it
+         * returned; false when the lock was not to be had.
+         *
+         * @throws Exception\ExceptionInterface as synchronized()
+         */
+        public function get(?callable $callback = null): mixed
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Runs the body under the lock and answers what it returned. The lock is given up however the body
+         * ends.
+         *
+         * @param float $wait seconds to wait in line
+         *
+         * @throws Exception\LockConflictedException when the lock was not to be had
+         * @throws Exception\LockLostException       when it was not ours any more after the body
+         * @throws Exception\ReentrantLockException  when this object holds it already
+         */
+        public function synchronized(callable $body, float $wait = 0): mixed
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Gives the lock up, to whoever has waited longest. One round trip. False when it was not ours
+         * (any more).
+         *
+         * @throws Exception\LockLostException  when renewal has found out before
          * @throws Exception\ExceptionInterface the lease then ends with its TTL
          */
         public function release(): bool
@@ -82,11 +155,34 @@ namespace Tagsweep {
 
         /**
          * Gives the lease $ttl seconds from now; null: its usual TTL, never less than what is left.
-         * One round trip. False when the lease is lost; a lost lock is never taken again by this.
+         * One round trip. False when the lease is lost, or held for maxHold; a lost lock is never taken
+         * again by this.
          *
+         * @throws Exception\LockLostException when renewal has found out before
          * @throws Exception\ExceptionInterface
          */
         public function extend(?int $ttl = null): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * The same as extend(), with fractions of seconds.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function refresh(?float $ttl = null): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Asks the server whether the lease is still ours. One round trip.
+         *
+         * @throws Exception\LockLostException when renewal has found out before
+         * @throws Exception\ExceptionInterface
+         */
+        public function verify(): bool
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -97,8 +193,20 @@ namespace Tagsweep {
             throw new \Error('the extension tagsweep is not loaded');
         }
 
+        /** Whether there is a lease, but it must not be acted upon any more; no round trip. */
+        public function isExpired(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
         /** Seconds until the holder must stop; null without a lease. No round trip. */
         public function remaining(): ?float
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Alias of remaining(). */
+        public function getRemainingLifetime(): ?float
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -111,6 +219,68 @@ namespace Tagsweep {
 
         /** The value of the lock key, which proves ownership: keep it secret. Null without a lease. */
         public function owner(): ?string
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Whether anybody holds the lock. One round trip.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function isLocked(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Whether the lock is held with that owner; null: whether nobody holds it. One round trip.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function isOwnedBy(#[\SensitiveParameter] ?string $owner = null): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /** Alias of verify(). */
+        public function isOwnedByCurrentProcess(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Takes the lock away from whoever holds it, for operators. False when it was free.
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function forceRelease(): bool
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Who holds the lock; null when nobody does. One round trip.
+         *
+         * @return null|array{fence: ?int, host: ?string, pid: ?int, program: ?string, ttl: ?float, since: ?float}
+         * fence 0: being handed over; null: a program that is not tagsweep
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function getHolder(): ?array
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * What happened around this lock, in all processes, in the last month. One round trip.
+         *
+         * @return array<string, mixed> acquired, held, timeouts, unknown, takeovers, renewed, renewFailed, lost
+         * (by reason), ttl, and of wait, hold and renewGap count, sum, p50, p99, p999 (s)
+         *
+         * @throws Exception\ExceptionInterface
+         */
+        public function stats(): array
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -283,6 +453,11 @@ namespace Tagsweep\Exception {
 
     /** No reference leads to an existing entry, or two mappings do; nothing was removed. */
     class UnprovenMappingException extends \RuntimeException implements ExceptionInterface
+    {
+    }
+
+    /** The caller waits for a lock that this process itself holds. */
+    class ReentrantLockException extends \LogicException implements ExceptionInterface
     {
     }
 }

@@ -265,6 +265,28 @@ impl Lock {
         self.contender.stats()
     }
 
+    /// Whether the lock is held with that owner. One round trip.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn is_owned_by(&self, owner: &[u8]) -> Result<bool> {
+        let (value, ttl) = (owner.to_vec(), Duration::from_millis(1));
+        let request = Request::Extend { value, ttl, exact: false };
+        let asked = ask(&mut guard(&self.link), self.contender.keys(), &request)?;
+        Ok(matches!(asked.answer, Answer::Extended(_)))
+    }
+
+    /// Takes the lock away from whoever holds it; false when it was free. See [`force_release`].
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn force_release(&mut self) -> Result<bool> {
+        self.contender.forget();
+        let link = &mut guard(&self.link);
+        let forced = monitor::force(link, self.contender.keys(), None)?;
+        Ok(matches!(forced, Forced::Taken(_)))
+    }
+
     /// Who has the lock and who waits for it. One round trip.
     ///
     /// # Errors

@@ -114,6 +114,11 @@ pub fn status(link: &SharedLink, name: &[u8]) -> Result<Status> {
 pub fn force_release(link: &SharedLink, name: &[u8], fence: Option<u64>) -> Result<Forced> {
     let link = &mut guard(link);
     let keys = Keys::new(&link.config().prefix, name)?;
+    force(link, &keys, fence)
+}
+
+/// See [`force_release`].
+pub(crate) fn force(link: &mut Link, keys: &Keys, fence: Option<u64>) -> Result<Forced> {
     let args = [&keys.lock, &keys.fence, &keys.waiters, &keys.baton, &keys.stats, &keys.runs];
     let args = args.into_iter().fold(Args::default(), |args, key| args.key(key));
     let args = args.arg(fence.map(|fence| fence.to_string()).unwrap_or_default());
