@@ -23,7 +23,7 @@
 use crate::clock::Moment;
 use crate::error::Result;
 use crate::lock::lease::{Holder, Lease, owner_token, transit, whoami};
-use crate::lock::protocol::{Answer, Request};
+use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
 
@@ -183,8 +183,13 @@ impl Attempt {
 
     fn ask(&mut self, claim: Option<(Vec<u8>, String)>) -> Step {
         self.state = if claim.is_some() { State::Claiming } else { State::Asking };
-        let (token, ttl, record) = (self.token.clone(), self.manner.ttl, self.manner.record);
-        Step::Ask(Request::Acquire { token, ttl, claim, record })
+        let count = match (self.manner.record, self.manner.budget.is_zero()) {
+            (false, _) => Count::Nothing,
+            (true, true) => Count::All,
+            (true, false) => Count::Takeovers,
+        };
+        let (token, ttl) = (self.token.clone(), self.manner.ttl);
+        Step::Ask(Request::Acquire { token, ttl, claim, count })
     }
 
     fn claim(&mut self, baton: Vec<u8>) -> Step {

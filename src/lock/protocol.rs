@@ -82,8 +82,8 @@ pub enum Request {
         ttl: Duration,
         /// What BLPOP brought us, and our place in the line.
         claim: Option<(Vec<u8>, String)>,
-        /// Whether the server counts.
-        record: bool,
+        /// What the server counts.
+        count: Count,
     },
     /// A place in the line, or another look from it.
     Wait {
@@ -129,6 +129,17 @@ pub enum Request {
     },
 }
 
+/// What the server counts of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Nothing.
+    Nothing,
+    /// Everything.
+    All,
+    /// Not that it was held: the attempt goes on.
+    Takeovers,
+}
+
 /// What the server says to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -163,12 +174,12 @@ impl Request {
         let on = |keys: &[&Vec<u8>]| keys.iter().fold(Args::default(), |args, key| args.key(key));
         let Keys { lock, fence, waiters, baton, stats, runs } = keys;
         match self {
-            Self::Acquire { token, ttl, claim, record } => {
+            Self::Acquire { token, ttl, claim, count } => {
                 let none = (Vec::new(), "0".to_owned());
                 let (popped, ticket) = claim.as_ref().unwrap_or(&none);
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(token);
                 let args = args.arg(whoami()).number(ms(*ttl)).number(MEMORY_MS);
-                (&ACQUIRE, args.arg(popped).arg(ticket).number(u8::from(*record)))
+                (&ACQUIRE, args.arg(popped).arg(ticket).number(*count as u8))
             }
             Self::Wait { waiter, transit, life } => {
                 let args = on(&[lock, waiters, baton]).arg(waiter).arg(transit);

@@ -23,7 +23,8 @@
 -- ARGV[4] TTL of the fence key in ms, and of statistics and runs
 -- ARGV[5] the baton that we popped, or ''
 -- ARGV[6] our ticket: with a baton, all tickets up to it are served or dead; or '0'
--- ARGV[7] '1' to keep statistics (which may fail for want of memory, and nothing else with them)
+-- ARGV[7] '0' to keep no statistics, '1' to keep them, '2' to not count that it was held (which may
+--   fail for want of memory, and nothing else with them)
 -- Returns {1, value} when granted, {0, holder's value, remaining TTL in ms or -1} when held.
 -- Cost: O(1), 5 commands when free, at most 13; with a baton O(waiters that died) more.
 local held = redis.call('GET', KEYS[1])
@@ -35,7 +36,7 @@ if held and held ~= ARGV[5] then
   if string.sub(held, -4) == ':0||' and redis.call('LPOP', KEYS[4]) == held then
     redis.call('DEL', KEYS[3])
   else
-    if ARGV[7] == '1' and ARGV[5] == '' then
+    if ARGV[7] == '1' then
       redis.pcall('HINCRBY', KEYS[5], 'held', 1)
       redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
     end
@@ -48,7 +49,7 @@ local fence = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if last then
   local number, open, who = string.match(last, '^(%d+)(%+?)|?(.*)$')
   fence = math.max((tonumber(number) or 0) + 1, fence)
-  if open == '+' and ARGV[7] == '1' then
+  if open == '+' and ARGV[7] ~= '0' then
     redis.pcall('HINCRBY', KEYS[5], 'takeover', 1)
     redis.pcall('LPUSH', KEYS[6], number .. '|' .. who .. '|-1')
     redis.pcall('LTRIM', KEYS[6], 0, 9)

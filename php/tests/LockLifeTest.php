@@ -1,0 +1,376 @@
+<?php
+
+declare(strict_types=1);
+
+use PHPUnit\Framework\TestCase;
+use Tagsweep\DistributedLock;
+use Tagsweep\Exception\LockConflictedException;
+use Tagsweep\Exception\LockLostException;
+use Tagsweep\Exception\ReentrantLockException;
+
+/** A lease over time: waited for, renewed, lost, handed to another process. */
+final class LockLifeTest extends TestCase
+{
+    private Server $server;
+    private Redis $redis;
+    private string $dsn;
+
+    protected function setUp(): void
+    {
+        $this->server = new Server();
+        $this->redis = $this->server->redis();
+        $this->dsn = $this->server->dsn();
+    }
+
+    private function lock(int|float $seconds = 30, mixed ...$options): DistributedLock
+    {
+        return new DistributedLock($this->dsn, 'job', $seconds, $options);
+    }
+
+    /** A process that waits for the lock and tells when it had it. */
+    private function waiter(float $wait, string $then = ''): Run
+    {
+        $run = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
+            \$had = \$lock->acquireWithin($wait);
+            echo json_encode([\$had, microtime(true)]), \"\\n\"; $then");
+        $end = microtime(true) + 10;
+        $before = $this->redis->zCard('{lock:job}:waiters');
+        while ($this->redis->zCard('{lock:job}:waiters') === $before) {
+            self::assertLessThan($end, microtime(true), 'nobody waits');
+        }
+
+        return $run;
+    }
+
+    private function until(string $what, callable $so, float $seconds = 10): void
+    {
+        $end = microtime(true) + $seconds;
+        while (!$so()) {
+            self::assertLessThan($end, microtime(true), "waited for: $what");
+            usleep(2_000);
+        }
+    }
+
+    public function testWaitersAreServedInOrderAndAtOnce(): void
+    {
+        $lock = $this->lock();
+        self::assertTrue($lock->acquire());
+        $waiters = [$this->waiter(20), $this->waiter(20), $this->waiter(20)];
+        $released = microtime(true);
+        self::assertTrue($lock->release());
+        $before = $released;
+        foreach ($waiters as $waiter) {
+            [$status, $output, $errors] = $waiter->end();
+            self::assertSame([0, ''], [$status, $errors]);
+            [$had, $when] = json_decode($output);
+            self::assertTrue($had);
+            self::assertGreaterThan($before, $when);
+            $before = $when;
+        }
+        self::assertLessThan($released + 1, $before);
+        self::assertSame(0, $this->redis->exists('lock:job', '{lock:job}:waiters', '{lock:job}:baton'));
+    }
+
+    public function testAWaitEndsInTimeAndLeavesNothing(): void
+    {
+        $this->redis->set('lock:job', 'foreign');
+        $other = $this->lock();
+        $begun = microtime(true);
+        self::assertFalse($other->acquireWithin(0.3));
+        self::assertFalse($other->block(0.01));
+        self::assertEqualsWithDelta(0.32, microtime(true) - $begun, 0.2);
+        self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
+    }
+
+    /** Killed or stopped, a waiter costs the others at most two seconds. */
+    public function testADeadWaiterAndAStoppedOneAreNotWaitedFor(): void
+    {
+        $lock = $this->lock();
+        $lock->acquire();
+        $killed = $this->waiter(30);
+        $stopped = $this->waiter(30);
+        $last = $this->waiter(30);
+        $killed->signal(SIGKILL);
+        $killed->end();
+        $stopped->signal(SIGSTOP);
+        $released = microtime(true);
+        $lock->release();
+        [, $output] = $last->end();
+        [$had, $when] = json_decode($output);
+        self::assertTrue($had);
+        self::assertLessThan(2.0, $when - $released);
+        $stopped->signal(SIGCONT);
+        self::assertTrue(json_decode($stopped->end()[1])[0], 'it takes its turn later');
+    }
+
+    public function testASignalEndsAWait(): void
+    {
+        $lock = $this->lock();
+        $lock->acquire();
+        $waiter = $this->waiter(30);
+        $waiter->signal(SIGTERM);
+        self::assertSame(-SIGTERM, $waiter->end()[0]);
+        self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
+        $code = "pcntl_async_signals(true); pcntl_signal(SIGUSR1, function () { throw new Exception('enough'); });
+            \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job');
+            try { \$lock->acquireWithin(30); } catch (Exception \$e) { echo \$e->getMessage(); }";
+        $waiter = Run::code($code);
+        $this->until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
+        $waiter->signal(SIGUSR1);
+        self::assertSame([0, 'enough', ''], $waiter->end());
+        self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
+    }
+
+    public function testRenewalGoesOnWhilePhpSleepsAndComputes(): void
+    {
+        $lock = $this->lock(0.6, renew: true);
+        self::assertTrue($lock->acquire());
+        usleep(1_500_000);
+        self::assertTrue($lock->isAcquired());
+        for ($end = microtime(true) + 1.5; microtime(true) < $end;) {
+        }
+        self::assertTrue($lock->isAcquired() && $lock->verify());
+        self::assertTrue($lock->release());
+        self::assertGreaterThanOrEqual(8, $lock->stats()['renewed']);
+        usleep(400_000);
+        self::assertSame(0, $this->redis->exists('lock:job'), 'no renewal after the release');
+    }
+
+    public function testALeaseLostMeanwhileIsToldByTheNextOperation(): void
+    {
+        $lock = $this->lock(0.6, renew: true);
+        $lock->acquire();
+        $this->redis->set('lock:job', 'thief');
+        $this->until('it is known', fn () => !$lock->isAcquired(), 1);
+        foreach (['extend', 'release', 'verify'] as $operation) {
+            try {
+                $lock->$operation();
+                self::assertNotSame('extend', $operation, 'no exception');
+            } catch (LockLostException $e) {
+                self::assertSame('extend', $operation, 'it is told once');
+                self::assertStringContainsString('somebody else has it', $e->getMessage());
+            }
+        }
+        self::assertSame('thief', $this->redis->get('lock:job'));
+        $this->redis->del('lock:job');
+        self::assertTrue($lock->acquire(), 'it can be taken again');
+        self::assertTrue($lock->release());
+        self::assertSame(1, $lock->stats()['lost']['stolen']);
+    }
+
+    public function testMaxHoldEndsARenewedLease(): void
+    {
+        $lock = $this->lock(0.6, renew: true, maxHold: 1.0);
+        $lock->acquire();
+        $begun = microtime(true);
+        $this->until('it ends', fn () => $this->redis->exists('lock:job') === 0, 3);
+        self::assertEqualsWithDelta(1.0, microtime(true) - $begun, 0.4);
+        $this->until('it is known', fn () => !$lock->isAcquired(), 1);
+    }
+
+    public function testAChildNeitherRenewsNorReleasesAndHasLocksOfItsOwn(): void
+    {
+        $code = <<<'PHP'
+            $dsn = 'unix://' . getenv('SOCKET');
+            $lock = new Tagsweep\DistributedLock($dsn, 'job', 0.6, ['renew' => true]);
+            $lock->acquire();
+            $pid = pcntl_fork();
+            if ($pid === 0) {
+                $own = new Tagsweep\DistributedLock($dsn, 'own', 0.6, ['renew' => true]);
+                $mine = [$lock->isAcquired(), $lock->release(), $own->acquire()];
+                usleep(1_500_000);
+                echo json_encode([...$mine, $own->isAcquired(), $own->release()]), "\n";
+                exit(0);
+            }
+            pcntl_waitpid($pid, $status);
+            echo json_encode([$lock->isAcquired(), $lock->verify(), $lock->release()]), "\n";
+            PHP;
+        putenv("SOCKET={$this->server->socket}");
+        self::assertSame([0, "[false,false,true,true,true]\n[true,true,true]\n", ''], Run::code($code)->end());
+    }
+
+    /** @return iterable<string, array{string}> */
+    public static function endings(): iterable
+    {
+        yield 'end' => [''];
+        yield 'exit' => ['exit(0);'];
+        yield 'fatal error' => ['undefined_function();'];
+        yield 'uncaught exception' => ['throw new Exception("x");'];
+        yield 'static' => ['class Keep { public static $lock; } Keep::$lock = $lock; exit;'];
+        yield 'handled TERM' => ['pcntl_async_signals(true); pcntl_signal(SIGTERM, fn () => exit(143)); posix_kill(getmypid(), SIGTERM); sleep(30);'];
+    }
+
+    /** @dataProvider endings */
+    public function testARenewedLeaseEndsWithItsProcess(string $ending): void
+    {
+        $code = "\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 1, ['renew' => true]);
+            echo (int) \$lock->acquire(), \"\\n\"; usleep(400_000); $ending";
+        [, $output] = Run::code($code)->end();
+        self::assertStringStartsWith("1\n", $output);
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+
+    public function testAKilledHolderIsReplacedWithinItsTtl(): void
+    {
+        $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 1, ['renew' => true]);
+            echo (int) \$lock->acquire(), \"\\n\"; sleep(60);");
+        $holder->awaitLine('1');
+        $waiter = $this->waiter(10);
+        $holder->signal(SIGKILL);
+        $killed = microtime(true);
+        [, $output] = $waiter->end();
+        [$had, $when] = json_decode($output);
+        self::assertTrue($had);
+        self::assertLessThan(1.1, $when - $killed);
+        $holder->end();
+        self::assertSame(1, $this->lock()->stats()['takeovers']);
+    }
+
+    public function testAnOwnerHandsItsLeaseToAnotherProcess(): void
+    {
+        $lock = $this->lock(30, autoRelease: false);
+        $lock->acquire();
+        $owner = $lock->owner();
+        unset($lock);
+        self::assertSame($owner, $this->redis->get('lock:job'));
+        $restored = DistributedLock::restore($this->dsn, 'job', $owner);
+        self::assertFalse($restored->isAcquired(), 'not asked yet');
+        self::assertTrue($restored->verify() && $restored->isAcquired());
+        self::assertEqualsWithDelta(29, $restored->remaining(), 2);
+        self::assertTrue($this->lock()->isOwnedBy($owner));
+        self::assertFalse($this->lock()->isOwnedBy('x:1|a|1|b'));
+        unset($restored);
+        self::assertSame($owner, $this->redis->get('lock:job'), 'a restored lock is not released by forgetting it');
+        self::assertTrue(DistributedLock::restore($this->dsn, 'job', $owner)->release());
+        self::assertFalse(DistributedLock::restore($this->dsn, 'job', $owner)->release());
+        $this->expectException(Tagsweep\Exception\InvalidArgumentException::class);
+        DistributedLock::restore($this->dsn, 'job', 'nonsense');
+    }
+
+    public function testSynchronized(): void
+    {
+        $lock = $this->lock();
+        self::assertSame(42, $lock->synchronized(fn () => $this->redis->exists('lock:job') * 42));
+        self::assertSame(0, $this->redis->exists('lock:job'));
+        try {
+            $lock->synchronized(fn () => throw new DomainException('body'));
+            self::fail('no exception');
+        } catch (DomainException) {
+            self::assertSame(0, $this->redis->exists('lock:job'));
+        }
+        try {
+            $lock->synchronized(fn () => $this->redis->set('lock:job', 'thief'));
+            self::fail('no exception');
+        } catch (LockLostException $e) {
+            self::assertStringContainsString('while the body ran', $e->getMessage());
+        }
+        try {
+            $lock->synchronized(fn () => 1, 0.05);
+            self::fail('no exception');
+        } catch (LockConflictedException) {
+            self::assertSame('thief', $this->redis->get('lock:job'));
+        }
+        self::assertFalse($lock->get(fn () => 1));
+        $this->redis->del('lock:job');
+        self::assertSame('x', $lock->get(fn () => 'x'));
+        self::assertTrue($lock->get());
+        self::assertTrue($lock->release());
+    }
+
+    public function testWaitingForOneselfIsRefused(): void
+    {
+        $lock = $this->lock();
+        $lock->acquire();
+        self::assertFalse($lock->acquire(), 'as the class that it replaces');
+        $begun = microtime(true);
+        foreach ([
+            fn () => $lock->acquireWithin(10),
+            fn () => $this->lock()->acquireWithin(10),
+            fn () => $lock->synchronized(fn () => 1),
+            fn () => $this->lock(30, wait: 10)->acquire(),
+        ] as $act) {
+            try {
+                $act();
+                self::fail('no exception');
+            } catch (ReentrantLockException $e) {
+                self::assertInstanceOf(LogicException::class, $e);
+            }
+        }
+        self::assertLessThan(1.0, microtime(true) - $begun);
+        self::assertTrue($lock->release());
+        self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
+    }
+
+    public function testWhoHoldsItAndForceRelease(): void
+    {
+        $lock = $this->lock();
+        self::assertNull($lock->getHolder());
+        self::assertFalse($lock->isLocked());
+        $lock->acquire();
+        $holder = $this->lock()->getHolder();
+        self::assertSame([$lock->fence(), gethostname(), getmypid()], [$holder['fence'], $holder['host'], $holder['pid']]);
+        self::assertEqualsWithDelta(30, $holder['ttl'], 1);
+        self::assertEqualsWithDelta(microtime(true), $holder['since'], 2);
+        self::assertTrue($this->lock()->forceRelease());
+        self::assertFalse($this->lock()->forceRelease());
+        self::assertFalse($lock->verify());
+        self::assertSame(1, $this->lock()->stats()['lost']['forced']);
+        $this->redis->set('lock:job', 'foreign');
+        self::assertNull($this->lock()->getHolder()['fence']);
+    }
+
+    public function testStatisticsOfAllProcessesAreKept(): void
+    {
+        for ($i = 0; $i < 3; $i++) {
+            Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job'); \$lock->acquire(); usleep(20_000); \$lock->release();")->end();
+        }
+        $lock = $this->lock(5);
+        $lock->acquire();
+        $this->lock()->acquire();
+        Run::code("(new Tagsweep\\DistributedLock('{$this->dsn}', 'job'))->acquireWithin(0.01);")->end();
+        $stats = $this->lock()->stats();
+        self::assertSame([3, 1, 1], [$stats['acquired'], $stats['held'], $stats['timeouts']]);
+        self::assertSame(3, $stats['hold']['count']);
+        self::assertGreaterThan(0.02, $stats['hold']['p50']);
+        self::assertEquals(5, $stats['ttl']);
+    }
+
+    public function testALearnedTtl(): void
+    {
+        for ($i = 0; $i < 6; $i++) {
+            $lock = $this->lock(30, ttl: 'auto');
+            $lock->acquire();
+            self::assertEqualsWithDelta($i < 5 ? 30 : 10, $lock->remaining(), 1, "round $i");
+            $lock->release();
+        }
+        $this->redis->del('{lock:job}:stats');
+        $this->redis->set('{lock:job}:stats', 'poison');
+        $lock = $this->lock(30, ttl: 'auto');
+        self::assertTrue($lock->acquire());
+        self::assertEqualsWithDelta(30, $lock->remaining(), 1);
+        self::assertTrue($lock->release());
+    }
+
+    public function testAtLeastKeepsTheLockTaken(): void
+    {
+        $lock = $this->lock(30, atLeast: 0.5);
+        $lock->acquire();
+        $begun = microtime(true);
+        self::assertTrue($lock->release());
+        self::assertFalse($this->lock()->acquire());
+        self::assertTrue($this->lock()->acquireWithin(5));
+        self::assertEqualsWithDelta(0.5, microtime(true) - $begun, 0.2);
+    }
+
+    public function testReplicasThatAreNotThereDoNotConfirm(): void
+    {
+        $lock = $this->lock(30, confirm: 1);
+        try {
+            $lock->acquire();
+            self::fail('no exception');
+        } catch (Tagsweep\Exception\ServerException $e) {
+            self::assertStringContainsString('0 of 1 replicas', $e->getMessage());
+        }
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+}
