@@ -11,10 +11,12 @@
  *   Names are bytes: a pointer and a length, without a terminating NUL. They may hold any byte.
  *   Outputs are written only on success. A pointer to an output may be NULL where that is said.
  *   Threads. A handle may move between threads but serves one call at a time. Locks and sweeps of
- *     one client share its connection: their calls wait for each other.
+ *     one client share its connection: their calls wait for each other, but for none that waits for a
+ *     lock. With renewal asked for, the library runs one thread of its own, with all signals blocked;
+ *     it calls the function given to tagsweep_lock_on_lost, and nothing else of the program.
  *   Fork. A forked child may use and free its copies of handles: they connect anew, and hold and
  *     release nothing of the parent's.
- *   Signals do not end a call early; calls are bounded by the client's timeout. SIGPIPE is not raised.
+ *   Signals do not end a call early (but see tagsweep_keep_waiting); calls are bounded by the client's timeout. SIGPIPE is not raised.
  *   Panics do not cross: a bug in the library is TAGSWEEP_ERR_PANIC, and the handle should be freed.
  */
 
@@ -31,7 +33,7 @@
  * Version of this interface. It grows when a function, a code or a field is added; a program built
  * against an older one goes on working. It starts again when something changes or goes.
  */
-#define TAGSWEEP_ABI_VERSION 1
+#define TAGSWEEP_ABI_VERSION 2
 
 /**
  * Done.
@@ -99,6 +101,16 @@
 #define TAGSWEEP_ERR_PANIC -9
 
 /**
+ * The contender holds the lock that it asks for.
+ */
+#define TAGSWEEP_ERR_REENTRANT -10
+
+/**
+ * Too few replicas had the grant; it was given back.
+ */
+#define TAGSWEEP_ERR_UNCONFIRMED -11
+
+/**
  * A server and the connection to it. Functions: tagsweep_client_new, tagsweep_client_free.
  */
 typedef struct tagsweep_client tagsweep_client;
@@ -110,6 +122,88 @@ typedef struct tagsweep_client tagsweep_client;
  * tagsweep_lock_free.
  */
 typedef struct tagsweep_lock tagsweep_lock;
+
+/**
+ * Asked some twenty times a second while a lock is waited for. Answers true to go on waiting. Must not
+ * use the lock, and must not unwind or jump out.
+ */
+typedef bool (*tagsweep_keep_waiting)(void *context);
+
+/**
+ * Told once when a lease is lost, with the reason ("expired", "stolen", "forced", "unknown",
+ * "max_hold"; static storage): by the thread that renews, or within the call that finds out. Must not
+ * use the lock, and must not unwind or jump out.
+ */
+typedef void (*tagsweep_on_lost)(void *context, const char *reason);
+
+/**
+ * How a lock is contended for. Fill it with tagsweep_lock_options_init, then change what should differ.
+ */
+typedef struct {
+  /**
+   * sizeof(tagsweep_lock_options), set by tagsweep_lock_options_init.
+   */
+  size_t size;
+  /**
+   * Life of a lease unless it is extended (ms), 1 to 2^53; 0 to learn it from past durations.
+   */
+  uint64_t ttl_ms;
+  /**
+   * Extend the lease every third of its TTL, in a thread of the library.
+   */
+  bool renew;
+  /**
+   * Wait by asking again instead of standing in line: for proxies without blocking commands.
+   */
+  bool backoff;
+  /**
+   * Release when the lock is freed.
+   */
+  bool release_on_free;
+  /**
+   * Keep statistics on the server, for `tagsweep status` and `tagsweep metrics`.
+   */
+  bool record;
+  /**
+   * No lease is extended beyond this (ms); 0 for no limit.
+   */
+  uint64_t max_hold_ms;
+  /**
+   * The lock stays taken for so long, even if it is released earlier (ms).
+   */
+  uint64_t at_least_ms;
+  /**
+   * So many replicas must have the grant, or it is given back.
+   */
+  uint32_t confirm;
+} tagsweep_lock_options;
+
+/**
+ * Who holds a lock.
+ */
+typedef struct {
+  /**
+   * Fencing token of the grant; 0 while it is being handed over, and for a program that is not
+   * tagsweep.
+   */
+  uint64_t fence;
+  /**
+   * Milliseconds that the lock key has left; UINT64_MAX when it never expires.
+   */
+  uint64_t ttl_ms;
+  /**
+   * How many wait.
+   */
+  uint64_t waiting;
+  /**
+   * Process; 0 when not known.
+   */
+  uint32_t pid;
+  /**
+   * Host name, NUL-terminated; empty when not known.
+   */
+  char host[65];
+} tagsweep_holder;
 
 /**
  * What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
@@ -321,10 +415,11 @@ int32_t tagsweep_lock_new(const tagsweep_client *client,
 /**
  * Takes the lock if it is free. One round trip.
  *
- * `wait_ms`: how long to go on asking while another holds it; 0 to ask once.
+ * `wait_ms`: how long to wait in line while another holds it; 0 to ask once.
  * `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
  *
- * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), or an error.
+ * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_ERR_REENTRANT when
+ * this contender holds it, or another error.
  *
  * # Safety
  * `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
@@ -334,6 +429,22 @@ int32_t tagsweep_lock_acquire(tagsweep_lock *lock,
                               uint64_t *fence,
                               char *error,
                               size_t error_size);
+
+/**
+ * As tagsweep_lock_acquire, with a function that can end the wait.
+ *
+ * `keep_waiting`, `context`: NULL to wait for all of `wait_ms`.
+ *
+ * # Safety
+ * As tagsweep_lock_acquire; `keep_waiting` keeps its rules.
+ */
+int32_t tagsweep_lock_acquire_while(tagsweep_lock *lock,
+                                    uint64_t wait_ms,
+                                    tagsweep_keep_waiting keep_waiting,
+                                    void *context,
+                                    uint64_t *fence,
+                                    char *error,
+                                    size_t error_size);
 
 /**
  * Gives the lease more time. One round trip.
@@ -362,6 +473,42 @@ int32_t tagsweep_lock_release(tagsweep_lock *lock,
                               size_t error_size);
 
 /**
+ * Asks the server whether the lease is still ours. One round trip.
+ *
+ * Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not, or an error.
+ *
+ * # Safety
+ * `lock` is NULL or live; `error` is writable for `error_size` bytes.
+ */
+int32_t tagsweep_lock_verify(tagsweep_lock *lock, char *error, size_t error_size);
+
+/**
+ * Names the function that is told when a lease is lost, for the leases to come. `context` must be
+ * usable from another thread until the lock is freed. NULL for `lock` is allowed.
+ *
+ * # Safety
+ * `lock` is NULL or live; `on_lost` keeps its rules.
+ */
+void tagsweep_lock_on_lost(tagsweep_lock *lock, tagsweep_on_lost on_lost, void *context);
+
+/**
+ * Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret.
+ * Returns its length; nothing is written when `size` is smaller. 0 without a lease and for NULL.
+ *
+ * # Safety
+ * `lock` is NULL or live; `buffer` is NULL or writable for `size` bytes.
+ */
+size_t tagsweep_lock_owner(const tagsweep_lock *lock, char *buffer, size_t size);
+
+/**
+ * Fencing token of the lease; 0 without one and for NULL. No round trip.
+ *
+ * # Safety
+ * `lock` is NULL or live.
+ */
+uint64_t tagsweep_lock_fence(const tagsweep_lock *lock);
+
+/**
  * Whether the lease may still be acted upon, by our own clock; no round trip. False for NULL.
  *
  * # Safety
@@ -384,6 +531,88 @@ uint64_t tagsweep_lock_remaining_ms(const tagsweep_lock *lock);
  * `lock` is NULL or came from tagsweep_lock_new and was not freed.
  */
 void tagsweep_lock_free(tagsweep_lock *lock);
+
+/**
+ * Fills in the defaults: a TTL of 30 s, renewed, statistics kept. NULL is allowed.
+ *
+ * # Safety
+ * `options` is NULL or writable.
+ */
+void tagsweep_lock_options_init(tagsweep_lock_options *options);
+
+/**
+ * Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
+ *
+ * `options`: NULL for the defaults.
+ * `out`: receives the handle, to be freed with tagsweep_lock_free.
+ *
+ * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ *
+ * # Safety
+ * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
+ */
+int32_t tagsweep_lock_new_with(const tagsweep_client *client,
+                               const char *name,
+                               size_t name_len,
+                               const tagsweep_lock_options *options,
+                               tagsweep_lock **out,
+                               char *error,
+                               size_t error_size);
+
+/**
+ * A contender whose lease was granted to whoever gave us its owner (see tagsweep_lock_owner): another
+ * process, or an earlier one. Sends nothing; until tagsweep_lock_verify or tagsweep_lock_extend has
+ * asked, tagsweep_lock_is_held is false.
+ *
+ * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ *
+ * # Safety
+ * As tagsweep_lock_new_with; `owner` is readable for `owner_len` bytes.
+ */
+int32_t tagsweep_lock_restore(const tagsweep_client *client,
+                              const char *name,
+                              size_t name_len,
+                              const char *owner,
+                              size_t owner_len,
+                              const tagsweep_lock_options *options,
+                              tagsweep_lock **out,
+                              char *error,
+                              size_t error_size);
+
+/**
+ * Tells who holds the lock `name`. One round trip.
+ *
+ * `out`: receives the holder when there is one; may be NULL.
+ *
+ * Returns TAGSWEEP_HELD, TAGSWEEP_OK when nobody holds it, or an error.
+ *
+ * # Safety
+ * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
+ */
+int32_t tagsweep_lock_status(const tagsweep_client *client,
+                             const char *name,
+                             size_t name_len,
+                             tagsweep_holder *out,
+                             char *error,
+                             size_t error_size);
+
+/**
+ * Takes the lock `name` away from its holder and hands it to the first who waits. One round trip.
+ *
+ * `fence`: of the grant that is meant; another one is left alone. 0 for whoever holds it.
+ *
+ * Returns TAGSWEEP_OK when it was taken away or free, TAGSWEEP_HELD when another grant holds it (the
+ * error text tells which), or an error.
+ *
+ * # Safety
+ * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
+ */
+int32_t tagsweep_force_release(const tagsweep_client *client,
+                               const char *name,
+                               size_t name_len,
+                               uint64_t fence,
+                               char *error,
+                               size_t error_size);
 
 /**
  * What a status code means, in a few words. Static storage, never NULL, for any number.
@@ -477,10 +706,11 @@ int32_t tagsweep_lock_new(const tagsweep_client *client,
 /**
  * Takes the lock if it is free. One round trip.
  *
- * `wait_ms`: how long to go on asking while another holds it; 0 to ask once.
+ * `wait_ms`: how long to wait in line while another holds it; 0 to ask once.
  * `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
  *
- * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), or an error.
+ * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_ERR_REENTRANT when
+ * this contender holds it, or another error.
  *
  * # Safety
  * `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
@@ -490,6 +720,22 @@ int32_t tagsweep_lock_acquire(tagsweep_lock *lock,
                               uint64_t *fence,
                               char *error,
                               size_t error_size);
+
+/**
+ * As tagsweep_lock_acquire, with a function that can end the wait.
+ *
+ * `keep_waiting`, `context`: NULL to wait for all of `wait_ms`.
+ *
+ * # Safety
+ * As tagsweep_lock_acquire; `keep_waiting` keeps its rules.
+ */
+int32_t tagsweep_lock_acquire_while(tagsweep_lock *lock,
+                                    uint64_t wait_ms,
+                                    tagsweep_keep_waiting keep_waiting,
+                                    void *context,
+                                    uint64_t *fence,
+                                    char *error,
+                                    size_t error_size);
 
 /**
  * Gives the lease more time. One round trip.
@@ -516,6 +762,42 @@ int32_t tagsweep_lock_extend(tagsweep_lock *lock, uint64_t ttl_ms, char *error, 
 int32_t tagsweep_lock_release(tagsweep_lock *lock,
                               char *error,
                               size_t error_size);
+
+/**
+ * Asks the server whether the lease is still ours. One round trip.
+ *
+ * Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not, or an error.
+ *
+ * # Safety
+ * `lock` is NULL or live; `error` is writable for `error_size` bytes.
+ */
+int32_t tagsweep_lock_verify(tagsweep_lock *lock, char *error, size_t error_size);
+
+/**
+ * Names the function that is told when a lease is lost, for the leases to come. `context` must be
+ * usable from another thread until the lock is freed. NULL for `lock` is allowed.
+ *
+ * # Safety
+ * `lock` is NULL or live; `on_lost` keeps its rules.
+ */
+void tagsweep_lock_on_lost(tagsweep_lock *lock, tagsweep_on_lost on_lost, void *context);
+
+/**
+ * Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret.
+ * Returns its length; nothing is written when `size` is smaller. 0 without a lease and for NULL.
+ *
+ * # Safety
+ * `lock` is NULL or live; `buffer` is NULL or writable for `size` bytes.
+ */
+size_t tagsweep_lock_owner(const tagsweep_lock *lock, char *buffer, size_t size);
+
+/**
+ * Fencing token of the lease; 0 without one and for NULL. No round trip.
+ *
+ * # Safety
+ * `lock` is NULL or live.
+ */
+uint64_t tagsweep_lock_fence(const tagsweep_lock *lock);
 
 /**
  * Whether the lease may still be acted upon, by our own clock; no round trip. False for NULL.

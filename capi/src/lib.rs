@@ -8,17 +8,21 @@ mod boundary;
 mod client;
 mod handle;
 mod lock;
+mod lock_options;
+mod monitor;
 mod status;
 mod sweep;
 
 pub use client::*;
 pub use lock::*;
+pub use lock_options::*;
+pub use monitor::*;
 pub use status::*;
 pub use sweep::*;
 
 /// Version of this interface. It grows when a function, a code or a field is added; a program built
 /// against an older one goes on working. It starts again when something changes or goes.
-pub const TAGSWEEP_ABI_VERSION: u32 = 1;
+pub const TAGSWEEP_ABI_VERSION: u32 = 2;
 
 /// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.
 #[unsafe(no_mangle)]

@@ -4,17 +4,17 @@ use crate::boundary::{ErrorText, done, guarded, infallible};
 use crate::client::tagsweep_client;
 use crate::handle::{bytes, give, mutable, put, shared, take_back};
 use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK};
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
-use tagsweep::lock::{Lock, Options, Outcome};
+use tagsweep::lock::{Holder, Lock, LossReason, Options, Outcome};
 
 /// One contender for one lock. How its functions are used together: tagsweep_lock_new, then
 /// tagsweep_lock_acquire; while it is held tagsweep_lock_extend before its TTL ends, and
 /// tagsweep_lock_is_held before anything that must not happen twice; tagsweep_lock_release;
 /// tagsweep_lock_free.
 pub struct tagsweep_lock {
-    lock: Lock,
+    pub(crate) lock: Lock,
 }
 
 /// Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
@@ -52,10 +52,11 @@ pub unsafe extern "C" fn tagsweep_lock_new(
 
 /// Takes the lock if it is free. One round trip.
 ///
-/// `wait_ms`: how long to go on asking while another holds it; 0 to ask once.
+/// `wait_ms`: how long to wait in line while another holds it; 0 to ask once.
 /// `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
 ///
-/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), or an error.
+/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_ERR_REENTRANT when
+/// this contender holds it, or another error.
 ///
 /// # Safety
 /// `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
@@ -68,12 +69,51 @@ pub unsafe extern "C" fn tagsweep_lock_acquire(
     error_size: usize,
 ) -> i32 {
     // SAFETY: the caller's promise, passed on.
+    unsafe {
+        tagsweep_lock_acquire_while(
+            lock,
+            wait_ms,
+            None,
+            std::ptr::null_mut(),
+            fence,
+            error,
+            error_size,
+        )
+    }
+}
+
+/// Asked some twenty times a second while a lock is waited for. Answers true to go on waiting. Must not
+/// use the lock, and must not unwind or jump out.
+pub type tagsweep_keep_waiting = Option<unsafe extern "C" fn(context: *mut c_void) -> bool>;
+
+/// As tagsweep_lock_acquire, with a function that can end the wait.
+///
+/// `keep_waiting`, `context`: NULL to wait for all of `wait_ms`.
+///
+/// # Safety
+/// As tagsweep_lock_acquire; `keep_waiting` keeps its rules.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_acquire_while(
+    lock: *mut tagsweep_lock,
+    wait_ms: u64,
+    keep_waiting: tagsweep_keep_waiting,
+    context: *mut c_void,
+    fence: *mut u64,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
         let handle = unsafe { mutable(lock, "lock")? };
         let budget = Duration::from_millis(wait_ms);
-        match handle.lock.acquire_within(budget, &mut |_| true)? {
+        let mut go_on = |_: &Holder| match keep_waiting {
+            // SAFETY: the caller's function, called by its rules.
+            Some(ask) => unsafe { ask(context) },
+            None => true,
+        };
+        match handle.lock.acquire_within(budget, &mut go_on)? {
             Outcome::Acquired { fence: granted } => {
                 // SAFETY: the caller's promise, passed on.
                 unsafe { put(fence, granted) };
@@ -132,6 +172,115 @@ pub unsafe extern "C" fn tagsweep_lock_release(
         // SAFETY: the caller's promise, passed on.
         let handle = unsafe { mutable(lock, "lock")? };
         Ok(if handle.lock.release()? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+    })
+}
+
+/// Asks the server whether the lease is still ours. One round trip.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not, or an error.
+///
+/// # Safety
+/// `lock` is NULL or live; `error` is writable for `error_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_verify(
+    lock: *mut tagsweep_lock,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let handle = unsafe { mutable(lock, "lock")? };
+        Ok(if handle.lock.verify()? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+    })
+}
+
+/// Told once when a lease is lost, with the reason ("expired", "stolen", "forced", "unknown",
+/// "max_hold"; static storage): by the thread that renews, or within the call that finds out. Must not
+/// use the lock, and must not unwind or jump out.
+pub type tagsweep_on_lost =
+    Option<unsafe extern "C" fn(context: *mut c_void, reason: *const c_char)>;
+
+/// Names the function that is told when a lease is lost, for the leases to come. `context` must be
+/// usable from another thread until the lock is freed. NULL for `lock` is allowed.
+///
+/// # Safety
+/// `lock` is NULL or live; `on_lost` keeps its rules.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_on_lost(
+    lock: *mut tagsweep_lock,
+    on_lost: tagsweep_on_lost,
+    context: *mut c_void,
+) {
+    infallible((), || {
+        // SAFETY: the caller's promise, passed on.
+        let Some(handle) = (unsafe { lock.as_mut() }) else { return };
+        let listener = Listener { on_lost, context };
+        handle.lock.on_lost(move |reason| listener.tell(reason));
+    });
+}
+
+/// A function of the caller's, and what it is to be given.
+struct Listener {
+    on_lost: tagsweep_on_lost,
+    context: *mut c_void,
+}
+
+// SAFETY: the caller promised that the context may be used from another thread.
+unsafe impl Send for Listener {}
+// SAFETY: as above; and it is told of one loss at a time.
+unsafe impl Sync for Listener {}
+
+impl Listener {
+    fn tell(&self, reason: LossReason) {
+        let name = match reason {
+            LossReason::Expired => c"expired",
+            LossReason::Stolen => c"stolen",
+            LossReason::Forced => c"forced",
+            LossReason::MaxHold => c"max_hold",
+            _ => c"unknown",
+        };
+        if let Some(on_lost) = self.on_lost {
+            // SAFETY: the caller's function, called by its rules.
+            unsafe { on_lost(self.context, name.as_ptr()) };
+        }
+    }
+}
+
+/// Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret.
+/// Returns its length; nothing is written when `size` is smaller. 0 without a lease and for NULL.
+///
+/// # Safety
+/// `lock` is NULL or live; `buffer` is NULL or writable for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_owner(
+    lock: *const tagsweep_lock,
+    buffer: *mut c_char,
+    size: usize,
+) -> usize {
+    infallible(0, || {
+        // SAFETY: the caller's promise, passed on.
+        let Some(owner) = (unsafe { lock.as_ref() }).and_then(|handle| handle.lock.owner()) else {
+            return 0;
+        };
+        if !buffer.is_null() && owner.len() <= size {
+            // SAFETY: the caller vouches for `size` bytes, and a lease's owner is not there.
+            unsafe { std::ptr::copy_nonoverlapping(owner.as_ptr(), buffer.cast(), owner.len()) };
+        }
+        owner.len()
+    })
+}
+
+/// Fencing token of the lease; 0 without one and for NULL. No round trip.
+///
+/// # Safety
+/// `lock` is NULL or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_lock_fence(lock: *const tagsweep_lock) -> u64 {
+    infallible(0, || {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { lock.as_ref() }.and_then(|handle| handle.lock.fence()).unwrap_or(0)
     })
 }
 

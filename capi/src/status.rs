@@ -29,6 +29,10 @@ pub const TAGSWEEP_ERR_WRONG_TYPE: i32 = -7;
 pub const TAGSWEEP_ERR_UNPROVEN: i32 = -8;
 /// A bug in the library.
 pub const TAGSWEEP_ERR_PANIC: i32 = -9;
+/// The contender holds the lock that it asks for.
+pub const TAGSWEEP_ERR_REENTRANT: i32 = -10;
+/// Too few replicas had the grant; it was given back.
+pub const TAGSWEEP_ERR_UNCONFIRMED: i32 = -11;
 
 pub(crate) fn code_of(e: &Error) -> i32 {
     match e.kind() {
@@ -38,6 +42,8 @@ pub(crate) fn code_of(e: &Error) -> i32 {
         ErrorKind::Unknown => TAGSWEEP_ERR_UNKNOWN,
         ErrorKind::WrongType => TAGSWEEP_ERR_WRONG_TYPE,
         ErrorKind::Lost => TAGSWEEP_LOST,
+        ErrorKind::Reentrant => TAGSWEEP_ERR_REENTRANT,
+        ErrorKind::Unconfirmed => TAGSWEEP_ERR_UNCONFIRMED,
         ErrorKind::Unproven => TAGSWEEP_ERR_UNPROVEN,
         _ => TAGSWEEP_ERR_REFUSED,
     }
@@ -59,6 +65,8 @@ pub extern "C" fn tagsweep_status_text(status: i32) -> *const c_char {
         TAGSWEEP_ERR_REFUSED => c"refused by the server",
         TAGSWEEP_ERR_WRONG_TYPE => c"key of another type",
         TAGSWEEP_ERR_UNPROVEN => c"mapping of members to entries unproven",
+        TAGSWEEP_ERR_REENTRANT => c"held by the caller itself",
+        TAGSWEEP_ERR_UNCONFIRMED => c"not confirmed by replicas",
         TAGSWEEP_ERR_PANIC => c"bug in the library",
         _ => c"unknown status",
     };

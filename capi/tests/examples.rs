@@ -7,8 +7,8 @@ mod support;
 
 use redis::Commands;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use support::{Server, age};
+use std::process::{Command, Output, Stdio};
+use support::{Server, age, until};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -94,7 +94,7 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
     .unwrap();
     let archive = built().join("libtagsweep.a").display().to_string();
     let fixed = [archive.as_str(), "-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
-    for example in ["lock.c", "sweep.c"] {
+    for example in ["lock.c", "sweep.c", "renew.c"] {
         for program in [
             program(example, C99, place.path()),
             program(example, CPP17, place.path()),
@@ -106,6 +106,9 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
             if example == "lock.c" {
                 let text = ok(command.arg("job"));
                 assert!(text.contains("acquired, fence ") && text.contains("released"), "{text}");
+            } else if example == "renew.c" {
+                let text = ok(command.args(["job", "0", "10"]));
+                assert!(text.starts_with("acquired 1") && text.contains("released"), "{text}");
             } else {
                 let text = ok(&mut command);
                 assert!(text.contains("1 tags removed, 1 pruned, 3 references"), "{text}");
@@ -129,7 +132,8 @@ fn the_examples_are_clean_under_valgrind() {
     )
     .unwrap();
     tagged_cache(&server);
-    for (example, argument) in [("lock.c", Some("job")), ("sweep.c", None)] {
+    let renew = &["job", "100", "1500"][..];
+    for (example, arguments) in [("lock.c", &["job"][..]), ("sweep.c", &[]), ("renew.c", renew)] {
         let program = program(example, C99, place.path());
         let mut command = Command::new("valgrind");
         command
@@ -137,7 +141,7 @@ fn the_examples_are_clean_under_valgrind() {
             .env("LD_LIBRARY_PATH", place.path())
             .arg(program)
             .arg(server.url())
-            .args(argument);
+            .args(arguments);
         ok(&mut command);
     }
 }
@@ -172,4 +176,40 @@ fn outcomes_and_errors_reach_the_shell() {
     let _: () = con.set("lock:cache_tag_cleanup", "somebody").unwrap();
     let (code, text) = tell(&sweep, &[&server.url()]);
     assert!(code == 3 && text.contains("another sweep runs"), "{text}");
+}
+
+#[test]
+fn a_renewed_lease_is_waited_for_handed_over_and_lost() {
+    library();
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(
+        built().join("libtagsweep.so"),
+        place.path().join("libtagsweep.so.0"),
+    )
+    .unwrap();
+    let renew = program("renew.c", C99, place.path());
+    let start = |wait: &str, work: &str| {
+        let mut command = Command::new(&renew);
+        command.env("LD_LIBRARY_PATH", place.path()).args([&server.url(), "job", wait, work]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut con = server.connect();
+    let holder = start("0", "2500");
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let waiter = start("20000", "30000");
+    until("one waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == 1);
+    let cancelled = start("20000", "30000");
+    until("two wait", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == 2);
+    support::signal(cancelled.id(), "INT");
+    assert_eq!(cancelled.wait_with_output().unwrap().status.code(), Some(3));
+    let first = holder.wait_with_output().unwrap();
+    assert_eq!(first.status.code(), Some(0), "held beyond its TTL of a second");
+    until("it is handed over", || {
+        con.get::<_, String>("lock:job").unwrap().contains(&format!("|{}|", waiter.id()))
+    });
+    let _: () = con.set("lock:job", "thief").unwrap();
+    let second = waiter.wait_with_output().unwrap();
+    assert_eq!(second.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("lost: stolen"));
 }
