@@ -53,6 +53,16 @@ impl Lease {
 }
 
 impl Lease {
+    /// The value of the lock key, which proves ownership: a secret.
+    pub fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    /// When the request for it was sent.
+    pub fn begun(&self) -> Moment {
+        self.begun
+    }
+
     /// Names the next transit: part of our secret, which ends with our lease, and the fence.
     pub(crate) fn transit_token(&self) -> String {
         let secret = self.value.split(|b| *b == b':').next().unwrap_or_default();

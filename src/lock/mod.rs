@@ -398,6 +398,12 @@ impl Drop for Lock {
     }
 }
 
+/// Sends one request, for tests that compare the scripts with a model of them.
+#[doc(hidden)]
+pub fn perform(link: &SharedLink, keys: &protocol::Keys, request: &Request) -> Result<Answer> {
+    ask(&mut guard(link), keys, request).map(|asked| asked.answer)
+}
+
 /// Makes one attempt, with a wait budget.
 pub(crate) fn acquire_within(
     contender: &mut Contender,

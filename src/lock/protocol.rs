@@ -38,7 +38,10 @@ pub struct Keys {
 
 impl Keys {
     /// Of the lock `name` (bytes).
-    pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// An empty name, or one that is too long.
+    pub fn new(prefix: &[u8], name: &[u8]) -> Result<Self> {
         if name.is_empty() {
             return Err(Error::invalid("the lock key must not be empty"));
         }
