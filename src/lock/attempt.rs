@@ -11,7 +11,7 @@
 //! | Queued | in line | Queued | listen for the baton until the next look |
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look |
-//! | | the line broke | Queued | join anew, at its end |
+//! | | the line broke, or passed us over | Queued | join anew, at its end |
 //! | | blocking is refused | Pausing | back-off from now on |
 //! | | time up, or cancelled | Leaving | hang up |
 //! | Claiming | granted | – | done: ours |
@@ -160,9 +160,8 @@ impl Attempt {
             }
             (_, Event::Answered(Answer::Waiting { holder, ttl, younger, ticket }, _)) => {
                 self.holder = Holder::read(&holder, ttl);
-                self.ticket = ticket;
                 self.next_look = now + next_look(ttl, younger);
-                self.listen(now)
+                self.in_line(ticket, now)
             }
             (State::Queued | State::Claiming, Event::Baton(baton)) => self.claim(baton),
             (State::Pausing, Event::Time) => self.ask(None),
@@ -215,13 +214,23 @@ impl Attempt {
             (_, WaitMode::Backoff) => {
                 self.state = State::Pausing;
                 self.pauses += 1;
-                Step::Pause((now + pause(self.pauses - 1, draw())).min(self.end))
+                let pause = pause(self.pauses - 1, draw(&self.new_name()));
+                Step::Pause((now + pause).min(self.end))
             }
         }
     }
 
+    /// We have a place. Whoever is served takes all older places away, for nobody is at them: if ours
+    /// is another than it was, the connection on which we block is dead and does not know it.
+    fn in_line(&mut self, ticket: String, now: Moment) -> Step {
+        let passed_over = !self.ticket.is_empty() && self.ticket != ticket;
+        self.ticket = ticket;
+        if passed_over { self.held(now) } else { self.listen(now) }
+    }
+
     fn join(&mut self) -> Step {
         self.state = State::Queued;
+        self.ticket.clear();
         self.waiter = format!("{}|{}", self.new_name(), whoami());
         Step::Join(self.wait_request())
     }
@@ -273,7 +282,23 @@ impl Attempt {
     }
 }
 
-/// Uniform between 0 and 1; without random bytes, the whole pause.
-fn draw() -> f64 {
-    getrandom::u32().map_or(1.0, |n| f64::from(n) / f64::from(u32::MAX))
+/// Between 0 and 1, from a name that is random: FNV-1a (G. Fowler, L. C. Noll, K.-P. Vo).
+fn draw(name: &str) -> f64 {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
+    // The upper half: the lower bits of the last byte have not spread.
+    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_spread() {
+        let draws: Vec<f64> = (0..1000).map(|n| draw(&format!("5eed.{n}"))).collect();
+        let mean = draws.iter().sum::<f64>() / 1000.0;
+        assert!((0.45..0.55).contains(&mean), "{mean}");
+        assert!(draws.iter().any(|d| *d < 0.05) && draws.iter().any(|d| *d > 0.95));
+    }
 }

@@ -59,6 +59,8 @@ pub struct Client {
     tries: u32,
     sent: u64,
     pub line: Option<Connection>,
+    /// What came on the line before the answer to joining, which one connection cannot do.
+    early: Option<(Connection, Event)>,
     pub paused_until: u64,
     effects_left: u64,
     pub grants: u64,
@@ -87,6 +89,7 @@ impl Client {
             tries: 0,
             sent: 0,
             line: None,
+            early: None,
             paused_until: 0,
             effects_left: 0,
             grants: 0,
@@ -211,7 +214,14 @@ impl Client {
         self.repeated += u64::from(self.tries > 1);
         let sent = moment(self.sent);
         match self.doing.clone() {
-            Doing::Asking(_) | Doing::Joining(_) => self.tell(Event::Answered(answer, sent), now),
+            Doing::Asking(_) => self.tell(Event::Answered(answer, sent), now),
+            Doing::Joining(_) => {
+                let mut acts = self.tell(Event::Answered(answer, sent), now);
+                if let Some((line, event)) = self.early.take() {
+                    acts.extend(self.line_ended(line, event, now));
+                }
+                acts
+            }
             Doing::Extending(Request::Extend { exact, .. }) => {
                 if self.contender.extended(&answer, sent, exact) {
                     self.doing = Doing::Working;
@@ -248,6 +258,10 @@ impl Client {
             (Doing::Listening(_), event) => {
                 self.line = None;
                 self.tell(event, now)
+            }
+            (Doing::Joining(_), event) => {
+                self.early = Some((line, event));
+                Vec::new()
             }
             _ => Vec::new(),
         }
