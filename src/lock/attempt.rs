@@ -282,12 +282,13 @@ impl Attempt {
     }
 }
 
-/// Between 0 and 1, from a name that is random: FNV-1a (G. Fowler, L. C. Noll, K.-P. Vo).
+/// Between 0 and 1, from a name that is random: FNV-1a (G. Fowler, L. C. Noll, K.-P. Vo), and a last
+/// stir (of A. Appleby's MurmurHash3), for names that differ at their end only.
 fn draw(name: &str) -> f64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
-    // The upper half: the lower bits of the last byte have not spread.
-    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
+    let stirred = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    f64::from((stirred >> 32) as u32) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub enum Fault {
     CloseAfter,
     /// It is not executed, the connection is closed.
     CloseBefore,
+    /// It is executed so many milliseconds late.
+    Delay(u64),
 }
 
 /// A rule: the next `times` requests that hold `word`.
@@ -84,7 +86,9 @@ fn carry(mut client: UnixStream, target: &Path, rule: &Mutex<Option<Rule>>) {
         if fault == Some(Fault::CloseBefore) {
             break;
         }
-        if fault.is_some() {
+        if let Some(Fault::Delay(ms)) = fault {
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+        } else if fault.is_some() {
             *silent.lock().unwrap() = true;
         }
         if server.write_all(&buffer[..n]).is_err() {
@@ -93,9 +97,12 @@ fn carry(mut client: UnixStream, target: &Path, rule: &Mutex<Option<Rule>>) {
         if fault == Some(Fault::CloseAfter) {
             // The server answers in order: when it has answered this, the request was executed.
             let _ = server.shutdown(Shutdown::Write);
-            break;
+            let _ = client.shutdown(Shutdown::Both);
+            return;
         }
     }
+    // A client that died is gone for the server, too.
+    let _ = server.shutdown(Shutdown::Both);
     let _ = client.shutdown(Shutdown::Both);
 }
 
