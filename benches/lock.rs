@@ -1,39 +1,77 @@
-//! The lock beside the barest commands that could do the same, on one private server.
+//! The lock beside the barest commands that could do the same, by the same client, on one private
+//! server, over a unix socket and over TCP. The four take turns, so that a noisy moment hits all.
+//!
+//! `cargo bench --bench lock`; medians, and ratios of the same run.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use std::time::Duration;
+use redis::{Cmd, cmd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use support::Server;
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::Config;
+use tagsweep::connect::Link;
+use tagsweep::lock::{Lock, Options, Outcome};
 
-fn lock(c: &mut Criterion) {
-    let server = Server::start();
-    let mut con = server.connect();
-    let mut group = c.benchmark_group("lock");
-    group.measurement_time(Duration::from_secs(3)).sample_size(30);
-    group.bench_function("PING (one bare round trip)", |b| {
-        b.iter(|| redis::cmd("PING").exec(&mut con).unwrap());
-    });
-    group.bench_function("SET NX PX, then DEL (two bare round trips)", |b| {
-        b.iter(|| {
-            let set =
-                redis::cmd("SET").arg("k").arg("v").arg("NX").arg("PX").arg(60_000).exec(&mut con);
-            set.unwrap();
-            redis::cmd("DEL").arg("k").exec(&mut con).unwrap();
-        });
-    });
-    let mut lock = Lock::new(server.config(), b"bench", Duration::from_secs(60)).unwrap();
-    group.bench_function("acquire, then release", |b| {
-        b.iter(|| {
-            assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
-            assert!(lock.release().unwrap());
-        });
-    });
-    group.finish();
+const ROUNDS: usize = 20_000;
+
+/// Compare and delete, as every lock library has it.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
+
+fn main() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::with(&["--port", &port.to_string()]);
+    println!("median us of {ROUNDS} rounds: the same client, one round trip each");
+    println!(
+        "| over | PING | SET NX PX | acquire | x | EVALSHA compare-and-delete | release | x |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    compare("unix", server.config());
+    compare("TCP", Config::from_url(&format!("redis://127.0.0.1:{port}")).unwrap());
 }
 
-criterion_group!(benches, lock);
-criterion_main!(benches);
+fn compare(over: &str, config: Config) {
+    let mut link = Link::new(config.clone()).unwrap();
+    let sha: String =
+        redis::from_redis_value(link.bare(cmd("SCRIPT").arg("LOAD").arg(RELEASE)).unwrap())
+            .unwrap();
+    let options = Options::new(Duration::from_secs(60));
+    let ours = Arc::new(Mutex::new(Link::new(config).unwrap()));
+    let mut lock = Lock::on(ours, b"bench", options).unwrap();
+    let (ping, set, del) = (cmd("PING"), set_nx(), release(&sha));
+    let mut spans = [const { Vec::new() }; 5];
+    for _ in 0..ROUNDS {
+        spans[0].push(timed(|| drop(link.bare(&ping).unwrap())));
+        spans[1].push(timed(|| drop(link.bare(&set).unwrap())));
+        spans[2].push(timed(|| drop(link.bare(&del).unwrap())));
+        spans[3]
+            .push(timed(|| assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }))));
+        spans[4].push(timed(|| assert!(lock.release().unwrap())));
+    }
+    let [ping, set, del, acquire, release] = spans.map(median);
+    let (a, r) = (acquire / set, release / del);
+    println!(
+        "| {over} | {ping:.1} | {set:.1} | {acquire:.1} | {a:.2} | {del:.1} | {release:.1} | {r:.2} |"
+    );
+}
+
+fn set_nx() -> Cmd {
+    cmd("SET").arg("lock:bare").arg("token").arg("NX").arg("PX").arg(60_000).to_owned()
+}
+
+fn release(sha: &str) -> Cmd {
+    cmd("EVALSHA").arg(sha).arg(1).arg("lock:bare").arg("token").to_owned()
+}
+
+fn timed(act: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    act();
+    begun.elapsed()
+}
+
+fn median(mut spans: Vec<Duration>) -> f64 {
+    spans.sort_unstable();
+    spans[spans.len() / 2].as_secs_f64() * 1e6
+}

@@ -22,7 +22,7 @@
 
 use crate::clock::Moment;
 use crate::error::Result;
-use crate::lock::lease::{Holder, Lease, owner_token, transit, whoami};
+use crate::lock::lease::{Holder, Lease, names, transit, transit_of_lost, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
@@ -112,7 +112,8 @@ impl Attempt {
     /// # Errors
     /// The system gives no random bytes.
     pub fn new(manner: Manner, now: Moment) -> Result<Self> {
-        Ok(Self::with_tokens(manner, owner_token()?, owner_token()?, now))
+        let (token, name) = names()?;
+        Ok(Self::with_tokens(manner, token, name, now))
     }
 
     /// An attempt with random names from elsewhere (a simulation repeats itself).
@@ -232,11 +233,11 @@ impl Attempt {
         self.state = State::Queued;
         self.ticket.clear();
         self.waiter = format!("{}|{}", self.new_name(), whoami());
-        Step::Join(self.wait_request())
+        Step::Join(self.wait_request(true))
     }
 
     fn look(&mut self) -> Step {
-        Step::Ask(self.wait_request())
+        Step::Ask(self.wait_request(false))
     }
 
     fn new_name(&mut self) -> String {
@@ -244,9 +245,9 @@ impl Attempt {
         format!("{}.{}", self.name, self.serial)
     }
 
-    fn wait_request(&mut self) -> Request {
-        let transit = transit(&self.new_name());
-        Request::Wait { waiter: self.waiter.clone(), transit, life: line_life() }
+    fn wait_request(&mut self, join: bool) -> Request {
+        let transit = transit_of_lost(&self.new_name());
+        Request::Wait { waiter: self.waiter.clone(), transit, life: line_life(), join }
     }
 
     fn listen(&mut self, now: Moment) -> Step {

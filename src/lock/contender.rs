@@ -74,14 +74,24 @@ impl Contender {
         Manner { ttl: self.ttl, budget, mode, record }
     }
 
-    /// The lease, unless it belongs to the process that we were forked from.
+    /// The lease and what is known of it, unless it belongs to the process that we were forked from.
+    fn own(&self) -> Option<&(Lease, Arc<Pulse>)> {
+        self.lease.as_ref().filter(|_| self.pid == std::process::id())
+    }
+
+    /// The lease.
     pub fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref().filter(|_| self.pid == std::process::id()).map(|(lease, _)| lease)
+        self.own().map(|(lease, _)| lease)
     }
 
     /// What is known of the lease.
     pub fn pulse(&self) -> Option<&Arc<Pulse>> {
-        self.lease.as_ref().filter(|_| self.pid == std::process::id()).map(|(_, pulse)| pulse)
+        self.own().map(|(_, pulse)| pulse)
+    }
+
+    /// Whether and why the lease is known to be lost, be it another process' lease.
+    pub fn known_loss(&self) -> Option<LossReason> {
+        self.lease.as_ref().and_then(|(_, pulse)| pulse.lost())
     }
 
     /// Until when the lease may be acted upon.
@@ -188,11 +198,13 @@ impl Contender {
 
     /// Counts what became of the lease, and gives it up on this side.
     pub fn forget(&mut self) {
-        let Some((lease, pulse)) = self.lease.take().filter(|_| self.pid == std::process::id())
-        else {
-            return;
-        };
-        let now = Moment::now();
+        if let Some((lease, pulse)) = self.lease.take().filter(|_| self.pid == std::process::id()) {
+            self.account(&lease, &pulse, Moment::now());
+        }
+    }
+
+    /// Takes what became of a lease into the statistics.
+    fn account(&mut self, lease: &Lease, pulse: &Pulse, now: Moment) {
         let (renewed, failed) = pulse.take_counts();
         for stats in [&mut self.total, &mut self.untold] {
             stats.renewed += renewed;
@@ -211,10 +223,11 @@ impl Contender {
     /// The end of the lease, and what the server is to be told; no request without a lease. The
     /// lease is given up on this side at once: no renewal is sent after the release.
     pub fn release(&mut self, now: Moment) -> Option<Request> {
-        let (lease, pulse) = (self.lease()?.clone(), Arc::clone(self.pulse()?));
+        let ours = self.pid == std::process::id();
+        let (lease, pulse) = self.lease.take().filter(|_| ours)?;
         let held = now.since(lease.begun);
         let gap = pulse.longest_gap(now);
-        self.forget();
+        self.account(&lease, &pulse, now);
         let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
         if self.options.record && due {

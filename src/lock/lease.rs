@@ -19,18 +19,30 @@ pub(crate) fn ttl_ms(ttl: Duration) -> Result<u64> {
         .ok_or_else(|| Error::invalid("the TTL must be at least 1 ms and at most 2^53 ms"))
 }
 
-/// Proof of ownership: 128 bits from the kernel's CSPRNG, in hexadecimal; new for each acquisition.
-pub(crate) fn owner_token() -> Result<String> {
-    let mut bytes = [0u8; 16];
+/// An owner token, which proves ownership: 128 bits from the kernel's CSPRNG, in hexadecimal; new for
+/// each acquisition. And a name for what others see of the attempt, 64 bits that tell nothing of it.
+pub(crate) fn names() -> Result<(String, String)> {
+    let mut bytes = [0u8; 24];
     getrandom::fill(&mut bytes).map_err(|e| {
         Error::invalid(format!("the system gives no random bytes for an owner token: {e}"))
     })?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    let (token, name) = bytes.split_at(16);
+    Ok((hex(token), hex(name)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// The value of a lock that is handed over and not yet claimed: fence 0, and nobody's.
 pub(crate) fn transit(token: &str) -> Vec<u8> {
     format!("{token}:0||").into_bytes()
+}
+
+/// The same for a lock that a waiter found gone: whoever claims it takes it over.
+pub(crate) fn transit_of_lost(token: &str) -> Vec<u8> {
+    format!("{token}:0||!").into_bytes()
 }
 
 /// One grant of a lock.
@@ -161,9 +173,9 @@ mod tests {
 
     #[test]
     fn owner_tokens_are_128_bit_and_new_each_time() {
-        let (a, b) = (owner_token().unwrap(), owner_token().unwrap());
-        assert_eq!(a.len(), 32);
-        assert_ne!(a, b);
+        let ((a, name), (b, _)) = (names().unwrap(), names().unwrap());
+        assert_eq!((a.len(), name.len()), (32, 16));
+        assert!(a.bytes().all(|c| c.is_ascii_hexdigit()) && a != b && !a.contains(&name));
     }
 
     #[test]

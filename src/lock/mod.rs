@@ -438,7 +438,7 @@ pub(crate) fn acquire_within(
 
 /// Releases; false when it was not ours any more.
 pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
-    let known = contender.pulse().and_then(|pulse| pulse.lost());
+    let known = contender.known_loss();
     let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
     // Gone after an attempt whose reply was lost: that attempt released it.

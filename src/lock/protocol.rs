@@ -96,6 +96,8 @@ pub enum Request {
         transit: Vec<u8>,
         /// Life of the line if nobody looks again.
         life: Duration,
+        /// Whether it is the first look.
+        join: bool,
     },
     /// Out of the line.
     Leave {
@@ -184,9 +186,10 @@ impl Request {
                 let args = args.arg(whoami()).number(ms(*ttl)).number(MEMORY_MS);
                 (&ACQUIRE, args.arg(popped).arg(ticket).number(*count as u8))
             }
-            Self::Wait { waiter, transit, life } => {
+            Self::Wait { waiter, transit, life, join } => {
                 let args = on(&[lock, waiters, baton]).arg(waiter).arg(transit);
-                (&WAIT, args.number(ms(CLAIM)).number(ms(*life)))
+                let args = args.number(ms(CLAIM)).number(ms(*life));
+                (&WAIT, args.number(u8::from(*join)))
             }
             Self::Leave { waiter, timed_out } => {
                 let args = on(&[lock, waiters, baton, stats]).arg(waiter);

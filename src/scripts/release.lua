@@ -19,19 +19,22 @@
 -- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms; or ''
 -- ARGV[8..] pairs of a statistic and what it grows by
 -- Returns 1 when released, 0 when the key is gone or somebody else's.
--- Cost: O(statistics given), 4 commands without a waiter, 7 with one, and those of the statistics.
+-- Cost: O(statistics given), 4 commands without a waiter, 5 with one, and those of the statistics.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[6] ~= '0' then
   redis.call('PEXPIRE', KEYS[1], ARGV[6])
 elseif redis.call('EXISTS', KEYS[3]) == 1 then
-  redis.call('DEL', KEYS[4])
-  redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
-  redis.call('RPUSH', KEYS[4], ARGV[4])
-  redis.call('PEXPIRE', KEYS[4], ARGV[5])
+  -- The claim sets the fence key. Out of memory, nothing is handed over: waiters will look.
+  if redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5]).err then
+    redis.call('DEL', KEYS[1])
+  else
+    redis.call('LPUSH', KEYS[4], ARGV[4])
+    redis.call('PEXPIRE', KEYS[4], ARGV[5])
+  end
 else
   redis.call('DEL', KEYS[1])
+  if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 end
-if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 -- Nothing below may undo what is done: a statistic that cannot be kept is not.
 if ARGV[7] ~= '' then
   redis.pcall('LPUSH', KEYS[6], ARGV[7])

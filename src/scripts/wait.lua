@@ -11,25 +11,29 @@
 -- ARGV[2] value in transit, if it comes to that
 -- ARGV[3] time to claim it in ms
 -- ARGV[4] life of the line in ms, if nobody looks again
+-- ARGV[5] '1' to join, '0' to look again
 -- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters, our ticket}.
--- Cost: O(log waiters), at most 13 commands.
+-- Cost: O(log waiters), 5 commands when the lock is held, at most 10.
 local held = redis.call('GET', KEYS[1])
 if not held then
   held = ARGV[2]
   redis.call('DEL', KEYS[3])
   redis.call('SET', KEYS[1], held, 'PX', ARGV[3])
-  redis.call('RPUSH', KEYS[3], held)
+  redis.call('LPUSH', KEYS[3], held)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
-local ticket = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not ticket then
+local ticket = ARGV[5] == '0' and redis.call('ZSCORE', KEYS[2], ARGV[1])
+local younger = 0
+if ticket then
+  younger = redis.call('ZREVRANK', KEYS[2], ARGV[1])
+else
   local time = redis.call('TIME')
-  -- A write that needs no memory: after it, ZADD may go on although the server has none left.
-  redis.call('PEXPIRE', KEYS[2], ARGV[4])
-  local youngest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-  ticket = tonumber(time[1]) * 1000000 + tonumber(time[2])
-  ticket = string.format('%.0f', math.max(ticket, (tonumber(youngest[2]) or 0) + 1))
-  redis.call('ZADD', KEYS[2], ticket, ARGV[1])
+  ticket = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
+  if type(redis.pcall('ZADD', KEYS[2], ticket, ARGV[1])) == 'table' then
+    -- Out of memory: after a write that needs none, a script may go on.
+    redis.call('PEXPIRE', KEYS[2], ARGV[4])
+    redis.call('ZADD', KEYS[2], ticket, ARGV[1])
+  end
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return {held, redis.call('PTTL', KEYS[1]), redis.call('ZREVRANK', KEYS[2], ARGV[1]), ticket}
+return {held, redis.call('PTTL', KEYS[1]), younger, ticket}

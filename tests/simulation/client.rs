@@ -62,6 +62,8 @@ pub struct Client {
     /// What came on the line before the answer to joining, which one connection cannot do.
     early: Option<(Connection, Event)>,
     pub paused_until: u64,
+    /// Until when it wants nothing.
+    pub rested: u64,
     effects_left: u64,
     pub grants: u64,
     pub repeated: u64,
@@ -91,6 +93,7 @@ impl Client {
             line: None,
             early: None,
             paused_until: 0,
+            rested: 0,
             effects_left: 0,
             grants: 0,
             repeated: 0,
@@ -169,8 +172,9 @@ impl Client {
         self.doing = Doing::Resting;
         let close = self.line.take().map(Act::Close);
         // Now and then nobody wants the lock.
-        let idle = if self.exchange.is_multiple_of(3) { 400_000 } else { 2_000 };
-        close.into_iter().chain([Act::Wake(now + idle)]).collect()
+        let idle = if self.exchange.is_multiple_of(3) { 1_500_000 } else { 2_000 };
+        self.rested = now + idle;
+        close.into_iter().chain([Act::Wake(self.rested)]).collect()
     }
 
     /// Sends what it does, for the first time.
@@ -311,7 +315,8 @@ impl Client {
         }
     }
 
-    /// An effect, an extend or the release. Half of the effects trust the server alone.
+    /// An effect, an extend or the release. Half of them trust the server alone; one whose lease is over
+    /// often tries to extend it.
     fn work(&mut self, now: u64, draw: u64) -> Vec<Act> {
         if draw.is_multiple_of(2) && !self.believes(now) {
             self.contender.forget();
@@ -320,7 +325,7 @@ impl Client {
         if self.effects_left == 0 {
             let Some(request) = self.contender.release(moment(now)) else { return self.rest(now) };
             self.doing = Doing::Releasing(request);
-        } else if draw.is_multiple_of(5) {
+        } else if draw.is_multiple_of(5) || (draw % 4 == 1 && !self.believes(now)) {
             let ttl = draw.is_multiple_of(10).then_some(TTL);
             let Ok(Some(request)) = self.contender.extend(ttl, moment(now)) else {
                 return self.rest(now);

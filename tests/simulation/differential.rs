@@ -27,7 +27,10 @@ fn request(random: &mut Random, values: &[Vec<u8>], batons: &[Vec<u8>], n: u64) 
             let token = format!("c{who}x{}", random.below(3));
             Request::Acquire { token, ttl: LONG, claim, count: Count::Nothing }
         }
-        3 => Request::Wait { waiter: format!("w{who}|h|1|p"), transit, life: LONG },
+        3 => {
+            let join = random.below(2) == 0;
+            Request::Wait { waiter: format!("w{who}|h|1|p"), transit, life: LONG, join }
+        }
         4 => Request::Leave { waiter: format!("w{who}|h|1|p"), timed_out: false },
         5 => Request::Extend { value: pick(random, values), ttl: LONG, exact: true },
         _ => {

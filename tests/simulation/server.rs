@@ -82,7 +82,7 @@ impl Server {
             Request::Acquire { token, ttl, claim, .. } => {
                 self.acquire(token, micros(*ttl), claim.as_ref(), now)
             }
-            Request::Wait { waiter, transit, .. } => self.wait(waiter, transit, now),
+            Request::Wait { waiter, transit, join, .. } => self.wait(waiter, transit, *join, now),
             Request::Leave { waiter, .. } => self.leave(waiter),
             Request::Extend { value, ttl, exact } => self.extend(value, micros(*ttl), *exact, now),
             Request::Release { value, fence, transit, keep, .. } => {
@@ -120,7 +120,9 @@ impl Server {
             self.data.waiters.clear();
         }
         let last = self.data.fence.map_or(0, |(last, _)| last);
-        self.takeovers += u64::from(self.data.fence.is_some_and(|(_, open)| open));
+        let given = self.data.lock.as_ref().is_some_and(|(held, _)| held.ends_with(b"|"));
+        let open = self.data.fence.is_some_and(|(_, open)| open);
+        self.takeovers += u64::from(open && !given);
         let fence = match self.mutation {
             Mutation::CountingFence => last + 1,
             _ => (last + 1).max(now),
@@ -141,18 +143,22 @@ impl Server {
         self.data.baton = Some((transit.to_vec(), end));
     }
 
-    fn wait(&mut self, waiter: &str, transit: &[u8], now: u64) -> Answer {
+    fn wait(&mut self, waiter: &str, transit: &[u8], join: bool, now: u64) -> Answer {
         if self.data.lock.is_none() {
             self.put_in_transit(transit, now);
         }
-        let known = self.data.waiters.iter().find(|(_, who)| *who == waiter).map(|(n, _)| *n);
-        let ticket = known.unwrap_or_else(|| {
-            let youngest = self.data.waiters.keys().next_back().copied().unwrap_or(0);
-            let ticket = now.max(youngest + 1);
-            self.data.waiters.insert(ticket, waiter.to_owned());
-            ticket
-        });
-        let younger = self.data.waiters.range(ticket + 1..).count();
+        let waiters = &mut self.data.waiters;
+        let known = waiters.iter().find(|(_, who)| *who == waiter).map(|(ticket, _)| *ticket);
+        let (ticket, younger) = match known {
+            Some(ticket) if !join => (ticket, waiters.range(ticket + 1..).count()),
+            _ => {
+                waiters.retain(|_, who| who != waiter);
+                let free = |ticket: &u64| !waiters.contains_key(ticket);
+                let ticket = (now..).find(free).unwrap();
+                waiters.insert(ticket, waiter.to_owned());
+                (ticket, 0)
+            }
+        };
         let (holder, ttl) = self.held(now).unwrap();
         let younger = u32::try_from(younger).unwrap();
         Answer::Waiting { holder, ttl, younger, ticket: ticket.to_string() }
@@ -200,12 +206,12 @@ impl Server {
             self.data.lock = Some((value.to_vec(), now + keep));
         } else if self.data.waiters.is_empty() || self.mutation == Mutation::SilentRelease {
             self.data.lock = None;
+            if fence != 0 {
+                self.data.fence = Some((fence, false));
+            }
         } else {
             self.put_in_transit(transit, now);
             self.handovers += 1;
-        }
-        if fence != 0 {
-            self.data.fence = Some((fence, false));
         }
         Answer::Released
     }

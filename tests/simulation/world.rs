@@ -361,6 +361,9 @@ impl World {
         let draw = self.random.below(1 << 32);
         let now = self.now;
         let acts = if self.clients[client].doing == crate::client::Doing::Resting {
+            if now < self.clients[client].rested {
+                return; // woken by a timer that means nothing any more
+            }
             let budgets = [0, 50, 1_000, 20_000, 20_000];
             let budget = Duration::from_millis(budgets[draw as usize % budgets.len()]);
             let mode = if draw.is_multiple_of(7) { WaitMode::Backoff } else { WaitMode::Line };

@@ -1,0 +1,161 @@
+//! Handover to a waiting process, over a unix socket: from the call that releases to the return of the
+//! call that waited, in another process, with 1, 10 and 100 of them waiting.
+//!
+//! `cargo bench --bench handover [-- SECONDS]`. The processes are this program, run again; they share
+//! the machine's monotonic clock. Commands are counted by the server: sent by clients, and in all, those
+//! inside scripts included. Ends with exit code 1 when order, exclusion or a limit is not kept.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use nix::time::{ClockId, clock_gettime};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{Server, run};
+use tagsweep::Config;
+use tagsweep::lock::{Lock, Outcome};
+
+/// How long each holds the lock.
+const HOLD: Duration = Duration::from_millis(4);
+
+fn now() -> u64 {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+fn main() {
+    if let Ok(work) = std::env::var("TAGSWEEP_BENCH_WORK") {
+        return contend(&work);
+    }
+    let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(5);
+    println!(
+        "| waiters | PING us | handover p50 us | p99 us | handovers | commands sent a handover | with those in scripts | longest wait ms |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let kept = [1, 10, 100].map(|waiters| measure(waiters, Duration::from_secs(seconds)));
+    if kept.contains(&false) {
+        std::process::exit(1);
+    }
+}
+
+/// A contender: takes the lock again and again, and writes when it asked, had it, and gave it back.
+fn contend(work: &str) {
+    let [socket, history] = work.split('\n').collect::<Vec<_>>().try_into().unwrap();
+    let config = Config::from_url(&format!("unix://{socket}")).unwrap();
+    let mut lock = Lock::new(config, b"bench", Duration::from_secs(30)).unwrap();
+    let mut out = std::io::BufWriter::new(std::fs::File::create(history).unwrap());
+    let stop = PathBuf::from(format!("{socket}.stop"));
+    while !stop.exists() {
+        let asked = now();
+        let Ok(Outcome::Acquired { fence }) =
+            lock.acquire_within(Duration::from_secs(60), &mut |_| true)
+        else {
+            return;
+        };
+        let had = now();
+        std::thread::sleep(HOLD);
+        let released = now();
+        lock.release().unwrap();
+        writeln!(out, "{fence} {asked} {had} {released}").unwrap();
+    }
+}
+
+fn start(socket: &Path, history: &Path) -> Child {
+    let work = format!("{}\n{}", socket.display(), history.display());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("TAGSWEEP_BENCH_WORK", work).stdin(Stdio::null()).spawn().unwrap()
+}
+
+fn measure(waiters: usize, span: Duration) -> bool {
+    let server = Server::start();
+    let mut con = server.connect();
+    let files: Vec<_> = (0..=waiters).map(|n| server.dir().join(format!("h{n}"))).collect();
+    let children: Vec<_> = files.iter().map(|file| start(&server.socket(), file)).collect();
+    support::until("all wait", || {
+        run::<usize>(&mut con, "ZCARD {lock:bench}:waiters") >= waiters.saturating_sub(1).max(1)
+    });
+    let mut pings = Vec::new();
+    let (sent, all) = counted(&mut con);
+    let fence: String = run(&mut con, "GET {lock:bench}:fence");
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        let begun = now();
+        let _: String = run(&mut con, "PING");
+        pings.push(now() - begun);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (sent_after, all_after) = counted(&mut con);
+    let fence_after: String = run(&mut con, "GET {lock:bench}:fence");
+    std::fs::write(format!("{}.stop", server.socket().display()), "").unwrap();
+    for mut child in children {
+        child.wait().unwrap();
+    }
+    let grants = grants(&files);
+    let number = |fence: &str| fence.split(['+', '|']).next().unwrap().parse::<u64>().unwrap();
+    let (from, to) = (number(&fence), number(&fence_after));
+    let measured: Vec<_> = grants.iter().filter(|g| g.fence > from && g.fence <= to).collect();
+    // The first hundred warm the line up.
+    let mut gaps: Vec<u64> =
+        measured.windows(2).map(|pair| pair[1].had.saturating_sub(pair[0].released)).collect();
+    gaps.sort_unstable();
+    pings.sort_unstable();
+    let exclusive = measured.windows(2).all(|pair| pair[0].released <= pair[1].had);
+    let longest = measured.iter().map(|g| g.had - g.asked).max().unwrap_or(0);
+    let (p50, p99) = (gaps[gaps.len() / 2], gaps[gaps.len() * 99 / 100]);
+    // The PINGs are not theirs.
+    let each = |n: u64| (n - pings.len() as u64) as f64 / measured.len() as f64;
+    let (sent, all) = (each(sent_after - sent), each(all_after - all));
+    let ping = pings[pings.len() / 2];
+    println!(
+        "| {waiters} | {:.0} | {:.0} | {:.0} | {} | {sent:.1} | {all:.1} | {:.0} |",
+        us(ping),
+        us(p50),
+        us(p99),
+        measured.len(),
+        longest as f64 / 1e6
+    );
+    let limit = 300_000.max(5 * ping);
+    exclusive && p50 <= limit && p99 <= 3_000_000 && sent <= 6.0
+}
+
+fn us(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+struct Grant {
+    fence: u64,
+    asked: u64,
+    had: u64,
+    released: u64,
+}
+
+/// All grants in the order of their fences.
+fn grants(files: &[PathBuf]) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        grants.extend(text.lines().map(|line| {
+            let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+            let [fence, asked, had, released] = numbers.try_into().unwrap();
+            Grant { fence, asked, had, released }
+        }));
+    }
+    grants.sort_by_key(|grant| grant.fence);
+    grants
+}
+
+/// Commands that clients sent, and all that were executed.
+fn counted(con: &mut redis::Connection) -> (u64, u64) {
+    let info: String = run(con, "INFO commandstats");
+    let calls = |line: &str| -> Option<(String, u64)> {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+    };
+    let all: Vec<_> = info.lines().filter_map(calls).collect();
+    let from_clients = ["eval", "evalsha", "blpop", "ping", "client|id", "client|unblock"];
+    let sent = all.iter().filter(|(name, _)| from_clients.contains(&name.as_str()));
+    (sent.map(|(_, n)| n).sum(), all.iter().map(|(_, n)| n).sum())
+}
