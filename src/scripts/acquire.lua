@@ -59,9 +59,11 @@ if not stored or stored.err then
       return {0, held, redis.call('PTTL', KEYS[1])}
     end
   end
-  -- A write that needs no memory: after it a script may go on to those that do.
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
+  if redis.pcall('SET', KEYS[1], value, 'PX', ARGV[3]).err then
+    -- After a write that needs no memory a script may go on to those that do.
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
+  end
   if ARGV[5] ~= '' then redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[6]) end
   -- Handed over by a release, and not by a waiter that found it gone: that is no takeover.
   if held and string.sub(held, -1) == '|' then last = nil end

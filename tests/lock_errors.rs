@@ -1,0 +1,246 @@
+//! The error matrix: every error that a server is known to answer, and every outcome that stays
+//! unknown, for each act of the lock: its kind, whether it is tried again, and how long that takes. What
+//! PHP, C and the shell make of each kind is in one table, compared with the faces' own sources.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::Commands;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use support::proxy::{Fault, Proxy};
+use support::{Server, run, until};
+use tagsweep::lock::{Lock, Options, Outcome};
+use tagsweep::{Config, Error, ErrorKind};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const PATIENCE: Duration = Duration::from_millis(600);
+
+/// First word of the server's error, the kind it becomes, and whether another attempt may fare better.
+const MATRIX: &[(&str, ErrorKind, bool)] = &[
+    ("READONLY You can't write against a read only replica.", ErrorKind::Refused, false),
+    ("LOADING Redis is loading the dataset in memory", ErrorKind::Refused, true),
+    ("MASTERDOWN Link with MASTER is down", ErrorKind::Refused, true),
+    ("CLUSTERDOWN The cluster is down", ErrorKind::Refused, true),
+    ("TRYAGAIN Multiple keys request during rehashing of slot", ErrorKind::Refused, true),
+    ("BUSY Redis is busy running a script.", ErrorKind::Refused, true),
+    ("NOREPLICAS Not enough good replicas to write.", ErrorKind::Refused, false),
+    ("MISCONF Redis is configured to save RDB snapshots", ErrorKind::Refused, false),
+    ("OOM command not allowed when used memory > 'maxmemory'.", ErrorKind::Refused, false),
+    ("UNKILLABLE Sorry the script already executed write commands", ErrorKind::Refused, false),
+    ("MOVED 3999 127.0.0.1:6381", ErrorKind::Refused, false),
+    ("ASK 3999 127.0.0.1:6381", ErrorKind::Refused, false),
+    ("CROSSSLOT Keys in request don't hash to the same slot", ErrorKind::Refused, false),
+    ("WRONGTYPE Operation against a key", ErrorKind::WrongType, false),
+    ("NOAUTH Authentication required.", ErrorKind::Denied, false),
+    ("WRONGPASS invalid username-password pair", ErrorKind::Denied, false),
+    ("NOPERM this user has no permissions", ErrorKind::Denied, false),
+    ("ERR unknown command", ErrorKind::Refused, false),
+];
+
+/// What the faces make of each kind: PHP's class, C's code, the shell's exit code.
+const FACES: &[(ErrorKind, &str, &str, u8)] = &[
+    (ErrorKind::Invalid, "InvalidArgument", "TAGSWEEP_ERR_INVALID", 2),
+    (ErrorKind::Unreachable, "Connection", "TAGSWEEP_ERR_UNREACHABLE", 1),
+    (ErrorKind::Denied, "Connection", "TAGSWEEP_ERR_DENIED", 1),
+    (ErrorKind::Unknown, "UnknownOutcome", "TAGSWEEP_ERR_UNKNOWN", 5),
+    (ErrorKind::Refused, "Server", "TAGSWEEP_ERR_REFUSED", 1),
+    (ErrorKind::WrongType, "Server", "TAGSWEEP_ERR_WRONG_TYPE", 1),
+    (ErrorKind::Lost, "LockLost", "TAGSWEEP_LOST", 4),
+    (ErrorKind::Reentrant, "Reentrant", "TAGSWEEP_ERR_REENTRANT", 1),
+    (ErrorKind::Unconfirmed, "Server", "TAGSWEEP_ERR_UNCONFIRMED", 1),
+    (ErrorKind::Unproven, "UnprovenMapping", "TAGSWEEP_ERR_UNPROVEN", 1),
+];
+
+/// A server that answers everything with one error, and counts what it was asked.
+fn saying(error: &'static str) -> (tempfile::TempDir, Config, Arc<AtomicU32>) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let count = Arc::clone(&count);
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+                let mut client = client;
+                while let Some(Ok(head)) = lines.next() {
+                    let words: usize = head.trim_start_matches('*').parse().unwrap();
+                    // Names hold no line ends, so a word is two lines.
+                    (0..2 * words).for_each(|_| drop(lines.next()));
+                    count.fetch_add(1, Ordering::SeqCst);
+                    if client.write_all(format!("-{error}\r\n").as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let config = Config::from_url(&format!("unix://{}", socket.display())).unwrap();
+    (folder, config.timeout(PATIENCE), asked)
+}
+
+#[test]
+fn every_error_of_a_server_has_its_kind_and_is_repeated_only_if_that_may_help() {
+    for (error, kind, again) in MATRIX {
+        let (_folder, config, asked) = saying(error);
+        let mut lock = Lock::new(config, b"job", MS(30_000)).unwrap();
+        let begun = Instant::now();
+        let e = lock.acquire().unwrap_err();
+        assert!(begun.elapsed() < PATIENCE + MS(200), "{error}: {:?}", begun.elapsed());
+        assert_eq!(e.kind(), *kind, "{error}: {e}");
+        let word = error.split(' ').next().unwrap();
+        assert_eq!(e.code(), Some(word), "{e}");
+        assert!(e.to_string().contains("\"lock:job\"") && e.to_string().contains("unix://"), "{e}");
+        let asked = asked.load(Ordering::SeqCst);
+        assert_eq!(asked, if *again { 3 } else { 1 }, "{error}");
+    }
+}
+
+#[test]
+fn a_script_that_is_not_known_is_taught() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    for _ in 0..3 {
+        let _: String = run(&mut con, "SCRIPT FLUSH");
+        assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+        let _: String = run(&mut con, "SCRIPT FLUSH");
+        assert!(lock.extend(None).unwrap());
+        let _: String = run(&mut con, "SCRIPT FLUSH");
+        assert!(lock.release().unwrap());
+    }
+}
+
+/// A server in that state.
+fn refusing(state: &str) -> Server {
+    match state {
+        "OOM" => Server::with(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]),
+        "NOREPLICAS" => Server::with(&["--min-replicas-to-write", "1"]),
+        _ => Server::with(&["--replicaof", "127.0.0.1 1"]),
+    }
+}
+
+#[test]
+fn real_servers_that_refuse_are_told_apart_and_a_full_one_still_locks() {
+    let server = refusing("READONLY");
+    let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    let e = lock.acquire().unwrap_err();
+    assert!(e.code() == Some("READONLY") && e.to_string().contains("name the primary"), "{e}");
+
+    let server = refusing("NOREPLICAS");
+    let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    assert_eq!(lock.acquire().unwrap_err().code(), Some("NOREPLICAS"));
+
+    let server = refusing("OOM");
+    let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+    let mut other = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    assert!(matches!(other.acquire_within(MS(50), &mut |_| true).unwrap(), Outcome::Held(_)));
+    assert!(lock.extend(None).unwrap() && lock.release().unwrap());
+}
+
+#[test]
+fn a_server_that_starts_again_empty_is_found_out_and_waited_for() {
+    let mut server = Server::start();
+    let mut holder = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    let Outcome::Acquired { fence } = holder.acquire().unwrap() else { panic!("held") };
+    let mut waiting = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    let waiter =
+        std::thread::spawn(move || (waiting.acquire_within(MS(20_000), &mut |_| true), waiting));
+    let mut con = server.connect();
+    until("it waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == 1);
+    server.restart();
+    let (outcome, _lock) = waiter.join().unwrap();
+    let Outcome::Acquired { fence: next } = outcome.unwrap() else { panic!("held") };
+    assert!(next > fence, "the server's clock goes on where its data was lost");
+    assert!(!holder.extend(None).unwrap() && !holder.is_held());
+    assert_eq!(holder.stats().lost.values().sum::<u64>(), 1);
+}
+
+/// Each act, with its answer lost or its connection cut, all the time: unknown, in time, never success.
+#[test]
+fn what_stays_unknown_is_said_in_time_for_every_act() {
+    type Act = fn(&mut Lock) -> Result<bool, Error>;
+    let acts: [(&str, Act); 4] = [
+        ("acquire", |lock| lock.acquire().map(|_| true)),
+        ("extend", |lock| lock.extend(None)),
+        ("verify", Lock::verify),
+        ("release", Lock::release),
+    ];
+    for (name, act) in acts {
+        for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore] {
+            let server = Server::start();
+            let proxy = Proxy::start(&server.socket());
+            let options = Options { release_on_drop: false, ..Options::new(MS(30_000)) };
+            let link = tagsweep::connect::Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+            let link = Arc::new(std::sync::Mutex::new(link));
+            let mut lock = Lock::on(link, b"job", options).unwrap();
+            if name != "acquire" {
+                lock.acquire().unwrap();
+            }
+            proxy.break_next("EVALSHA", fault, 99);
+            let begun = Instant::now();
+            let e = act(&mut lock).unwrap_err();
+            let took = begun.elapsed();
+            assert!(took < PATIENCE + MS(200), "{name} {fault:?}: {took:?}");
+            assert_eq!(e.kind(), ErrorKind::Unknown, "{name} {fault:?}: {e}");
+            assert!(e.to_string().contains("tried 3 times"), "{e}");
+        }
+    }
+}
+
+#[test]
+fn a_silent_server_outlasts_no_wait() {
+    let server = Server::start();
+    let mut holder = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
+    holder.acquire().unwrap();
+    let mut lock = Lock::new(server.config().timeout(PATIENCE), b"job", MS(30_000)).unwrap();
+    let begun = Instant::now();
+    let mut frozen = false;
+    let outcome = lock.acquire_within(MS(1500), &mut |_| {
+        if !frozen && begun.elapsed() > MS(300) {
+            frozen = true;
+            server.signal("STOP");
+        }
+        true
+    });
+    let took = begun.elapsed();
+    server.signal("CONT");
+    assert!(took < MS(1700), "{took:?}: {outcome:?}");
+}
+
+#[test]
+fn the_faces_know_every_kind() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (php, c, cli) =
+        (source("php/src/exceptions.rs"), source("capi/src/status.rs"), source("cli/src/main.rs"));
+    let arm = |text: &str, kind: &str| {
+        let arms = text.lines().filter(|line| line.contains("=>") && line.contains("ErrorKind::"));
+        let line = arms.into_iter().find(|line| {
+            line.split("=>")
+                .next()
+                .unwrap()
+                .split([' ', '|', '(', ')'])
+                .any(|word| word.ends_with(kind))
+        });
+        line.map(|line| line.split("=>").nth(1).unwrap().trim().trim_end_matches(',').to_owned())
+    };
+    for (kind, class, code, exit) in FACES {
+        let name = format!("ErrorKind::{kind:?}");
+        // What a face does not name falls to its last arm.
+        let php = arm(&php, &name).unwrap_or_else(|| "Class::Server".into());
+        assert_eq!(php, format!("Class::{class}"), "{kind:?}");
+        let c = arm(&c, &name).unwrap_or_else(|| "TAGSWEEP_ERR_REFUSED".into());
+        assert_eq!(c, *code, "{kind:?}");
+        let exit_name =
+            ["DONE", "ERROR", "USAGE", "HELD", "PARTIAL", "UNKNOWN"][usize::from(*exit)];
+        let cli = arm(&cli, &name).unwrap_or_else(|| "exit::ERROR".into());
+        assert_eq!(cli, format!("exit::{exit_name}"), "{kind:?}");
+    }
+}
