@@ -13,7 +13,7 @@ use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendCallable, ZendHashTable, Zval};
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 use tagsweep::error::printable;
 use tagsweep::lock::{Histogram, Holder, Lock, LossReason, Outcome, Stats};
@@ -40,6 +40,7 @@ pub(crate) struct DistributedLock {
     /// `None` only while it is being dropped.
     lock: RefCell<Option<Lock>>,
     wait: Duration,
+    renewed: bool,
     /// What the registry has of us.
     registered: Cell<Option<u64>>,
 }
@@ -47,8 +48,9 @@ pub(crate) struct DistributedLock {
 const NAME: &str = "Tagsweep\\DistributedLock";
 
 thread_local! {
-    /// Fences of the leases that this process holds: waiting for one of them would wait for itself.
-    static HELD: RefCell<HashSet<u64>> = RefCell::default();
+    /// Fences of the leases that this process holds, and whether they are renewed: waiting for one that
+    /// does not end in time would be waiting for oneself.
+    static HELD: RefCell<HashMap<u64, bool>> = RefCell::default();
 }
 
 impl DistributedLock {
@@ -65,13 +67,14 @@ impl DistributedLock {
         config.prefix = given.string("prefix")?.unwrap_or(config.prefix);
         config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
         let wait = given.seconds("wait")?.unwrap_or_default();
+        let renewed = lock_options.renew.is_some();
         let link = shared_link(config)?;
         let lock = match restoring {
             Some(owner) => Lock::restore(link, &lockKey.0, &owner.0, lock_options),
             None => Lock::on(link, &lockKey.0, lock_options),
         };
         let lock = RefCell::new(Some(lock.map_err(from_core)?));
-        Ok(Self { lock, wait, registered: Cell::default() })
+        Ok(Self { lock, wait, renewed, registered: Cell::default() })
     }
 
     /// The lock, for one call at a time.
@@ -97,8 +100,10 @@ impl DistributedLock {
         let mut by_ourselves = false;
         let outcome = lock.acquire_within(budget, &mut |holder| {
             by_ourselves = HELD.with_borrow(|held| {
-                holder.pid == Some(std::process::id())
-                    && holder.fence.is_some_and(|fence| held.contains(&fence))
+                let renewed = holder.fence.and_then(|fence| held.get(&fence));
+                let ours = holder.pid == Some(std::process::id()) && renewed.is_some();
+                let ends = renewed == Some(&false) && holder.ttl.is_some_and(|ttl| ttl < budget);
+                ours && !ends
             });
             !by_ourselves && !gate.must_stop()
         });
@@ -118,7 +123,7 @@ impl DistributedLock {
         let before = self.registered.replace(fence);
         HELD.with_borrow_mut(|held| {
             before.map(|fence| held.remove(&fence));
-            fence.map(|fence| held.insert(fence));
+            fence.map(|fence| held.insert(fence, self.renewed));
         });
     }
 

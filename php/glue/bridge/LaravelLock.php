@@ -1,0 +1,131 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Bridge;
+
+use Illuminate\Cache\Lock;
+use Illuminate\Contracts\Cache\LockTimeoutException;
+use Tagsweep\DistributedLock;
+
+/**
+ * A lock of Laravel's cache, on top of Tagsweep\DistributedLock: block() waits in line instead of
+ * sleeping, and owner() is what proves ownership, from the acquisition on.
+ */
+final class LaravelLock extends Lock
+{
+    private ?DistributedLock $lock = null;
+
+    /**
+     * @param \Redis|string|array<string, mixed> $redis
+     * @param array<string, mixed>               $options of Tagsweep\DistributedLock
+     * @param int|float                          $forEver TTL that stands for Laravel's "until released"
+     */
+    public function __construct(
+        #[\SensitiveParameter] private readonly \Redis|string|array $redis,
+        string $name,
+        int|float $seconds,
+        ?string $owner,
+        private readonly array $options,
+        private readonly int|float $forEver,
+    ) {
+        parent::__construct($name, $seconds, $owner);
+        if ($owner !== null) {
+            $this->lock = DistributedLock::restore($redis, $name, $owner, $this->native());
+        }
+    }
+
+    public function acquire(): bool
+    {
+        return $this->take(0.0);
+    }
+
+    /**
+     * Waits in line.
+     *
+     * @param int|float $seconds
+     *
+     * @throws LockTimeoutException
+     */
+    public function block($seconds, $callback = null): mixed
+    {
+        if (!$this->take((float) $seconds)) {
+            throw new LockTimeoutException();
+        }
+        if (!is_callable($callback)) {
+            return true;
+        }
+        try {
+            return $callback();
+        } finally {
+            $this->release();
+        }
+    }
+
+    public function release(): bool
+    {
+        return $this->lock?->release() ?? false;
+    }
+
+    public function forceRelease(): void
+    {
+        $this->anybodys()->forceRelease();
+    }
+
+    /** Gives the lease more time; null: its TTL. Never a lock without one. */
+    public function refresh(int|float|null $seconds = null): bool
+    {
+        $ttl = $seconds === null ? null : $this->ttl($seconds);
+
+        return $this->lock?->refresh($ttl) ?? false;
+    }
+
+    public function isLocked(): bool
+    {
+        return $this->anybodys()->isLocked();
+    }
+
+    public function isOwnedBy($owner): bool
+    {
+        return $owner !== null && str_contains((string) $owner, ':') && $this->anybodys()->isOwnedBy((string) $owner);
+    }
+
+    public function isOwnedByCurrentProcess(): bool
+    {
+        return $this->lock?->verify() ?? false;
+    }
+
+    protected function getCurrentOwner(): string
+    {
+        return $this->isOwnedByCurrentProcess() ? $this->owner : '';
+    }
+
+    private function take(float $wait): bool
+    {
+        // Laravel's locks outlive the object; the TTL or release() ends them.
+        $lock = $this->anybodys();
+        if (!($wait > 0 ? $lock->acquireWithin($wait) : $lock->acquire())) {
+            return false;
+        }
+        $this->lock = $lock;
+        $this->owner = $lock->owner();
+
+        return true;
+    }
+
+    private function anybodys(): DistributedLock
+    {
+        return new DistributedLock($this->redis, $this->name, $this->ttl($this->seconds), $this->native());
+    }
+
+    private function ttl(int|float $seconds): float
+    {
+        return (float) ($seconds > 0 ? $seconds : $this->forEver);
+    }
+
+    /** @return array<string, mixed> */
+    private function native(): array
+    {
+        return ['autoRelease' => false] + $this->options;
+    }
+}

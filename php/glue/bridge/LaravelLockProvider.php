@@ -1,0 +1,42 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tagsweep\Bridge;
+
+use Illuminate\Contracts\Cache\LockProvider;
+
+/** What Laravel asks for locks: `$provider->lock('report', 30)->block(10, fn () => …)`. */
+final class LaravelLockProvider implements LockProvider
+{
+    /**
+     * @param \Redis|string|array<string, mixed> $redis   as Tagsweep\DistributedLock takes it
+     * @param string                             $prefix  stands before every name
+     * @param array<string, mixed>               $options of Tagsweep\DistributedLock
+     * @param int|float                          $forEver TTL of a lock that is asked for with 0 seconds,
+     *                                                    Laravel's "until released": a crash must not
+     *                                                    block for ever
+     */
+    public function __construct(
+        #[\SensitiveParameter] private readonly \Redis|string|array $redis,
+        private readonly string $prefix = '',
+        private readonly array $options = [],
+        private readonly int|float $forEver = 86_400,
+    ) {
+    }
+
+    /**
+     * @param string      $name
+     * @param int|float   $seconds
+     * @param string|null $owner   of a lease that was granted before; others are made by the server
+     */
+    public function lock($name, $seconds = 0, $owner = null): LaravelLock
+    {
+        return new LaravelLock($this->redis, $this->prefix . $name, $seconds, $owner, $this->options, $this->forEver);
+    }
+
+    public function restoreLock($name, $owner): LaravelLock
+    {
+        return $this->lock($name, 0, $owner);
+    }
+}

@@ -1,0 +1,65 @@
+<?php
+// Laravel's cache locks, with our provider.
+
+declare(strict_types=1);
+
+require __DIR__ . '/common.php';
+foreach (['Collections', 'Support'] as $room) {
+    require "$framework/usr/share/php/Illuminate/$room/helpers.php";
+}
+
+use Illuminate\Contracts\Cache\LockTimeoutException;
+use Tagsweep\Bridge\LaravelLockProvider;
+
+$provider = new LaravelLockProvider($dsn, 'app:');
+$a = $provider->lock('job', 30);
+$b = $provider->lock('job', 30);
+check('it is Laravel\'s', $a instanceof Illuminate\Cache\Lock && $a instanceof Illuminate\Contracts\Cache\Lock);
+check('get', $a->get() === true && abs($redis->pttl('lock:app:job') - 30_000) < 2_000);
+check('held', $b->get() === false && $a->isLocked());
+check('only the owner releases', $b->release() === false && $a->isOwnedByCurrentProcess() && !$b->isOwnedByCurrentProcess());
+check('release', $a->release() === true && $redis->exists('lock:app:job') === 0);
+check('get with a callback', $b->get(fn () => 42) === 42 && $redis->exists('lock:app:job') === 0);
+try {
+    $b->get(fn () => throw new DomainException());
+} catch (DomainException) {
+    check('a callback that throws', $redis->exists('lock:app:job') === 0);
+}
+$a->get();
+$begun = microtime(true);
+$waiting = elsewhere('$lock = (new Tagsweep\Bridge\LaravelLockProvider($dsn, "app:"))->lock("job", 30);
+    try { $lock->block(1); } catch (Illuminate\Contracts\Cache\LockTimeoutException) { echo "timeout"; }');
+check('block and its timeout', $waiting === 'timeout' && microtime(true) - $begun < 3);
+$waiter = waiting($redis, 'app:job', '$lock = (new Tagsweep\Bridge\LaravelLockProvider($dsn, "app:"))->lock("job", 30);
+    echo $lock->block(20, fn () => json_encode([true, microtime(true)]));');
+$released = microtime(true);
+$a->release();
+[$had, $when] = json_decode(ended($waiter));
+check('block is woken', $had && $when - $released < 0.1);
+printf("woken after %.1f ms\n", ($when - $released) * 1e3);
+check('block gave it back', $redis->exists('lock:app:job') === 0);
+check('block when it is free', $a->block(1) === true);
+
+$owner = $a->owner();
+unset($a);
+check('it outlives its object', $redis->get('lock:app:job') === $owner);
+$there = elsewhere('$lock = (new Tagsweep\Bridge\LaravelLockProvider($dsn, "app:"))->restoreLock("job", $argv[3]);
+    echo json_encode([$lock->isOwnedByCurrentProcess(), $lock->refresh(60), $lock->isOwnedBy($argv[3]), $lock->release()]);', $owner);
+check('restoreLock in another process', $there === '[true,true,true,true]' && $redis->exists('lock:app:job') === 0);
+check('a stale owner releases nothing', $provider->restoreLock('job', $owner)->release() === false);
+
+$b->get();
+$provider->lock('job')->forceRelease();
+check('forceRelease', $redis->exists('lock:app:job') === 0 && $b->isOwnedByCurrentProcess() === false);
+$endless = $provider->lock('endless');
+$endless->get();
+check('0 seconds are long, not for ever', $redis->pttl('lock:app:endless') > 86_000_000);
+$endless->refresh(0);
+check('refresh makes no lock permanent', $redis->pttl('lock:app:endless') > 86_000_000);
+$endless->refresh(10);
+check('refresh', abs($redis->pttl('lock:app:endless') - 10_000) < 1_000 && $endless->release());
+$short = $provider->lock('short', 0.2);
+$short->get();
+check('expiry', $provider->lock('short', 5)->block(2) === true && $short->release() === false);
+check('an owner that is none', thrown(fn () => $provider->restoreLock('job', 'nonsense')) === Tagsweep\Exception\InvalidArgumentException::class);
+echo "done\n";

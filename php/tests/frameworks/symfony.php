@@ -1,0 +1,103 @@
+<?php
+// symfony/lock itself, with our store: its waiting, refresh, conflict and expiry semantics.
+
+declare(strict_types=1);
+
+require __DIR__ . '/common.php';
+
+use Symfony\Component\Lock\Exception\InvalidTtlException;
+use Symfony\Component\Lock\Exception\LockAcquiringException;
+use Symfony\Component\Lock\Exception\LockConflictedException;
+use Symfony\Component\Lock\Exception\LockExpiredException;
+use Symfony\Component\Lock\Key;
+use Symfony\Component\Lock\LockFactory;
+use Symfony\Component\Lock\Lock;
+use Tagsweep\Bridge\SymfonyLockStore;
+
+$store = new SymfonyLockStore($dsn, 300.0);
+$factory = new LockFactory($store);
+
+$a = $factory->createLock('job', 30);
+$b = $factory->createLock('job', 30);
+check('acquire', $a->acquire() && $a->isAcquired());
+check('the key is tagsweep\'s, for the lock\'s TTL', abs($redis->pttl('lock:job') - 30_000) < 2_000);
+check('conflict', !$b->acquire() && !$b->isAcquired());
+check('acquiring twice keeps it', $a->acquire());
+$b->release();
+check('releasing another\'s lock does nothing', $a->isAcquired());
+check('remaining lifetime', $a->getRemainingLifetime() > 28 && $a->getRemainingLifetime() <= 30);
+$a->refresh(100);
+check('refresh', abs($redis->pttl('lock:job') - 100_000) < 2_000 && $a->getRemainingLifetime() > 90);
+$a->release();
+check('release', $redis->exists('lock:job') === 0 && !$a->isAcquired() && $b->acquire());
+check('a conflict at refresh', thrown(fn () => $a->refresh()) !== null && $b->isAcquired());
+$b->release();
+
+check('no TTL of nothing', thrown(fn () => new SymfonyLockStore($dsn, 0.0)) === InvalidTtlException::class);
+$key = new Key('ttl');
+$store->save($key);
+check('no refresh to nothing', thrown(fn () => $store->putOffExpiration($key, 0.0)) === InvalidTtlException::class);
+$store->delete($key);
+check('delete', !$store->exists($key));
+$one = new Key('two');
+$two = new Key('two');
+$store->save($one);
+check('keys of one resource are two contenders', thrown(fn () => $store->save($two)) === LockConflictedException::class && $store->exists($one) && !$store->exists($two));
+$store->save($one);
+$store->delete($two);
+check('only the owner deletes', $store->exists($one));
+$store->delete($one);
+$store->save($two);
+check('free after its owner deleted it', $store->exists($two));
+$store->delete($two);
+
+$short = $factory->createLock('short', 0.2);
+check('a short lock', $short->acquire());
+while ($short->isAcquired()) {
+    usleep(5_000);
+}
+check('expiry', $short->isExpired() && $factory->createLock('short', 5)->acquire());
+$late = new Key('late');
+$late->reduceLifetime(0.0);
+check('a lock that is stored too late', thrown(fn () => $store->save($late)) === LockExpiredException::class);
+check('and nothing of it stays', $redis->exists('lock:late') === 0);
+
+$auto = $factory->createLock('auto', 30);
+$auto->acquire();
+unset($auto);
+check('released by its destructor', $redis->exists('lock:auto') === 0);
+$kept = $factory->createLock('kept', 30, false);
+$kept->acquire();
+unset($kept);
+check('kept without automatic release', $redis->exists('lock:kept') === 1);
+
+$key = new Key('handed');
+$lock = new Lock($key, $store, 30, false);
+$lock->acquire();
+$there = elsewhere('$key = unserialize(base64_decode($argv[3]));
+    $lock = new Symfony\Component\Lock\Lock($key, new Tagsweep\Bridge\SymfonyLockStore($dsn), 60, false);
+    echo json_encode([$lock->isAcquired(), $lock->refresh(), $lock->isAcquired()]);
+    $lock->release();', base64_encode(serialize($key)));
+check('a serialised key works in another process', $there === '[true,null,true]' && $redis->exists('lock:handed') === 0);
+
+$held = $factory->createLock('wait', 30);
+$held->acquire();
+$waiter = waiting($redis, 'wait', '$factory = new Symfony\Component\Lock\LockFactory(new Tagsweep\Bridge\SymfonyLockStore($dsn));
+    $lock = $factory->createLock("wait", 30);
+    $had = $lock->acquire(true);
+    echo json_encode([$had, microtime(true), $lock->getRemainingLifetime() > 28]);');
+$released = microtime(true);
+$held->release();
+[$had, $when, $whole] = json_decode(ended($waiter));
+check('acquire(true) waits and is woken', $had && $whole && $when - $released < 0.1);
+printf("woken after %.1f ms\n", ($when - $released) * 1e3);
+
+$dead = new LockFactory(new SymfonyLockStore('redis://127.0.0.1:1'));
+check('a server that is not there', thrown(fn () => $dead->createLock('x', 5)->acquire()) === LockAcquiringException::class);
+$renewed = new LockFactory(new SymfonyLockStore($dsn, 0.6, ['renew' => true]));
+$lock = $renewed->createLock('renewed', null);
+$lock->acquire();
+usleep(1_500_000);
+check('renewed while it lives', $lock->isAcquired());
+$lock->release();
+echo "done\n";

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Unpacks the frameworks that the bridges are tested against from Debian's packages into a private
+# folder; nothing is installed. Prints nothing when all are there.
+#   tools/frameworks.sh [FOLDER]      (default: target/frameworks)
+set -eu
+cd "$(dirname "$0")/.."
+folder=${1:-target/frameworks}
+
+symfony='php-symfony-lock php-psr-log php-symfony-deprecation-contracts'
+laravel='php-illuminate-cache php-illuminate-contracts php-illuminate-support php-illuminate-collections
+  php-illuminate-macroable php-nesbot-carbon php-doctrine-inflector php-psr-simple-cache
+  php-psr-container php-psr-log php-symfony-deprecation-contracts php-symfony-translation-contracts
+  php-symfony-translation'
+
+# fetch NAME SUITE PACKAGES…
+fetch() {
+  place=$folder/$1-$2
+  [ -e "$place/complete" ] && return
+  rm -rf "$place"
+  mkdir -p "$place/debs" "$apt/lists/$2/partial" "$apt/cache/$2/archives/partial"
+  config="-o Dir::Etc::SourceList=$apt/$2.list -o Dir::Etc::SourceParts=/dev/null
+    -o Dir::State::Lists=$apt/lists/$2 -o Dir::Cache=$apt/cache/$2 -o Dir::State::Status=/dev/null
+    -o APT::Sandbox::User="
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $2 main" > "$apt/$2.list"
+  name=$1 suite=$2
+  shift 2
+  # shellcheck disable=SC2086
+  if ! apt-get $config update -q >"$apt/log" 2>&1; then
+    cat "$apt/log" >&2
+    echo "frameworks: the package lists of $suite cannot be fetched" >&2
+    exit 1
+  fi
+  for package in "$@"; do
+    # shellcheck disable=SC2086
+    (cd "$place/debs" && apt-get $config download -q "$package" >>"$apt/log" 2>&1) || {
+      tail -n 3 "$apt/log" >&2
+      echo "frameworks: $package of $suite cannot be fetched" >&2
+      exit 1
+    }
+  done
+  for deb in "$place"/debs/*.deb; do
+    dpkg-deb -x "$deb" "$place"
+  done
+  ls "$place/debs" > "$place/complete"
+  rm -rf "$place/debs"
+  echo "unpacked $name of $suite: $(grep -E "lock|cache" "$place/complete" | head -n 1)"
+}
+
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+  sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\).*/\2/p' | head -n 1)
+[ -n "$mirror" ] || { echo 'frameworks: this machine names no Debian mirror' >&2; exit 1; }
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+apt=$(mktemp -d)
+trap 'rm -rf "$apt"' EXIT INT TERM
+# shellcheck disable=SC2086
+{
+  fetch symfony bookworm $symfony
+  fetch symfony trixie $symfony
+  fetch laravel bookworm $laravel
+  fetch laravel trixie $laravel
+}
