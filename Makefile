@@ -27,7 +27,7 @@ demo: build ## clean a tagged cache with the PHP command, on a private server or
 	@tools/demo.sh
 
 test: build ## install what is missing, build, and run every test
-	@tools/frameworks.sh
+	@tools/packages.sh
 	@$(CARGO) test --workspace --locked --exclude tagsweep-php
 	@$(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
 	  /usr/bin/phpunit --configuration php/tests/phpunit.xml

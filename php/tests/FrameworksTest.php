@@ -21,8 +21,8 @@ final class FrameworksTest extends TestCase
     public function testTheFrameworksOwnLocksWorkOnTopOfOurs(string $framework, string $suite, int $checks): void
     {
         $server = new Server();
-        $folder = dirname(__DIR__, 2) . "/target/frameworks/$framework-$suite";
-        self::assertFileExists("$folder/complete", 'run tools/frameworks.sh');
+        $folder = dirname(__DIR__, 2) . "/target/packages/$framework-$suite";
+        self::assertFileExists("$folder/complete", 'run tools/packages.sh');
         $run = new Run(['-d', 'error_reporting=' . (E_ALL & ~E_DEPRECATED), __DIR__ . "/frameworks/$framework.php", $folder, $server->dsn()]);
         [$status, $output, $errors] = $run->end();
         self::assertStringEndsWith("done\n", $output, $errors);

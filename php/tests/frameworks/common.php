@@ -5,7 +5,7 @@
 declare(strict_types=1);
 
 [, $framework, $dsn] = $argv;
-is_dir("$framework/usr/share/php") || exit("$framework is missing; run tools/frameworks.sh\n");
+is_dir("$framework/usr/share/php") || exit("$framework is missing; run tools/packages.sh\n");
 // Debian keeps classes under their full names.
 spl_autoload_register(static function (string $class) use ($framework): void {
     foreach (['', 'Illuminate/Macroable/', 'Illuminate/Collections/'] as $room) {

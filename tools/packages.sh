@@ -1,10 +1,10 @@
 #!/bin/sh
-# Unpacks the frameworks that the bridges are tested against from Debian's packages into a private
-# folder; nothing is installed. Prints nothing when all are there.
-#   tools/frameworks.sh [FOLDER]      (default: target/frameworks)
+# Unpacks what only tests need from Debian's packages into a private folder; nothing is installed:
+# the frameworks that the bridges are tested against, and promtool. Prints nothing when all are there.
+#   tools/packages.sh [FOLDER]      (default: target/packages)
 set -eu
 cd "$(dirname "$0")/.."
-folder=${1:-target/frameworks}
+folder=${1:-target/packages}
 
 symfony='php-symfony-lock php-psr-log php-symfony-deprecation-contracts'
 laravel='php-illuminate-cache php-illuminate-contracts php-illuminate-support php-illuminate-collections
@@ -27,14 +27,14 @@ fetch() {
   # shellcheck disable=SC2086
   if ! apt-get $config update -q >"$apt/log" 2>&1; then
     cat "$apt/log" >&2
-    echo "frameworks: the package lists of $suite cannot be fetched" >&2
+    echo "packages: the package lists of $suite cannot be fetched" >&2
     exit 1
   fi
   for package in "$@"; do
     # shellcheck disable=SC2086
     (cd "$place/debs" && apt-get $config download -q "$package" >>"$apt/log" 2>&1) || {
       tail -n 3 "$apt/log" >&2
-      echo "frameworks: $package of $suite cannot be fetched" >&2
+      echo "packages: $package of $suite cannot be fetched" >&2
       exit 1
     }
   done
@@ -43,12 +43,12 @@ fetch() {
   done
   ls "$place/debs" > "$place/complete"
   rm -rf "$place/debs"
-  echo "unpacked $name of $suite: $(grep -E "lock|cache" "$place/complete" | head -n 1)"
+  echo "unpacked $name of $suite: $(head -n 1 "$place/complete")"
 }
 
 mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
   sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\).*/\2/p' | head -n 1)
-[ -n "$mirror" ] || { echo 'frameworks: this machine names no Debian mirror' >&2; exit 1; }
+[ -n "$mirror" ] || { echo 'packages: this machine names no Debian mirror' >&2; exit 1; }
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 apt=$(mktemp -d)
@@ -59,4 +59,5 @@ trap 'rm -rf "$apt"' EXIT INT TERM
   fetch symfony trixie $symfony
   fetch laravel bookworm $laravel
   fetch laravel trixie $laravel
+  fetch prometheus bookworm prometheus
 }
