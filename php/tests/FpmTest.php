@@ -18,7 +18,7 @@ final class FpmTest extends TestCase
         $folder = $this->server->folder;
         $this->socket = "$folder/fpm";
         $user = posix_getuid() === 0 ? "user = root\ngroup = root\n" : '';
-        file_put_contents("$folder/fpm.conf", "[global]\nerror_log = $folder/fpm.log\ndaemonize = no\n[www]\n{$user}listen = {$this->socket}\n"
+        file_put_contents("$folder/fpm.conf", "[global]\nerror_log = $folder/fpm.log\ndaemonize = no\nprocess_control_timeout = 20\n[www]\n{$user}listen = {$this->socket}\n"
             . "pm = static\npm.max_children = 2\ncatch_workers_output = yes\nphp_admin_flag[display_errors] = on\n");
         file_put_contents("$folder/page.php", <<<'PHP'
             <?php
@@ -31,6 +31,12 @@ final class FpmTest extends TestCase
             if ($_GET['do'] === 'lock') {
                 $lock = new Tagsweep\DistributedLock($dsn, 'job');
                 echo json_encode([getmypid(), $lock->acquire(), $lock->release()]);
+            }
+            if ($_GET['do'] === 'renew') {
+                $lock = new Tagsweep\DistributedLock($dsn, 'renewed', 0.5, ['renew' => true, 'wait' => 20]);
+                $taken = $lock->acquire();
+                usleep(1_200_000);
+                echo json_encode([getmypid(), $taken && $lock->isAcquired() && $lock->verify(), $lock->fence()]);
             }
             if ($_GET['do'] === 'sweep') {
                 $manager = new Tagsweep\TagCleanupManager($dsn, 604800, ['verify' => 0.01]);
@@ -60,13 +66,26 @@ final class FpmTest extends TestCase
     /** @return mixed */
     private function get(string $do)
     {
+        return $this->answer($this->ask($do));
+    }
+
+    /** @return array{resource, resource} a request under way */
+    private function ask(string $do): array
+    {
         $environment = [
             'SCRIPT_FILENAME' => $this->server->folder . '/page.php', 'REQUEST_METHOD' => 'GET', 'PATH' => getenv('PATH'),
             'QUERY_STRING' => http_build_query(['do' => $do, 'socket' => $this->server->socket]),
         ];
         $process = proc_open(['cgi-fcgi', '-bind', '-connect', $this->socket], [['file', '/dev/null', 'r'], ['pipe', 'w'], ['file', '/dev/null', 'w']], $pipes, null, $environment);
-        $response = stream_get_contents($pipes[1]);
-        proc_close($process);
+
+        return [$process, $pipes[1]];
+    }
+
+    /** @param array{resource, resource} $request */
+    private function answer(array $request): array
+    {
+        $response = stream_get_contents($request[1]);
+        proc_close($request[0]);
         self::assertMatchesRegularExpression('/^\[.*?\]/m', $response, file_get_contents($this->server->folder . '/fpm.log'));
         preg_match('/^\[.*?\]/m', $response, $found);
 
@@ -93,6 +112,39 @@ final class FpmTest extends TestCase
             $new = $this->get('lock')[0];
             self::assertLessThan($end, microtime(true), 'no new worker');
         } while (isset($pids[$new]));
+    }
+
+    /** Two workers take turns under a renewed lease, while the pool is reloaded again and again. */
+    public function testRenewalOutlivesNoRequestAndNoReload(): void
+    {
+        $redis = $this->server->redis();
+        $fences = [];
+        for ($round = 0; $round < 3; $round++) {
+            $requests = [$this->ask('renew'), $this->ask('renew')];
+            foreach ($requests as $request) {
+                [, $held, $fence] = $this->answer($request);
+                self::assertTrue($held);
+                $fences[] = $fence;
+            }
+            self::assertSame(0, $redis->exists('lock:renewed'), 'released at the end of the request');
+            proc_terminate($this->fpm, SIGUSR2);
+            $this->get('lock');
+        }
+        self::assertCount(6, array_unique($fences));
+        self::assertDoesNotMatchRegularExpression('/signal|SIGSEGV|core dumped/', file_get_contents($this->server->folder . '/fpm.log'));
+        // Workers that are told to end at once leave a lease that ends with its TTL.
+        $request = $this->ask('renew');
+        $end = microtime(true) + 5;
+        while ($redis->exists('lock:renewed') === 0) {
+            self::assertLessThan($end, microtime(true));
+        }
+        proc_terminate($this->fpm, SIGTERM);
+        $told = microtime(true);
+        while ($redis->exists('lock:renewed') === 1) {
+            self::assertLessThan($told + 1, microtime(true), 'renewed by a worker that is gone');
+        }
+        stream_get_contents($request[1]);
+        proc_close($request[0]);
     }
 
     public function testALockThatARequestLeavesIsReleasedAtItsEnd(): void

@@ -348,7 +348,9 @@ impl World {
             let line = it.line.take();
             it.crash();
             let life = it.life;
-            line.map(|line| self.at(now + 500, Happening::Closed(line)));
+            if let Some(line) = line {
+                self.at(now + 500, Happening::Closed(line));
+            }
             self.at(now + 500_000, Happening::Wake { client, life });
         }
         None
