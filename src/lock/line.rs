@@ -24,17 +24,33 @@ pub(crate) enum Heard {
 
 impl Line {
     /// Joins: asks, and blocks behind the question, in one write, so that our ticket and our place in
-    /// the server's own line come from one instant. One round trip, after a new connection two.
+    /// the server's own line come from one instant. One round trip; more on a new connection, and when
+    /// the server does not know the script.
     pub fn join(
         link: &mut Link,
         keys: &Keys,
         request: &Request,
         deadline: Moment,
     ) -> Result<(Self, Answer)> {
-        let mut spare = link.take_spare(deadline)?;
         let (script, args) = request.script(keys);
-        // The body, not its digest: nothing may come between the question and the BLPOP.
-        let mut commands = vec![script.by_body(&args), block(keys)];
+        match Self::ask(link, keys, request, script.by_digest(&args), deadline) {
+            // That connection blocks without a ticket; it is dropped.
+            Err(e) if e.code() == Some("NOSCRIPT") => {
+                Self::ask(link, keys, request, script.by_body(&args), deadline)
+            }
+            other => other,
+        }
+    }
+
+    fn ask(
+        link: &mut Link,
+        keys: &Keys,
+        request: &Request,
+        question: Cmd,
+        deadline: Moment,
+    ) -> Result<(Self, Answer)> {
+        let mut spare = link.take_spare(deadline)?;
+        let mut commands = vec![question, block(keys)];
         if spare.id.is_none() {
             commands.insert(0, redis::cmd("CLIENT").arg("ID").to_owned());
         }
