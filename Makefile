@@ -37,8 +37,10 @@ check: deps ## what CI runs: format, lints, tests
 	@$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(MAKE) --no-print-directory test
 
-bench: build ## lock and sweep side by side with the PHP loop; SIZE=tags (default 20000)
+bench: build ## locks and sweeps side by side with their peers; SIZE=tags (default 20000)
+	@tools/packages.sh
 	@$(CARGO) bench --locked --quiet
+	@$(PHP) -d extension=$(EXTENSION) benches/peers/locks.php
 	@benches/peers/run.sh $(or $(SIZE),20000)
 
 header: ## write include/tagsweep.h anew

@@ -1,7 +1,8 @@
 //! Two jobs on Redis and Valkey: a [distributed lock](lock), and a [sweep](sweep) of cache tags under
 //! that lock.
 //!
-//! The crate opens no thread, reads no environment and has no global state. All calls block, and all
+//! The crate reads no environment, has no global state, and opens no thread but the one of a
+//! [`Watchdog`](lock::Watchdog) that was asked for. All calls block, and all
 //! are bounded by [`Config::timeout`].
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
