@@ -75,7 +75,8 @@ fn turn(lock: &mut Lock, config: &Config, mut history: &std::fs::File) -> tagswe
     for _ in 0..=random(5) {
         let at = now();
         if lock.is_held() {
-            writeln!(history, "{at} {fence} {fence}").unwrap();
+            // In one piece: the next instant may be the last.
+            history.write_all(format!("{at} {fence} {fence}\n").as_bytes()).unwrap();
         }
         for (script, list) in [(EFFECT, "effects"), (UNFENCED, "unfenced")] {
             let Some(direct) = &mut direct else { continue };
