@@ -76,7 +76,8 @@ fn a_wait_that_times_out_ends_in_time_and_leaves_nothing_behind() {
     assert!(took >= MS(300) && took < MS(500), "{took:?}");
     assert_eq!(waiting(&server, b"a"), 0);
     assert!(holder.release().unwrap());
-    assert!(!server.connect().exists::<_, bool>("lock:a").unwrap());
+    let keys: Vec<String> = server.connect().keys("*").unwrap();
+    assert_eq!(keys, ["{lock:a}:fence"]);
 }
 
 #[test]

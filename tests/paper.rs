@@ -172,19 +172,23 @@ fn privately(example: &str, server: &Server) -> String {
 }
 
 #[test]
-fn the_php_example_runs() {
+fn the_php_examples_run() {
     let server = Server::start();
     tagged_cache(&server);
-    let [example] = examples("php").try_into().unwrap();
     let extension = root().join("target/release/libtagsweep_php.so");
     assert!(extension.exists(), "run `make build`");
     let file = server.dir().join("readme.php");
-    std::fs::write(&file, privately(&example, &server)).unwrap();
-    let text = run(Command::new("php")
-        .args(["-d", &format!("extension={}", extension.display()), "-d"])
-        .arg("tagsweep.alias_namespace=YourFramework\\Cache")
-        .arg(&file));
-    assert!(text.contains("Cleaned up 1 orphaned cache tags.\nours, with fence "), "{text}");
+    let says = ["Cleaned up 1 orphaned cache tags.\nours, with fence ", "made the report\n"];
+    let examples_of_php = examples("php");
+    assert_eq!(examples_of_php.len(), says.len());
+    for (example, said) in examples_of_php.iter().zip(says) {
+        std::fs::write(&file, privately(example, &server)).unwrap();
+        let text = run(Command::new("php")
+            .args(["-d", &format!("extension={}", extension.display()), "-d"])
+            .arg("tagsweep.alias_namespace=YourFramework\\Cache")
+            .arg(&file));
+        assert!(text.contains(said), "{text}");
+    }
     assert!(examples("ini")[0].contains("tagsweep.alias_namespace = \"YourFramework\\Cache\""));
 }
 

@@ -261,7 +261,7 @@ impl Attempt {
 
     fn ask_to_leave(&mut self) -> Step {
         self.state = State::Leaving;
-        let timed_out = !self.cancelled;
+        let timed_out = !self.cancelled && self.manner.record;
         Step::Ask(Request::Leave { waiter: self.waiter.clone(), timed_out })
     }
 
