@@ -6,6 +6,7 @@
 //! - one with a PHP handler: the handler runs now, and native work goes on, unless it threw;
 //! - the time limit: we stop and return; the engine then raises its error.
 
+use crate::ending::is_ours;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals, try_catch};
 use std::mem::MaybeUninit;
 use std::panic::AssertUnwindSafe;
@@ -121,10 +122,11 @@ fn zend_sigaction() -> Option<Sigaction> {
     })
 }
 
-fn disposition(signal: libc::c_int) -> libc::sighandler_t {
+/// What a signal does. Our own handler, which ends the process after all, stands for the default.
+pub(crate) fn disposition(signal: libc::c_int) -> libc::sighandler_t {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: only reads the disposition, into a struct for which all zeroes are a value.
-    unsafe {
+    let handler = unsafe {
         match zend_sigaction() {
             Some(ask) => ask(signal, std::ptr::null(), action.as_mut_ptr()),
             None => {
@@ -132,6 +134,22 @@ fn disposition(signal: libc::c_int) -> libc::sighandler_t {
             }
         }
         action.assume_init().sa_sigaction
+    };
+    if is_ours(handler) { libc::SIG_DFL } else { handler }
+}
+
+/// Sets what a signal does; system calls are cut short by it.
+pub(crate) fn sigaction(signal: libc::c_int, handler: libc::sighandler_t) {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a whole struct, with an empty mask, and a handler that lives as long as the program.
+    unsafe {
+        (*action.as_mut_ptr()).sa_sigaction = handler;
+        match zend_sigaction() {
+            Some(set) => set(signal, action.as_ptr(), std::ptr::null_mut()),
+            None => {
+                libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut());
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #![allow(non_snake_case)] // parameters of PHP functions keep the names that PHP code uses
 
 mod arginfo;
+mod ending;
 mod exceptions;
 mod gate;
 mod lock;
@@ -104,6 +105,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
             startup.0.startup(kind, number)?;
         }
         exceptions::register()?;
+        ending::prepare();
         let (lock, manager) =
             (DistributedLock::get_metadata().ce(), TagCleanupManager::get_metadata().ce());
         arginfo::repair_constructor(lock, Some(2));

@@ -3,6 +3,7 @@
 //! Methods take `&self`: a callable that we call, and a signal handler that runs while we wait, may
 //! use the object that is in use. One that needs it exclusively is then told so.
 
+use crate::ending::{LEASES, watch};
 use crate::exceptions::{Class, exception, from_core, invalid};
 use crate::gate::Gate;
 use crate::options::{Given, lock_options, span};
@@ -14,6 +15,7 @@ use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendCallable, ZendHashTable, Zval};
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tagsweep::error::printable;
 use tagsweep::lock::{Histogram, Holder, Lock, LossReason, Outcome, Stats};
@@ -50,7 +52,25 @@ const NAME: &str = "Tagsweep\\DistributedLock";
 thread_local! {
     /// Fences of the leases that this process holds, and whether they are renewed: waiting for one that
     /// does not end in time would be waiting for oneself.
-    static HELD: RefCell<HashMap<u64, bool>> = RefCell::default();
+    static HELD: RefCell<HashMap<u64, Held>> = RefCell::default();
+}
+
+/// A lease of this process.
+struct Held {
+    renewed: bool,
+    /// Where it is: in an object that takes itself out before it goes.
+    lock: *const RefCell<Option<Lock>>,
+}
+
+/// Releases all leases of this process, each within a second: a signal ends it.
+pub(crate) fn release_all() {
+    for held in HELD.with_borrow_mut(std::mem::take).into_values() {
+        // SAFETY: objects take themselves out of the table before they go.
+        let lock = unsafe { &*held.lock };
+        if let Ok(mut lock) = lock.try_borrow_mut() {
+            *lock = None;
+        }
+    }
 }
 
 impl DistributedLock {
@@ -92,6 +112,7 @@ impl DistributedLock {
 
     /// Takes the lock within a wait budget.
     fn take(&self, budget: Duration) -> PhpResult<bool> {
+        watch();
         let gate = Gate::close();
         let mut lock = self.lock()?;
         if lock.is_held() && budget.is_zero() {
@@ -102,7 +123,8 @@ impl DistributedLock {
             by_ourselves = HELD.with_borrow(|held| {
                 let renewed = holder.fence.and_then(|fence| held.get(&fence));
                 let ours = holder.pid == Some(std::process::id()) && renewed.is_some();
-                let ends = renewed == Some(&false) && holder.ttl.is_some_and(|ttl| ttl < budget);
+                let ends = renewed.is_some_and(|held| !held.renewed)
+                    && holder.ttl.is_some_and(|ttl| ttl < budget);
                 ours && !ends
             });
             !by_ourselves && !gate.must_stop()
@@ -123,7 +145,9 @@ impl DistributedLock {
         let before = self.registered.replace(fence);
         HELD.with_borrow_mut(|held| {
             before.map(|fence| held.remove(&fence));
-            fence.map(|fence| held.insert(fence, self.renewed));
+            let entry = Held { renewed: self.renewed, lock: &raw const self.lock };
+            fence.map(|fence| held.insert(fence, entry));
+            LEASES.store(held.len(), Ordering::Release);
         });
     }
 

@@ -40,6 +40,9 @@ namespace Tagsweep {
      * A distributed lock. One object is one contender; destroying it releases its lease, within a
      * second. A forked child's copy holds nothing and releases nothing.
      *
+     * A lease is given back however PHP ends: at the end of the script, by exit, an uncaught exception, a
+     * fatal error, or by TERM, INT or HUP as long as the script handles none of them itself.
+     *
      * Waiters stand in line: the lock is handed to whoever has waited longest, at once.
      *
      * With the option "renew" a thread of this process extends the lease every third of its TTL, while

@@ -210,6 +210,41 @@ final class LockLifeTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
 
+    /** @return iterable<string, array{int, string}> */
+    public static function signals(): iterable
+    {
+        foreach (['TERM' => SIGTERM, 'INT' => SIGINT, 'HUP' => SIGHUP] as $name => $signal) {
+            yield "$name while it sleeps" => [$signal, 'sleep(30);'];
+            yield "$name while it computes" => [$signal, 'while (true) { $x = 1; }'];
+        }
+    }
+
+    /** @dataProvider signals */
+    public function testASignalThatNobodyHandlesGivesTheLockBackAndEndsPhp(int $signal, string $then): void
+    {
+        $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30, ['renew' => true]);
+            echo (int) \$lock->acquire(), \"\\n\"; $then");
+        $holder->awaitLine('1');
+        $told = microtime(true);
+        $holder->signal($signal);
+        self::assertSame(-$signal, $holder->end()[0], 'ended by the signal itself');
+        self::assertLessThan(1.0, microtime(true) - $told);
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+
+    public function testASilentServerHoldsASignalUpForASecondAtMost(): void
+    {
+        $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
+            echo (int) \$lock->acquire(), \"\\n\"; sleep(30);");
+        $holder->awaitLine('1');
+        $this->server->signal(SIGSTOP);
+        $told = microtime(true);
+        $holder->signal(SIGTERM);
+        self::assertSame(-SIGTERM, $holder->end()[0]);
+        $this->server->signal(SIGCONT);
+        self::assertLessThan(1.3, microtime(true) - $told);
+    }
+
     public function testAKilledHolderIsReplacedWithinItsTtl(): void
     {
         $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 1, ['renew' => true]);

@@ -388,7 +388,9 @@ impl Drop for Lock {
         }
         guard(&self.link).hurry(LAST_WORDS, |link| {
             // Nobody is left to tell; a lease ends with its TTL.
-            let _ = release(&mut self.contender, link);
+            if release(&mut self.contender, link).is_err() {
+                return;
+            }
             let words = self.contender.last_words();
             let deadline = link.deadline();
             if !words.is_empty() {
