@@ -47,6 +47,14 @@ final class Run
         throw new RuntimeException("no \"$text\" in the output: " . stream_get_contents($this->pipes[2]));
     }
 
+    /** As ps shows it: R runs, S sleeps. */
+    public function state(): string
+    {
+        $stat = file_get_contents('/proc/' . proc_get_status($this->process)['pid'] . '/stat');
+
+        return substr($stat, strrpos($stat, ')') + 2, 1);
+    }
+
     public function signal(int $signal): void
     {
         posix_kill(proc_get_status($this->process)['pid'], $signal);
