@@ -3,13 +3,17 @@
 //! Nothing can be said to a server from within a signal handler. Ours asks the engine for an interrupt,
 //! as pcntl does, which comes before the next opcode: there the leases are released, each within a second
 //! and once, and the signal is let do what it would have done. Sleeps and waits of PHP are cut short by
-//! the signal. A second signal, or one without any lease, ends the process at once.
+//! the signal. One that comes just before such a wait would be noticed only after it: a timer sends it
+//! again, as a nudge, until the interrupt has come. A second signal, or one without any lease, ends the
+//! process at once.
 
 use crate::gate::{disposition, sigaction};
 use crate::lock::release_all;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
+use std::mem::MaybeUninit;
 use std::sync::Once;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
 
 unsafe extern "C" {
     #[link_name = "zend_interrupt_function"]
@@ -20,6 +24,9 @@ type Interrupt = unsafe extern "C" fn(*mut ExecuteData);
 
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
+/// How long a wait may go on that began just after the signal.
+const NUDGE: Duration = Duration::from_millis(20);
+
 /// Leases that this process holds.
 pub(crate) static LEASES: AtomicUsize = AtomicUsize::new(0);
 
@@ -28,6 +35,15 @@ static ENDING: AtomicI32 = AtomicI32::new(0);
 
 /// The engine's flag for an interrupt: one byte.
 static FLAG: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The timers that nudge, one for each signal; [`NO_TIMER`] where there is none.
+static TIMERS: [AtomicPtr<libc::c_void>; 3] = [const { AtomicPtr::new(NO_TIMER) }; 3];
+
+/// No kernel gives out this number.
+const NO_TIMER: *mut libc::c_void = std::ptr::without_provenance_mut(usize::MAX);
+
+/// The process that has the timers: a fork does not.
+static OWNER: AtomicU32 = AtomicU32::new(0);
 
 /// Who was interrupted before us.
 static BEFORE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
@@ -55,9 +71,44 @@ pub(crate) fn watch() {
         let flag = &raw const ExecutorGlobals::get().vm_interrupt;
         FLAG.store(flag.cast_mut().cast(), Ordering::Release);
     });
+    create_timers();
     for signal in SIGNALS.into_iter().filter(|signal| disposition(*signal) == libc::SIG_DFL) {
         sigaction(signal, on_signal as *const () as libc::sighandler_t);
     }
+}
+
+/// Once in each process. Without a timer, a signal just before a wait is noticed after it.
+fn create_timers() {
+    let process = std::process::id();
+    if OWNER.swap(process, Ordering::AcqRel) == process {
+        return;
+    }
+    for (signal, timer) in SIGNALS.into_iter().zip(&TIMERS) {
+        let mut event = MaybeUninit::<libc::sigevent>::zeroed();
+        let mut made = NO_TIMER;
+        // SAFETY: a whole struct, zero where it does not matter.
+        unsafe {
+            (*event.as_mut_ptr()).sigev_notify = libc::SIGEV_SIGNAL;
+            (*event.as_mut_ptr()).sigev_signo = signal;
+            if libc::timer_create(libc::CLOCK_MONOTONIC, event.as_mut_ptr(), &raw mut made) != 0 {
+                made = NO_TIMER;
+            }
+        }
+        timer.store(made, Ordering::Release);
+    }
+}
+
+/// Has the timer of a signal send it again and again, or, with zero, no more.
+fn nudge(signal: libc::c_int, every: Duration) {
+    let known = SIGNALS.iter().position(|known| *known == signal);
+    let Some(timer) = known.map(|n| TIMERS[n].load(Ordering::Acquire)) else { return };
+    if timer == NO_TIMER || OWNER.load(Ordering::Acquire) != std::process::id() {
+        return;
+    }
+    let span = libc::timespec { tv_sec: 0, tv_nsec: every.subsec_nanos().into() };
+    let spec = libc::itimerspec { it_interval: span, it_value: span };
+    // SAFETY: a timer of this process; may be called in a signal handler.
+    unsafe { libc::timer_settime(timer, 0, &raw const spec, std::ptr::null_mut()) };
 }
 
 /// Whether a disposition is ours, which stands for the default.
@@ -65,12 +116,21 @@ pub(crate) fn is_ours(handler: libc::sighandler_t) -> bool {
     handler == on_signal as *const () as libc::sighandler_t
 }
 
-extern "C" fn on_signal(signal: libc::c_int) {
+unsafe extern "C" fn on_signal(
+    signal: libc::c_int,
+    info: *const libc::siginfo_t,
+    _context: *const libc::c_void,
+) {
+    // SAFETY: what the kernel says of this signal, if anything.
+    let nudged = unsafe { info.as_ref() }.is_some_and(|info| info.si_code == libc::SI_TIMER);
     let first = ENDING.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Acquire).is_ok();
     let flag = FLAG.load(Ordering::Acquire);
-    if first && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
+    if (first || nudged) && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
         // SAFETY: one byte of the engine's, made to be written by signal handlers.
         unsafe { flag.write_volatile(1) };
+        if !nudged {
+            nudge(signal, NUDGE);
+        }
     } else {
         end(signal);
     }
@@ -89,6 +149,7 @@ fn end(signal: libc::c_int) {
 unsafe extern "C" fn on_interrupt(frame: *mut ExecuteData) {
     let signal = ENDING.load(Ordering::Acquire);
     if signal != 0 && LEASES.load(Ordering::Acquire) > 0 {
+        nudge(signal, Duration::ZERO);
         // A panic must not cross into the engine, and the process ends in any case.
         let _ = std::panic::catch_unwind(release_all);
         end(signal);

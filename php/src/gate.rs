@@ -144,6 +144,7 @@ pub(crate) fn sigaction(signal: libc::c_int, handler: libc::sighandler_t) {
     // SAFETY: a whole struct, with an empty mask, and a handler that lives as long as the program.
     unsafe {
         (*action.as_mut_ptr()).sa_sigaction = handler;
+        (*action.as_mut_ptr()).sa_flags = libc::SA_SIGINFO;
         match zend_sigaction() {
             Some(set) => set(signal, action.as_ptr(), std::ptr::null_mut()),
             None => {

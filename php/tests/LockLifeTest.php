@@ -225,7 +225,6 @@ final class LockLifeTest extends TestCase
         $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30, ['renew' => true]);
             echo (int) \$lock->acquire(), \"\\n\"; $then");
         $holder->awaitLine('1');
-        $this->until('it does that', fn () => $holder->state() === (str_contains($then, 'sleep') ? 'S' : 'R'));
         $told = microtime(true);
         $holder->signal($signal);
         self::assertSame(-$signal, $holder->end()[0], 'ended by the signal itself');
@@ -238,7 +237,6 @@ final class LockLifeTest extends TestCase
         $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
             echo (int) \$lock->acquire(), \"\\n\"; sleep(30);");
         $holder->awaitLine('1');
-        $this->until('it sleeps', fn () => $holder->state() === 'S');
         $this->server->signal(SIGSTOP);
         $told = microtime(true);
         $holder->signal(SIGTERM);
