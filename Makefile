@@ -8,6 +8,8 @@ RELEASE = target/release
 CARGO ?= cargo
 PHP ?= php
 # The PHP crate needs libclang to build; LLVM's own default places are searched.
+CONTRACTS = --test lock_contract --test lock_waiting --test lock_errors --test faults \
+  --test sweep_contract --test sweep_races
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
 
 .PHONY: help deps build demo test check bench install uninstall header fmt clean
@@ -29,6 +31,10 @@ demo: build ## clean a tagged cache with the PHP command, on a private server or
 test: build ## install what is missing, build, and run every test
 	@tools/packages.sh
 	@$(CARGO) test --workspace --locked --exclude tagsweep-php
+	@for server in redis valkey; do \
+	  TAGSWEEP_TEST_SERVER=$(CURDIR)/target/packages/$$server-trixie/server \
+	  $(CARGO) test --locked $(CONTRACTS) || exit 1; \
+	done
 	@$(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
 	  /usr/bin/phpunit --configuration php/tests/phpunit.xml
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Unpacks what only tests need from Debian's packages into a private folder; nothing is installed:
-# the frameworks that the bridges are tested against, and promtool. Prints nothing when all are there.
+# the frameworks that the bridges are tested against, promtool, and the servers of trixie, which run by
+# their own loader and libraries: FOLDER/NAME-trixie/server. Prints nothing when all are there.
 #   tools/packages.sh [FOLDER]      (default: target/packages)
 set -eu
 cd "$(dirname "$0")/.."
@@ -46,6 +47,26 @@ fetch() {
   echo "unpacked $name of $suite: $(head -n 1 "$place/complete")"
 }
 
+# Everything but the kernel: the dynamic loader of the suite and what its servers link to.
+libraries='libc6 libgcc-s1 libatomic1 libjemalloc2 liblua5.1-0 liblzf1 libssl3t64 libzstd1 zlib1g
+  libsystemd0 libcap2 libstdc++6'
+
+# server NAME SUITE PROGRAM PACKAGES
+server() {
+  # shellcheck disable=SC2086
+  fetch "$1" "$2" $4 $libraries
+  place=$folder/$1-$2
+  [ -e "$place/server" ] && return
+  loader=$(find "$place" -name 'ld-linux-*.so.*' | head -n 1)
+  paths=$(find "$place" -name '*.so*' ! -type d -exec dirname {} + | sort -u | paste -s -d : -)
+  {
+    echo '#!/bin/sh'
+    echo "exec '$loader' --library-path '$paths' '$place/usr/bin/$3' \"\$@\""
+  } > "$place/server"
+  chmod 755 "$place/server"
+  "$place/server" --version
+}
+
 mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
   sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\).*/\2/p' | head -n 1)
 [ -n "$mirror" ] || { echo 'packages: this machine names no Debian mirror' >&2; exit 1; }
@@ -60,4 +81,6 @@ trap 'rm -rf "$apt"' EXIT INT TERM
   fetch laravel bookworm $laravel
   fetch laravel trixie $laravel
   fetch prometheus bookworm prometheus
+  server redis trixie redis-server "redis-server redis-tools"
+  server valkey trixie valkey-server "valkey-server valkey-tools"
 }
