@@ -42,6 +42,17 @@ impl Facts {
     }
 }
 
+/// CPU time that the server's main thread has used (s), or the whole process where it does not tell.
+pub(crate) fn cpu_used(info: &str) -> Option<f64> {
+    let field = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim_end().parse::<f64>().ok()
+    };
+    let sum = |user, sys| Some(field(user)? + field(sys)?);
+    sum("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
+        .or_else(|| sum("used_cpu_user", "used_cpu_sys"))
+}
+
 /// How long ago the last child ended. A save for a replica and a rewrite leave no time behind, so
 /// those make it unknown.
 fn childless_for(number: &dyn Fn(&str) -> Option<i64>, now: u64) -> Option<u64> {
@@ -108,6 +119,15 @@ mod tests {
         assert_eq!(with("rewrite_time_sec:-1", "rewrite_time_sec:0").childless_for, None);
         assert_eq!(with("total_forks:3", "total_forks:0").childless_for, Some(u64::MAX));
         assert!(Facts::read("", 0).child, "a server that says nothing may be saving");
+    }
+
+    #[test]
+    fn the_main_thread_is_what_is_busy() {
+        let whole = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_user:2.0\r\n";
+        assert_eq!(cpu_used(whole), Some(3.5));
+        let main = "used_cpu_sys_main_thread:1.0\r\nused_cpu_user_main_thread:0.5\r\n";
+        assert_eq!(cpu_used(&[whole, main].concat()), Some(1.5));
+        assert_eq!(cpu_used(""), None);
     }
 
     #[test]

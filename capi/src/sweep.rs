@@ -236,5 +236,6 @@ unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
         lock: name(given.lock, given.lock_len)?.unwrap_or(usual.lock),
         lock_ttl: ms(given.lock_ttl_ms),
         wait: ms(given.wait_ms),
+        ..usual
     })
 }

@@ -173,6 +173,7 @@ impl SweepArgs {
             lock_ttl: self.lock_ttl,
             wait: self.wait,
             dry_run: self.dry_run,
+            ..Options::default()
         }
     }
 }

@@ -196,6 +196,7 @@ pub(crate) fn sweep(given: &Given, max_tag_age: i64) -> PhpResult<Options> {
         lock_ttl: given.seconds("lockTtl")?.unwrap_or(usual.lock_ttl),
         wait: given.seconds("wait")?.unwrap_or(usual.wait),
         dry_run: given.bool("dryRun")?.unwrap_or(usual.dry_run),
+        ..usual
     };
     options.check().map_err(crate::exceptions::from_core)?;
     Ok(options)

@@ -8,12 +8,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lock::companion;
 use crate::socket::checked;
 use crate::sweep::judge::{self, Evidence, idle_needed};
+use crate::sweep::members::Members;
 use crate::sweep::options::OnAged;
 use crate::sweep::proof::Proof;
 use crate::sweep::report::Reason;
-use crate::sweep::round::{Ask, BATCH, Batch, Visit};
+use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
 use crate::sweep::run::{Later, Run, STOPPING};
-use crate::topology::Facts;
+use crate::topology::{Facts, cpu_used};
 use redis::Value;
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,8 +33,8 @@ impl Run<'_> {
             return Err(fault);
         }
         match ask {
-            Ask::Page { .. } => self.paged(replies),
-            Ask::Read { visit, cursor } => self.read(visit, cursor, replies),
+            Ask::Page { count, .. } => self.paged(count, replies),
+            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies),
             Ask::Look(batch) => self.looked(batch, replies),
             Ask::Sift(batch) => self.sifted(batch, replies),
             Ask::Prune(batches) => self.pruned(batches, replies),
@@ -45,20 +46,31 @@ impl Run<'_> {
             Ask::Restore(batch) => self.restored(batch, replies),
             Ask::Extend => self.extended(replies, sent),
             Ask::Remember { .. } => Ok(()),
-            Ask::Persistence => {
-                if let Some(Value::BulkString(info)) = replies.first() {
-                    let facts = Facts::read(&String::from_utf8_lossy(info), 0);
-                    self.idle.observe(&facts, Moment::now());
-                }
+            Ask::Load => {
+                self.loaded(&replies);
                 Ok(())
             }
         }
     }
 
-    fn paged(&mut self, replies: Vec<Value>) -> Result<()> {
+    /// How the server is: whether it saves, and how busy it is. Who may not ask knows neither.
+    fn loaded(&mut self, replies: &[Value]) {
+        let now = Moment::now();
+        let text = |at: usize| match replies.get(at) {
+            Some(Value::BulkString(info)) => String::from_utf8_lossy(info),
+            _ => "".into(),
+        };
+        self.idle.observe(&Facts::read(&text(0), 0), now);
+        if let Some(used) = cpu_used(&text(1)) {
+            self.pace.observe_cpu(used, now);
+        }
+    }
+
+    fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
         let reply = checked(first(replies))?;
         let (cursor, keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
         self.walk.answered(cursor);
+        self.memory.paged(keys.iter().map(Vec::len).sum(), count);
         self.report.pages += 1;
         let again = self.second_pass;
         keys.into_iter().for_each(|key| self.visit(key, again, again));
@@ -70,7 +82,8 @@ impl Run<'_> {
             self.visits += 1;
             let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
             let visit = Rc::new(Visit { key, again, looked, weigh, ..Visit::default() });
-            self.ready.push_back(Ask::Read { visit, cursor: 0 });
+            let count = self.memory.members();
+            self.ready.push_back(Ask::Read { visit, cursor: 0, count });
         }
     }
 
@@ -82,6 +95,7 @@ impl Run<'_> {
             }
             other => understood(other?)?,
         };
+        self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
             let idle = replies.first().and_then(seconds);
             visit.weight.set(replies.get(1).and_then(seconds).unwrap_or(0));
@@ -93,13 +107,13 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        for chunk in members.chunks(BATCH) {
-            let members = chunk.iter().map(Vec::as_slice).collect();
+        for members in bites(&members) {
             let batch = Batch { visit: Rc::clone(&visit), members, stale: 0 };
             self.ready.push_back(Ask::Look(batch));
         }
         if next != 0 && self.stop.is_none() {
-            self.ready.push_back(Ask::Read { visit, cursor: next });
+            let count = self.memory.members();
+            self.ready.push_back(Ask::Read { visit, cursor: next, count });
         } else {
             self.let_go(visit);
         }
@@ -402,6 +416,18 @@ impl Run<'_> {
             self.report.warnings.push(what.to_owned());
         }
     }
+}
+
+/// Members in batches that one command takes, by number and by length.
+fn bites(members: &[Vec<u8>]) -> Vec<Members> {
+    let mut bites: Vec<Members> = Vec::new();
+    for member in members {
+        match bites.last_mut() {
+            Some(bite) if bite.len() < BATCH && bite.bytes() < BATCH_BYTES => bite.push(member),
+            _ => bites.push(std::iter::once(member.as_slice()).collect()),
+        }
+    }
+    bites
 }
 
 /// An answer that may be another one in a moment: the server is busy, or forgot our scripts.

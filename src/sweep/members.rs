@@ -17,6 +17,11 @@ impl Members {
         self.ends.len()
     }
 
+    /// Length of all names together.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }

@@ -28,6 +28,7 @@
 mod answers;
 mod judge;
 mod members;
+mod memory;
 mod options;
 mod pace;
 mod page;

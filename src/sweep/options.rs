@@ -37,6 +37,14 @@ pub struct Options {
     pub max_removals: Option<u64>,
     /// Stop after this time.
     pub max_duration: Option<Duration>,
+    /// How much longer others may have to wait for the server because of us: a round of commands
+    /// takes half of it.
+    pub max_latency: Duration,
+    /// How much of the server's time to take at most, in tenths: 1 to 10.
+    pub effort: u8,
+    /// Memory to take for what is under way and for what waits (bytes). When it is full, the walk
+    /// pauses.
+    pub memory: usize,
     /// Name of the lock.
     pub lock: Vec<u8>,
     /// TTL of the lock; extended while the sweep runs.
@@ -59,6 +67,9 @@ impl Default for Options {
             max_share: 1.0,
             max_removals: None,
             max_duration: None,
+            max_latency: Duration::from_micros(500),
+            effort: 10,
+            memory: 48 << 20,
             lock: b"cache_tag_cleanup".to_vec(),
             lock_ttl: Duration::from_secs(30),
             wait: Duration::ZERO,
@@ -72,6 +83,13 @@ const AGE_MAX: Duration = Duration::from_secs(180 * 86_400);
 
 /// Longest grace and verify: what is removed waits in memory for it.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// From the shortest round that is worth its round trip to what nobody would call bounded.
+const LATENCY: std::ops::RangeInclusive<Duration> =
+    Duration::from_micros(50)..=Duration::from_secs(1);
+
+/// Less holds too little to be worth a round.
+const MEMORY_MIN: usize = 4 << 20;
 
 impl Options {
     /// Whether it can be done as told.
@@ -94,6 +112,15 @@ impl Options {
         }
         if !(self.max_share > 0.0 && self.max_share <= 1.0) {
             return wrong("max_share must be greater than 0 and at most 1");
+        }
+        if !LATENCY.contains(&self.max_latency) {
+            return wrong("max_latency must be at least 50 us and at most 1 s");
+        }
+        if !(1..=10).contains(&self.effort) {
+            return wrong("effort must be 1 to 10");
+        }
+        if self.memory < MEMORY_MIN {
+            return wrong("memory must be at least 4 MiB");
         }
         // Extended every third of it, between two rounds; shorter ones could end within a round.
         if self.lock_ttl < Duration::from_secs(1) {
@@ -124,6 +151,10 @@ mod tests {
             Options { lock_ttl: Duration::from_millis(10), ..Options::default() },
             Options { lock_ttl: Duration::MAX, ..Options::default() },
             Options { grace: Duration::from_secs(7200), ..Options::default() },
+            Options { max_latency: Duration::ZERO, ..Options::default() },
+            Options { effort: 0, ..Options::default() },
+            Options { effort: 11, ..Options::default() },
+            Options { memory: 1 << 20, ..Options::default() },
         ] {
             assert!(wrong.check().unwrap_err().is_invalid(), "{wrong:?}");
         }

@@ -1,29 +1,77 @@
-//! How much to send at once. Pure.
+//! How much to send at once, and when to rest. Pure.
 //!
 //! What one round makes the server work is what every other client waits for, so the round's server
-//! time is steered to a target: the measured time of a round, less the bare round trip, sets the size
-//! of the next (a multiplicative controller, clamped so that one odd round does little).
+//! time is steered to half the latency budget: the measured time of a round, less the bare round trip,
+//! sets the size of the next (a multiplicative controller, clamped so that one odd round does little).
+//!
+//! Rests change nothing for the slowest of the others, only how much of the server we take: they are
+//! for a lower effort, and for a server that has no time to spare. They are long and come after normal
+//! rounds; many tiny ones would get in the way of the others at each beginning.
 
+use crate::clock::Moment;
 use std::time::Duration;
-
-/// Server time that one round should take.
-pub(crate) const TARGET: Duration = Duration::from_micros(250);
 
 /// Bounds of a round, in units of about half a microsecond of server time each.
 const SIZE: std::ops::RangeInclusive<f64> = 60.0..=4000.0;
 
-/// The size of rounds, and the sum of their server time.
+/// Rest that is owed before one is taken.
+const SPELL: Duration = Duration::from_millis(4);
+
+/// A round that took so many times its target: the server is slow, and is left alone for as long.
+const SLOW: u32 = 16;
+
+/// Longest rest after a slow round.
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// A server busier than this, by the work of others for at least [`OTHERS`], has no time to spare.
+const BUSY: f64 = 0.93;
+const OTHERS: f64 = 0.25;
+
+/// The smallest share of the server's time to which a busy server can bring us.
+const LEAST: f64 = 0.05;
+
+/// The size of rounds, the rests between them, and the sum of their server time.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
+    target: Duration,
+    /// Share of the server's time that we may take, and that we take now.
+    most: f64,
+    share: f64,
     size: f64,
     bare: Duration,
     server: Duration,
+    owed: Duration,
+    rest_until: Option<Moment>,
+    /// The least that a unit took (s), slowly forgotten.
+    unit: f64,
+    /// Our own work since the server's CPU time was read last, by that least (s).
+    own: f64,
+    cpu: Option<(Moment, f64)>,
 }
 
 impl Pace {
-    /// Starts in the middle, with the bare round trip as measured before.
-    pub fn new(bare: Duration) -> Self {
-        Self { size: 400.0, bare, server: Duration::ZERO }
+    /// For a latency budget, and an effort of 1 (a tenth of the server's time) to 10 (all of it).
+    pub fn new(max_latency: Duration, effort: u8) -> Self {
+        let most = f64::from(effort) / 10.0;
+        Self {
+            target: max_latency / 2,
+            most,
+            share: most,
+            size: 400.0,
+            bare: Duration::ZERO,
+            server: Duration::ZERO,
+            owed: Duration::ZERO,
+            rest_until: None,
+            unit: f64::INFINITY,
+            own: 0.0,
+            cpu: None,
+        }
+    }
+
+    /// A new connection, with the bare round trip as measured.
+    pub fn connected(&mut self, bare: Duration) {
+        self.bare = bare;
+        self.cpu = None;
     }
 
     /// Units that the next round may hold.
@@ -31,16 +79,55 @@ impl Pace {
         self.size as usize
     }
 
-    /// Takes in a round: units sent, and the time that the server was ours. `overlapped`: the server
-    /// had the round before it was done with the one before, so no round trip is in the time.
-    pub fn observe(&mut self, units: usize, took: Duration, overlapped: bool) {
+    /// Takes in a round that ended now: units sent, and the time that the server was ours.
+    /// `overlapped`: the server had the round before it was done with the one before, so no round
+    /// trip is in the time.
+    pub fn observe(&mut self, units: usize, took: Duration, overlapped: bool, now: Moment) {
         let own = if overlapped { took } else { took.saturating_sub(self.bare) };
         self.server += own;
-        if own.is_zero() || (units as f64) < self.size / 2.0 {
+        self.owe(own, now);
+        let (units, seconds) = (units as f64, own.as_secs_f64());
+        self.own += if self.unit.is_finite() { units * self.unit } else { seconds };
+        if own.is_zero() || units < self.size / 2.0 {
             return; // too small a round to say anything about a full one
         }
-        let factor = TARGET.as_secs_f64() / own.as_secs_f64();
+        self.unit = (self.unit * 1.01).min(seconds / units);
+        let factor = self.target.as_secs_f64() / seconds;
         self.size = (self.size * factor.clamp(0.5, 1.25)).clamp(*SIZE.start(), *SIZE.end());
+    }
+
+    fn owe(&mut self, own: Duration, now: Moment) {
+        self.owed += own.mul_f64(1.0 / self.share - 1.0);
+        if own > self.target * SLOW {
+            self.owed += own.min(LONGEST);
+        }
+        if self.owed >= SPELL {
+            self.rest_until = Some(now + std::mem::take(&mut self.owed));
+        }
+    }
+
+    /// Takes in the CPU time (s) that the server has used so far: who has no time to spare is left
+    /// more of it.
+    pub fn observe_cpu(&mut self, used: f64, now: Moment) {
+        if let Some((then, before)) = self.cpu {
+            let span = now.since(then).as_secs_f64().max(1e-3);
+            let (busy, ours) = ((used - before) / span, self.own / span);
+            self.share = match busy > BUSY && busy - ours > OTHERS {
+                true => (self.share * 0.7).max(LEAST.min(self.most)),
+                false => (self.share + 0.1).min(self.most),
+            };
+        }
+        (self.cpu, self.own) = (Some((now, used)), 0.0);
+    }
+
+    /// Until when nothing is to be sent.
+    pub fn rest(&self, now: Moment) -> Option<Moment> {
+        self.rest_until.filter(|until| *until > now)
+    }
+
+    /// The effort in force, 1 to 10 and less on a busy server.
+    pub fn effort(&self) -> f64 {
+        self.share * 10.0
     }
 
     /// Server time of all rounds so far.
@@ -53,26 +140,72 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const BUDGET: Duration = Duration::from_micros(500);
+
+    fn now() -> Moment {
+        Moment::at(Duration::from_secs(1000))
+    }
+
     #[test]
-    fn rounds_settle_at_the_target() {
-        let mut pace = Pace::new(Duration::from_micros(50));
+    fn rounds_settle_at_half_the_budget() {
+        let mut pace = Pace::new(BUDGET, 10);
+        pace.connected(Duration::from_micros(50));
         for _ in 0..100 {
             let work = Duration::from_nanos(700) * pace.size() as u32;
-            pace.observe(pace.size(), work + Duration::from_micros(50), false);
+            pace.observe(pace.size(), work + Duration::from_micros(50), false, now());
         }
         let settled = Duration::from_nanos(700) * pace.size() as u32;
-        let error = settled.as_secs_f64() / TARGET.as_secs_f64();
+        let error = settled.as_secs_f64() / BUDGET.as_secs_f64() * 2.0;
         assert!((0.9..1.1).contains(&error), "{settled:?}");
     }
 
     #[test]
     fn one_odd_round_does_little_and_small_rounds_nothing() {
-        let mut pace = Pace::new(Duration::ZERO);
+        let mut pace = Pace::new(BUDGET, 10);
         let before = pace.size();
-        pace.observe(1, Duration::from_secs(1), true);
+        pace.observe(1, Duration::from_secs(1), true, now());
         assert_eq!(pace.size(), before);
-        pace.observe(before, Duration::from_secs(1), true);
+        pace.observe(before, Duration::from_secs(1), true, now());
         assert_eq!(pace.size(), before / 2);
         assert_eq!(pace.server_time(), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn full_effort_never_rests_and_half_of_it_rests_half_the_time() {
+        for (effort, share) in [(10, 1.0), (5, 0.5), (1, 0.1)] {
+            let (mut pace, mut at, mut worked) = (Pace::new(BUDGET, effort), now(), 0.0);
+            for _ in 0..1000 {
+                at = pace.rest(at).unwrap_or(at) + BUDGET;
+                pace.observe(pace.size(), BUDGET, true, at);
+                worked += BUDGET.as_secs_f64();
+            }
+            let took = pace.rest(at).unwrap_or(at).since(now()).as_secs_f64();
+            assert!((worked / took / share - 1.0).abs() < 0.05, "{effort}: {worked} of {took} s");
+        }
+    }
+
+    #[test]
+    fn a_slow_server_is_left_alone_at_once() {
+        let mut pace = Pace::new(BUDGET, 10);
+        pace.observe(pace.size(), Duration::from_millis(30), true, now());
+        assert_eq!(pace.rest(now()), Some(now() + Duration::from_millis(30)));
+        assert_eq!(pace.rest(now() + Duration::from_millis(30)), None);
+    }
+
+    #[test]
+    fn a_server_that_others_keep_busy_gets_more_rest_and_an_idle_one_none() {
+        let mut pace = Pace::new(BUDGET, 10);
+        let (mut at, mut used) = (now(), 0.0);
+        let mut second = |pace: &mut Pace, busy: f64| {
+            // A tenth of a second of our own work.
+            (0..200).for_each(|_| pace.observe(1000, BUDGET, true, at));
+            (at, used) = (at + Duration::from_secs(1), used + busy);
+            pace.observe_cpu(used, at);
+        };
+        second(&mut pace, 0.99);
+        (0..5).for_each(|_| second(&mut pace, 0.99));
+        assert!(pace.effort() < 2.0, "{}", pace.effort());
+        (0..20).for_each(|_| second(&mut pace, 0.5));
+        assert_eq!(pace.effort(), 10.0);
     }
 }

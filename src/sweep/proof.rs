@@ -8,24 +8,23 @@ use crate::error::{Error, ErrorKind, Result, printable};
 use crate::layout::Mapping;
 use crate::sweep::round::Batch;
 
-/// Members that may be held back; of more, the tags are walked to again.
-const HELD_MEMBERS: usize = 200_000;
-
 /// Which mapping is in force, and what waits for the answer.
 #[derive(Debug)]
 pub(crate) struct Proof {
     mappings: Vec<Mapping>,
     chosen: Option<usize>,
     held: Vec<(Moment, Batch)>,
-    held_members: usize,
+    held_size: usize,
+    /// Bytes that may be held back; of more, the tags are walked to again.
+    budget: usize,
     missed: bool,
 }
 
 impl Proof {
     /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
-    pub fn new(mappings: Vec<Mapping>, trusted: bool) -> Self {
+    pub fn new(mappings: Vec<Mapping>, trusted: bool, budget: usize) -> Self {
         let chosen = trusted.then_some(0);
-        Self { mappings, chosen, held: Vec::new(), held_members: 0, missed: false }
+        Self { mappings, chosen, held: Vec::new(), held_size: 0, budget, missed: false }
     }
 
     /// The mapping in force, or the first one while none is.
@@ -83,11 +82,11 @@ impl Proof {
         if self.chosen.is_some() {
             return Some(batch);
         }
-        let members = self.held_members + batch.members.len();
-        if members > HELD_MEMBERS {
+        let size = self.held_size + batch.size();
+        if size > self.budget {
             self.missed = true;
         } else {
-            self.held_members = members;
+            self.held_size = size;
             self.held.push((Moment::now(), batch));
         }
         None
@@ -95,7 +94,7 @@ impl Proof {
 
     /// What was held back, and since when.
     pub fn take_held(&mut self) -> Vec<(Moment, Batch)> {
-        self.held_members = 0;
+        self.held_size = 0;
         std::mem::take(&mut self.held)
     }
 
@@ -142,7 +141,7 @@ mod tests {
 
     fn two() -> Proof {
         let mapping = |prefix: &str| Mapping { entry_prefix: prefix.into() };
-        Proof::new(vec![mapping("p:"), mapping("")], false)
+        Proof::new(vec![mapping("p:"), mapping("")], false, 1000)
     }
 
     fn batch() -> Batch {
@@ -183,7 +182,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_walked_to_again() {
         let mut proof = two();
-        proof.held_members = HELD_MEMBERS;
+        proof.held_size = 1000;
         assert!(proof.admit(batch()).is_none() && !proof.must_walk_again());
         proof.learn(&[1, 0]).unwrap();
         assert!(proof.must_walk_again() && !proof.must_walk_again());

@@ -4,14 +4,12 @@ use crate::clock::Moment;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// Memory that may wait before the walk pauses.
-const BUDGET: usize = 24 << 20;
-
 /// Things that are due at a time.
 #[derive(Debug)]
 pub(crate) struct Quarantine<T> {
     waiting: BinaryHeap<Waiting<T>>,
     size: usize,
+    budget: usize,
     order: u64,
 }
 
@@ -24,8 +22,9 @@ struct Waiting<T> {
 }
 
 impl<T> Quarantine<T> {
-    pub fn new() -> Self {
-        Self { waiting: BinaryHeap::new(), size: 0, order: 0 }
+    /// Full when what waits takes so many bytes.
+    pub fn new(budget: usize) -> Self {
+        Self { waiting: BinaryHeap::new(), size: 0, budget, order: 0 }
     }
 
     /// Lets `what`, of about `size` bytes, wait until `due`.
@@ -72,7 +71,7 @@ impl<T> Quarantine<T> {
     }
 
     pub fn is_full(&self) -> bool {
-        self.size >= BUDGET
+        self.size >= self.budget
     }
 }
 
@@ -106,7 +105,7 @@ mod tests {
     fn first_due_first_out_and_nothing_early() {
         let now = Moment::now();
         let at = |s| now + Duration::from_secs(s);
-        let mut quarantine = Quarantine::new();
+        let mut quarantine = Quarantine::new(1 << 20);
         for (what, s) in [("c", 3), ("a", 1), ("b", 1)] {
             quarantine.put(what, 0, at(s));
         }
@@ -122,8 +121,8 @@ mod tests {
 
     #[test]
     fn fullness_counts_bytes() {
-        let mut quarantine = Quarantine::new();
-        quarantine.put((), BUDGET, Moment::now());
+        let mut quarantine = Quarantine::new(1000);
+        quarantine.put((), 1000, Moment::now());
         assert!(quarantine.is_full());
         quarantine.take(Moment::now());
         assert!(!quarantine.is_full());

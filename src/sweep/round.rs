@@ -12,8 +12,8 @@ use std::rc::Rc;
 /// Members of one command or script. 256 keep a script near 0.4 ms and cost a tenth of the speed.
 pub(crate) const BATCH: usize = 256;
 
-/// Members asked of SSCAN at once.
-const READ: usize = 2 * BATCH;
+/// Bytes of names in one command, after which it holds no further member.
+pub(crate) const BATCH_BYTES: usize = 128 << 10;
 
 /// One tag being worked on. Its figures are settled when the last one who works on it lets go.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub(crate) enum Ask {
     /// Keys of the next page.
     Page { cursor: u64, count: usize },
     /// Idle time (first) and members of a tag.
-    Read { visit: Rc<Visit>, cursor: u64 },
+    Read { visit: Rc<Visit>, cursor: u64, count: usize },
     /// How many entries exist, under each mapping that is not ruled out.
     Look(Batch),
     /// Which entries exist.
@@ -78,8 +78,8 @@ pub(crate) enum Ask {
     Restore(Batch),
     /// Keep the lock.
     Extend,
-    /// Whether a child of the server saves.
-    Persistence,
+    /// Whether a child of the server saves, and how busy the server is.
+    Load,
     /// Keep the proof of the mapping for later runs.
     Remember { key: Vec<u8>, proof: Vec<u8> },
 }
@@ -104,7 +104,7 @@ impl Ask {
     pub fn commands(&self, terms: &Terms) -> Vec<Cmd> {
         match self {
             Self::Page { cursor, count } => vec![scan(*cursor, terms.pattern, *count)],
-            Self::Read { visit, cursor } => read(visit, *cursor),
+            Self::Read { visit, cursor, count } => read(visit, *cursor, *count),
             Self::Look(batch) => {
                 terms.proof.open().iter().map(|m| exists(batch.entries(m))).collect()
             }
@@ -120,7 +120,7 @@ impl Ask {
             Self::Extend => {
                 vec![EXTEND.by_digest(&terms.contender.extend_args().unwrap_or_default())]
             }
-            Self::Persistence => vec![info()],
+            Self::Load => vec![info("persistence"), info("cpu")],
             Self::Remember { key, proof } => vec![remember(key, proof)],
         }
     }
@@ -130,19 +130,24 @@ impl Ask {
         match self {
             Self::Page { count, .. } => 2 + count / 4,
             Self::Read { .. } => 8,
-            Self::Look(batch) => 2 + batch.members.len() / 3,
-            Self::Verify { batches, .. } => 2 + members(batches) / 3,
-            Self::Sift(batch) => 2 * batch.members.len(),
-            Self::Prune(batches) => 10 + 4 * batches.len() + members(batches),
-            Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * batch.members.len(),
+            Self::Look(batch) => 2 + weight(batch) / 3,
+            Self::Verify { batches, .. } => 2 + weights(batches) / 3,
+            Self::Sift(batch) => 2 * weight(batch),
+            Self::Prune(batches) => 10 + 4 * batches.len() + weights(batches),
+            Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } => 10,
-            Self::Persistence => 20,
+            Self::Load => 40,
         }
     }
 }
 
-fn members(batches: &[Batch]) -> usize {
-    batches.iter().map(|batch| batch.members.len()).sum()
+/// Members, those with long names several times.
+fn weight(batch: &Batch) -> usize {
+    batch.members.len() + batch.members.bytes() / 200
+}
+
+fn weights(batches: &[Batch]) -> usize {
+    batches.iter().map(weight).sum()
 }
 
 fn remember(key: &[u8], proof: &[u8]) -> Cmd {
@@ -151,9 +156,9 @@ fn remember(key: &[u8], proof: &[u8]) -> Cmd {
     cmd
 }
 
-fn info() -> Cmd {
+fn info(section: &str) -> Cmd {
     let mut cmd = redis::cmd("INFO");
-    cmd.arg("persistence");
+    cmd.arg(section);
     cmd
 }
 
@@ -165,7 +170,7 @@ fn scan(cursor: u64, pattern: &[u8], count: usize) -> Cmd {
 
 /// Idle time before anything that resets it, then the members. A key of another type answers the
 /// last command with an error, which does no harm.
-fn read(visit: &Visit, cursor: u64) -> Vec<Cmd> {
+fn read(visit: &Visit, cursor: u64, count: usize) -> Vec<Cmd> {
     let mut cmds = Vec::with_capacity(3);
     if cursor == 0 {
         let mut idle = redis::cmd("OBJECT");
@@ -178,7 +183,7 @@ fn read(visit: &Visit, cursor: u64) -> Vec<Cmd> {
         cmds.push(weight);
     }
     let mut members = redis::cmd("SSCAN");
-    members.arg(&visit.key).arg(cursor).arg("COUNT").arg(READ);
+    members.arg(&visit.key).arg(cursor).arg("COUNT").arg(count);
     cmds.push(members);
     cmds
 }

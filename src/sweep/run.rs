@@ -7,13 +7,14 @@ use crate::layout::Layout;
 use crate::lock::{Contender, companion};
 use crate::script::{EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::socket::checked;
+use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
 use crate::sweep::page::Walk;
 use crate::sweep::proof::Proof;
 use crate::sweep::quarantine::Quarantine;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
-use crate::sweep::round::{Ask, BATCH, Batch, Terms};
+use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms};
 use crate::topology::{Facts, IdleClock};
 use redis::Value;
 use std::collections::VecDeque;
@@ -25,8 +26,8 @@ const DEPTH: usize = 3;
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
 
-/// How often the server is asked whether it saves.
-const PERSISTENCE_EVERY: Duration = Duration::from_millis(500);
+/// How often the server is asked whether it saves and how busy it is.
+const LOAD_EVERY: Duration = Duration::from_millis(500);
 
 /// What waits for its grace.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub(super) struct Flight {
     /// Each with the number of replies that are due.
     asks: VecDeque<(Ask, usize)>,
     units: usize,
+    /// Tags read in it.
+    reads: usize,
     sent: Moment,
 }
 
@@ -64,6 +67,7 @@ pub(super) struct Run<'a> {
     pub(super) flights: VecDeque<Flight>,
     pub(super) landed: Moment,
     pub(super) pace: Pace,
+    pub(super) memory: Memory,
     pub(super) begun: Moment,
     pub(super) extended: Moment,
     pub(super) observed: Moment,
@@ -84,23 +88,25 @@ impl<'a> Run<'a> {
         facts: Facts,
     ) -> Self {
         let now = Moment::now();
+        let memory = Memory::new(options.memory);
         Self {
             link,
             contender,
             options,
             pattern: layout.pattern(),
-            proof: Proof::new(layout.mappings(), options.trust_mapping),
+            proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts, now),
             walk: Walk::new(),
             second_pass: false,
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
-            waiting: Quarantine::new(),
-            unverified: Quarantine::new(),
+            waiting: Quarantine::new(memory.waiting()),
+            unverified: Quarantine::new(memory.unverified()),
             flights: VecDeque::new(),
             landed: now,
-            pace: Pace::new(Duration::ZERO),
+            pace: Pace::new(options.max_latency, options.effort),
+            memory,
             begun: now,
             extended: now,
             observed: now,
@@ -155,7 +161,7 @@ impl<'a> Run<'a> {
 
     /// Sends what can be sent and takes in one round. False when there is nothing left to do.
     fn step(&mut self) -> Result<bool> {
-        while self.flights.len() < DEPTH {
+        while self.flights.len() < DEPTH && self.pace.rest(Moment::now()).is_none() {
             let asks = self.compose();
             if asks.is_empty() {
                 break;
@@ -194,9 +200,9 @@ impl<'a> Run<'a> {
             self.extended = now;
             self.ready.push_front(Ask::Extend);
         }
-        if now.since(self.observed) >= PERSISTENCE_EVERY {
+        if now.since(self.observed) >= LOAD_EVERY {
             self.observed = now;
-            self.ready.push_front(Ask::Persistence);
+            self.ready.push_front(Ask::Load);
         }
     }
 
@@ -273,6 +279,10 @@ impl<'a> Run<'a> {
     fn pause(&self) {
         const NAP: Duration = Duration::from_millis(20);
         let due = [self.waiting.next_due(), self.unverified.next_due()];
+        let rest = self.pace.rest(Moment::now());
+        if let Some(rest) = rest {
+            return std::thread::sleep(rest.left().min(NAP));
+        }
         let left = due.into_iter().flatten().map(Moment::left).min().unwrap_or(NAP);
         std::thread::sleep(left.clamp(Duration::from_micros(100), NAP));
     }
@@ -301,7 +311,7 @@ impl<'a> Run<'a> {
             self.proof.recognise(fingerprint);
         }
         self.untouching &= matches!(replies.get(1), Some(Value::Okay));
-        self.pace = Pace::new(self.link.round_trip()?);
+        self.pace.connected(self.link.round_trip()?);
         Ok(())
     }
 
@@ -315,6 +325,7 @@ impl<'a> Run<'a> {
     fn launch(&mut self, asks: Vec<Ask>) -> Result<()> {
         let terms = Terms { pattern: &self.pattern, proof: &self.proof, contender: self.contender };
         let units = asks.iter().map(Ask::units).sum();
+        let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
         let mut commands = Vec::new();
         let mut due = VecDeque::with_capacity(asks.len());
         for ask in asks {
@@ -322,7 +333,7 @@ impl<'a> Run<'a> {
             commands.extend(ask.commands(&terms));
             due.push_back((ask, commands.len() - before));
         }
-        self.flights.push_back(Flight { asks: due, units, sent: Moment::now() });
+        self.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
         let deadline = self.link.deadline();
         self.link.send(&commands, deadline)
     }
@@ -344,7 +355,7 @@ impl<'a> Run<'a> {
         let now = Moment::now();
         let overlapped = self.landed >= sent;
         let from = if overlapped { self.landed } else { sent };
-        self.pace.observe(units, now.since(from), overlapped);
+        self.pace.observe(units, now.since(from), overlapped, now);
         self.landed = now;
         Ok(())
     }
@@ -369,7 +380,7 @@ impl<'a> Run<'a> {
         let soon = Moment::now() + self.options.verify;
         match ask {
             Ask::Page { .. } => self.walk.again(),
-            Ask::Extend | Ask::Persistence | Ask::Remember { .. } => {}
+            Ask::Extend | Ask::Load | Ask::Remember { .. } => {}
             Ask::Prune(batches) => {
                 for batch in batches {
                     self.unverified.put((batch.clone(), true), batch.size(), soon);
@@ -396,10 +407,12 @@ impl<'a> Run<'a> {
     fn compose(&mut self) -> Vec<Ask> {
         let size = self.pace.size();
         let (mut asks, mut units) = (Vec::new(), 0);
+        let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
+        let mut reads = self.memory.reads().saturating_sub(under_way);
         while units < size {
             let next = match self.next_prune() {
                 Some(batches) => Some(Ask::Prune(batches)),
-                None => self.ready.pop_front(),
+                None => self.next_ready(&mut reads),
             };
             let Some(ask) = next else { break };
             units += ask.units();
@@ -409,10 +422,18 @@ impl<'a> Run<'a> {
             && self.may_walk()
             && let Some(cursor) = self.walk.ask()
         {
-            let count = ((size - units) * 4).clamp(50, 1000);
+            let count = ((size - units) * 4).clamp(50, 1000).min(self.memory.count());
             asks.push(Ask::Page { cursor, count });
         }
         asks
+    }
+
+    /// The next question, unless it is a read and enough of them are under way.
+    fn next_ready(&mut self, reads: &mut usize) -> Option<Ask> {
+        if let Ask::Read { .. } = self.ready.front()? {
+            *reads = reads.checked_sub(1)?;
+        }
+        self.ready.pop_front()
     }
 
     fn may_walk(&self) -> bool {
@@ -422,16 +443,17 @@ impl<'a> Run<'a> {
             && !self.unverified.is_full()
     }
 
-    /// Batches for one script: of like terms, and not too many members.
+    /// Batches for one script: of like terms, and not too much.
     fn next_prune(&mut self) -> Option<Vec<Batch>> {
         let terms = self.condemned.front()?.visit.idle.get();
-        let (mut batches, mut members) = (Vec::new(), 0);
+        let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
             let more = members + batch.members.len();
-            if batch.visit.idle.get() != terms || (!batches.is_empty() && more > BATCH) {
+            let full = more > BATCH || bytes > BATCH_BYTES;
+            if batch.visit.idle.get() != terms || (!batches.is_empty() && full) {
                 break;
             }
-            members = more;
+            (members, bytes) = (more, bytes + batch.members.bytes());
             batches.extend(self.condemned.pop_front());
         }
         Some(batches)
