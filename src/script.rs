@@ -36,6 +36,7 @@ script!(FORCE, "force.lua");
 script!(PRUNE, "prune.lua");
 script!(INVALIDATE, "invalidate.lua");
 script!(RESTORE, "restore.lua");
+script!(CHECKPOINT, "checkpoint.lua");
 
 /// Keys and arguments of one run, in the order of the script's header.
 #[derive(Clone, Default)]

@@ -13,6 +13,8 @@ pub(crate) struct Facts {
     pub replica: bool,
     /// `CLIENT NO-TOUCH` exists: our own reads leave idle times alone.
     pub no_touch: bool,
+    /// Which process answers: new at each start.
+    pub run_id: Option<String>,
     /// A child process saves or rewrites: idle times stand still.
     pub child: bool,
     /// Every child that there ever was ended at least this many seconds ago. `None`: not known.
@@ -36,6 +38,7 @@ impl Facts {
             lfu: field("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: field("role") == Some("slave"),
             no_touch: version >= vec![7, 2],
+            run_id: field("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
             childless_for: childless_for(&number, now),
         }

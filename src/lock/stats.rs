@@ -105,14 +105,14 @@ impl Histogram {
         self.buckets.range(..=last).fold(0, |sum: u64, (_, n)| sum.saturating_add(*n))
     }
 
-    fn fields(&self, name: &str, out: &mut Vec<(String, u64)>) {
+    pub(crate) fn fields(&self, name: &str, out: &mut Vec<(String, u64)>) {
         out.extend(self.buckets.iter().map(|(bucket, count)| (format!("{name}.{bucket}"), *count)));
         if self.sum_us > 0 {
             out.push((format!("{name}.sum_us"), self.sum_us));
         }
     }
 
-    fn take_field(&mut self, field: &str, value: u64) {
+    pub(crate) fn take_field(&mut self, field: &str, value: u64) {
         if field == "sum_us" {
             self.sum_us = value;
         } else if let Ok(bucket) = field.parse() {

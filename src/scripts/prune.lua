@@ -4,15 +4,20 @@
 -- absent at this instant goes, the others stay; Redis drops a set that becomes empty by itself. An
 -- entry may have two names (with and without the key prefix); it is absent when both are.
 -- Nothing happens unless the lock still holds our value: a deposed sweeper removes nothing.
+-- What may have gone is noted in the quarantine, if that is to outlive us, in the same instant.
 --
 -- KEYS[1] lock key
--- KEYS[2..] per item: the tag key, then the entry keys of its members, all first names and then,
+-- KEYS[2] quarantine, a hash
+-- KEYS[3..] per item: the tag key, then the entry keys of its members, all first names and then,
 --   with two names, all second names
 -- ARGV[1] our value of the lock
 -- ARGV[2] number of names of an entry: 1 or 2
 -- ARGV[3] seconds for which a tag must have been idle to be touched, '' to not ask
 -- ARGV[4] length of the entry prefix in bytes: a member is the first name of its entry without it
--- ARGV[5..] per item: the number of members
+-- ARGV[5] field of the quarantine, '' to note nothing
+-- ARGV[6] what is noted: the tags and members of this call
+-- ARGV[7] TTL of the quarantine in ms
+-- ARGV[8..] per item: the number of members
 -- Returns {'FENCED'} or, per item, one of: -1 (used of late, left alone), -2 (another type, left
 --   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0)
 --   of members that stayed under their first name, as p, or under their second name alone, as -p-1}.
@@ -20,8 +25,8 @@
 -- the members of one call below 256.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end
 local names, idle, prefix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local key, out = 2, {}
-for arg = 5, #ARGV do
+local key, out, gone = 3, {}, 0
+for arg = 8, #ARGV do
   local n = tonumber(ARGV[arg])
   local tag, first, second = KEYS[key], key, key + n
   local result
@@ -46,11 +51,16 @@ for arg = 5, #ARGV do
     if type(removed) ~= 'number' then
       result = -2
     else
+      gone = gone + removed
       result = {redis.call('EXISTS', tag) == 0 and 1 or 0, removed}
       for i = 1, n do if stay[i] then result[#result + 1] = stay[i] end end
     end
   end
   out[#out + 1] = result
   key = key + 1 + n * names
+end
+if gone > 0 and ARGV[5] ~= '' then
+  redis.pcall('HSET', KEYS[2], ARGV[5], ARGV[6])
+  redis.pcall('PEXPIRE', KEYS[2], ARGV[7])
 end
 return out

@@ -4,23 +4,29 @@
 
 use crate::clock::Moment;
 use crate::connect::passes;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::lock::companion;
 use crate::socket::checked;
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::members::Members;
 use crate::sweep::options::OnAged;
+use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
-use crate::sweep::report::Reason;
+use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
 use crate::sweep::run::{Later, Run, STOPPING};
+use crate::sweep::slip::{self, Slip};
 use crate::topology::{Facts, cpu_used};
 use redis::Value;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// The first so many tags are weighed, and then one in so many.
 const WEIGHED: u64 = 64;
+
+/// References that a dry run shows.
+const SAMPLES: usize = 20;
 
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
@@ -45,7 +51,8 @@ impl Run<'_> {
             }
             Ask::Restore(batch) => self.restored(batch, replies),
             Ask::Extend => self.extended(replies, sent),
-            Ask::Remember { .. } => Ok(()),
+            Ask::Recover { .. } => self.recovered(replies),
+            Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
             Ask::Load => {
                 self.loaded(&replies);
                 Ok(())
@@ -69,28 +76,51 @@ impl Run<'_> {
     fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
         let reply = checked(first(replies))?;
         let (cursor, keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
-        self.walk.answered(cursor);
+        let page = self.walk.answered(cursor);
         self.memory.paged(keys.iter().map(Vec::len).sum(), count);
         self.report.pages += 1;
         let again = self.second_pass;
-        keys.into_iter().for_each(|key| self.visit(key, again, again));
+        keys.into_iter().for_each(|key| self.visit(key, Rc::clone(&page), again, again));
         Ok(())
     }
 
-    pub(super) fn visit(&mut self, key: Vec<u8>, again: bool, looked: bool) {
-        if self.stop.is_none() {
-            self.visits += 1;
-            let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
-            let visit = Rc::new(Visit { key, again, looked, weigh, ..Visit::default() });
-            let count = self.memory.members();
-            self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+    /// Takes up what an earlier sweep removed and did not live to verify.
+    fn recovered(&mut self, replies: Vec<Value>) -> Result<()> {
+        let reply = checked(first(replies))?;
+        let (cursor, slips): (u64, Vec<(String, Vec<u8>)>) = understood(reply)?;
+        let now = Moment::now();
+        for (id, bytes) in slips {
+            let slip = Slip::new(id, &self.crossed);
+            for batch in slip::read(&bytes, &slip) {
+                let size = batch.size();
+                self.unverified.put((batch, false), size, now);
+            }
+            self.warn("an earlier sweep was cut off before it had verified; that was made up for");
         }
+        if cursor != 0 {
+            self.waiting.put(Later::Recover(cursor), 0, now);
+        }
+        Ok(())
+    }
+
+    pub(super) fn visit(&mut self, key: Vec<u8>, page: Rc<Page>, again: bool, looked: bool) {
+        if self.stop.is_some() {
+            return self.give_up(&page);
+        }
+        self.visits += 1;
+        let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
+        let visit = Rc::new(Visit { key, again, looked, weigh, page, ..Visit::default() });
+        let count = self.memory.members();
+        self.ready.push_back(Ask::Read { visit, cursor: 0, count });
     }
 
     fn read(&mut self, visit: Rc<Visit>, cursor: u64, mut replies: Vec<Value>) -> Result<()> {
         let (next, members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
             Err(e) if e.kind() == ErrorKind::WrongType => {
-                self.report.tags_skipped += u64::from(!visit.again);
+                if !visit.again {
+                    self.report.tags_skipped += 1;
+                    grow(&visit.page.skipped, 1);
+                }
                 return Ok(());
             }
             other => understood(other?)?,
@@ -108,10 +138,13 @@ impl Run<'_> {
             }
         }
         for members in bites(&members) {
-            let batch = Batch { visit: Rc::clone(&visit), members, stale: 0 };
+            let batch = Batch { visit: Rc::clone(&visit), members, stale: 0, slip: None };
             self.ready.push_back(Ask::Look(batch));
         }
-        if next != 0 && self.stop.is_none() {
+        if next != 0 && self.stop.is_some() {
+            self.give_up(&visit.page);
+            self.let_go(visit);
+        } else if next != 0 {
             let count = self.memory.members();
             self.ready.push_back(Ask::Read { visit, cursor: next, count });
         } else {
@@ -122,8 +155,8 @@ impl Run<'_> {
 
     fn read_later(&mut self, visit: &Visit, looked: bool, span: Duration) {
         let key = visit.key.clone();
-        let size = key.capacity();
-        self.waiting.put(Later::Tag { key, looked }, size, Moment::now() + span);
+        let (size, page) = (key.capacity(), Rc::clone(&visit.page));
+        self.waiting.put(Later::Tag { key, page, looked }, size, Moment::now() + span);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
@@ -131,6 +164,8 @@ impl Run<'_> {
         if !visit.again {
             self.report.tags_seen += 1;
             self.report.tags_aged += u64::from(visit.aged.get());
+            grow(&visit.page.seen, 1);
+            grow(&visit.page.aged, u64::from(visit.aged.get()));
         }
         if idle.is_none() && self.options.max_tag_age.is_some() {
             self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
@@ -164,16 +199,17 @@ impl Run<'_> {
         let total = batch.members.len() as u64;
         if !batch.visit.looked {
             self.report.references_checked += total;
+            grow(&batch.visit.page.checked, total);
         }
         self.prove(&counts)?;
         let live = counts.iter().copied().max().unwrap_or(total);
         batch.stale = (total - live) as usize;
         let visit = &batch.visit;
-        visit.checked.set(visit.checked.get() + total);
+        grow(&visit.checked, total);
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
             self.invalidate(batch, live);
         } else if self.options.dry_run {
-            self.foresee(batch, total - live);
+            self.foresee_or_sift(batch, total - live);
         } else if live == total {
             self.let_go(batch.visit);
         } else if batch.visit.unclear.get() {
@@ -207,11 +243,20 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Of a dry run: some are looked at one by one, to be shown.
+    fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
+        if stale > 0 && self.report.samples.len() < SAMPLES {
+            self.ready.push_back(Ask::Sift(batch));
+        } else {
+            self.foresee(batch, stale);
+        }
+    }
+
     /// Counts what a sweep would do.
     fn foresee(&mut self, batch: Batch, stale: u64) {
         self.report.references_removed += stale;
         let visit = &batch.visit;
-        visit.removed.set(visit.removed.get() + stale);
+        grow(&visit.removed, stale);
         visit.gone.set(visit.removed.get() == visit.checked.get());
         self.let_go(batch.visit);
     }
@@ -220,8 +265,12 @@ impl Run<'_> {
     fn sifted(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
         let absent: Vec<bool> = replies.iter().map(|reply| *reply == Value::Int(0)).collect();
         let members = batch.members.select(|i| absent.get(i) == Some(&true));
-        let batch = Batch { visit: batch.visit, stale: members.len(), members };
-        if batch.members.is_empty() {
+        let batch = Batch { visit: batch.visit, stale: members.len(), members, slip: None };
+        if self.options.dry_run {
+            self.sample(&batch);
+            let stale = batch.members.len() as u64;
+            self.foresee(batch, stale);
+        } else if batch.members.is_empty() {
             self.let_go(batch.visit);
         } else {
             let due = Moment::now() + self.options.grace;
@@ -230,28 +279,43 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Shows a reference that would go.
+    fn sample(&mut self, batch: &Batch) {
+        let Some(member) = batch.members.iter().next() else { return };
+        if self.report.samples.len() < SAMPLES {
+            let (stale, all) = (batch.members.len(), batch.visit.checked.get());
+            self.report.samples.push(Sample {
+                tag: printable(&batch.visit.key),
+                entry: printable(&self.proof.in_force().entry(member)),
+                why: format!("the entry is gone, as of {stale} of the tag's {all} references seen"),
+            });
+        }
+    }
+
     /// Sends references to the confirming script, as soon as the mapping is proven and as long as
     /// the operator's limits allow.
     pub(super) fn condemn(&mut self, batch: Batch) {
         if self.stop.is_some() {
-            return;
+            return self.give_up(&batch.visit.page);
         }
         let Some(mut batch) = self.proof.admit(batch) else { return };
-        if let Some(most) = self.options.max_removals {
-            let left = most.saturating_sub(self.condemned_total);
-            if batch.stale as u64 > left {
-                batch.members = batch.members.select(|i| (i as u64) < left);
-                batch.stale = batch.members.len();
-            }
+        let most = self.options.max_removals.unwrap_or(u64::MAX);
+        let left = most.saturating_sub(self.condemned_total);
+        let too_many = batch.stale as u64 > left;
+        if too_many {
+            self.give_up(&batch.visit.page);
+            batch.members = batch.members.select(|i| (i as u64) < left);
+            batch.stale = batch.members.len();
         }
         self.condemned_total += batch.stale as u64;
         let checked = self.report.references_checked;
         if judge::exceeds_share(self.condemned_total, checked, self.options.max_share) {
-            self.stop(Reason::MaxShare);
-        } else if batch.members.is_empty() {
+            self.give_up(&batch.visit.page);
+            return self.stop(Reason::MaxShare);
+        }
+        self.condemned.push_back(batch);
+        if too_many {
             self.reach_limit();
-        } else {
-            self.condemned.push_back(batch);
         }
     }
 
@@ -259,8 +323,9 @@ impl Run<'_> {
     fn reach_limit(&mut self) {
         let condemned = std::mem::take(&mut self.condemned);
         self.stop(Reason::MaxRemovals);
-        for batch in condemned {
-            self.ready.push_back(Ask::Prune(vec![batch]));
+        for batch in condemned.into_iter().filter(|batch| !batch.members.is_empty()) {
+            let noted = self.noted(vec![batch]);
+            self.ready.push_back(Ask::Prune(noted));
         }
     }
 
@@ -271,7 +336,14 @@ impl Run<'_> {
                 Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
                     self.read_later(&batch.visit, true, self.options.grace);
                 }
-                Value::Int(-2) => self.report.tags_skipped += 1,
+                Value::Int(-1) => {
+                    self.give_up(&batch.visit.page);
+                    self.report.references_skipped += batch.stale as u64;
+                }
+                Value::Int(-2) => {
+                    self.report.tags_skipped += 1;
+                    self.report.references_skipped += batch.stale as u64;
+                }
                 Value::Array(figures) => self.removed(batch, figures)?,
                 _ => {}
             }
@@ -290,13 +362,17 @@ impl Run<'_> {
         }
         self.report.references_removed += removed.unsigned_abs();
         let visit = &batch.visit;
-        visit.removed.set(visit.removed.get() + removed.unsigned_abs());
+        grow(&visit.removed, removed.unsigned_abs());
         visit.gone.set(*gone == 1);
+        if *removed == 0 {
+            self.let_go(batch.visit);
+            return Ok(());
+        }
         let members = match stayed {
             [] => batch.members,
             _ => batch.members.select(|i| !stayed.contains(&(i as i64))),
         };
-        self.verify_later(Batch { visit: batch.visit, members, stale: 0 });
+        self.verify_later(Batch { members, stale: 0, ..batch });
         Ok(())
     }
 
@@ -334,8 +410,11 @@ impl Run<'_> {
             self.report.entries_invalidated += live;
             let all = batch.members.len() as u64;
             self.foresee(batch, all);
-        } else if self.stop.is_none() {
-            self.ready.push_back(Ask::Invalidate(batch));
+        } else if self.stop.is_some() {
+            self.give_up(&batch.visit.page);
+        } else {
+            let noted = self.noted(vec![batch]);
+            self.ready.extend(noted.into_iter().map(Ask::Invalidate));
         }
     }
 
@@ -346,7 +425,7 @@ impl Run<'_> {
             self.report.references_removed += references.unsigned_abs();
             self.report.entries_invalidated += entries.unsigned_abs();
             let visit = &batch.visit;
-            visit.removed.set(visit.removed.get() + references.unsigned_abs());
+            grow(&visit.removed, references.unsigned_abs());
             visit.gone.set(*gone == 1);
             self.verify_later(batch);
         } else {
@@ -374,15 +453,15 @@ impl Run<'_> {
     }
 
     fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
-        match understood::<i64>(checked(first(replies))?)? {
-            n @ 1.. => {
-                self.report.references_restored += n.unsigned_abs();
-                let visit = &batch.visit;
-                visit.removed.set(visit.removed.get().saturating_sub(n.unsigned_abs()));
-                visit.gone.set(false);
-            }
-            n if n < 0 => self.warn("a tag key changed its type during the sweep"),
-            _ => {}
+        let (back, deleted) = understood::<(i64, u64)>(checked(first(replies))?)?;
+        if let Ok(back @ 1..) = u64::try_from(back) {
+            self.report.references_restored += back;
+            self.report.entries_invalidated += deleted;
+            let visit = &batch.visit;
+            visit.removed.set(visit.removed.get().saturating_sub(back));
+            visit.gone.set(false);
+        } else if back < 0 {
+            self.warn("a tag key changed its type during the sweep");
         }
         self.let_go(batch.visit);
         Ok(())
@@ -416,6 +495,10 @@ impl Run<'_> {
             self.report.warnings.push(what.to_owned());
         }
     }
+}
+
+fn grow(count: &Cell<u64>, by: u64) {
+    count.set(count.get() + by);
 }
 
 /// Members in batches that one command takes, by number and by length.

@@ -26,6 +26,7 @@
 //! stale a share of a script and one EXISTS more.
 
 mod answers;
+mod checkpoint;
 mod judge;
 mod members;
 mod memory;
@@ -37,9 +38,10 @@ mod quarantine;
 mod report;
 mod round;
 mod run;
+mod slip;
 
 pub use options::{OnAged, Options};
-pub use report::{Flow, Progress, Reason, Report};
+pub use report::{Flow, Progress, Reason, Report, Sample};
 
 use crate::config::Config;
 use crate::connect::Link;
@@ -112,7 +114,7 @@ impl Sweep {
     /// an existing entry. What was done before is in [`Sweep::report`].
     pub fn run(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<Ended> {
         self.report = None;
-        let facts = survey(&mut guard(&self.link))?;
+        let (facts, keys) = survey(&mut guard(&self.link))?;
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
@@ -121,6 +123,7 @@ impl Sweep {
         let link = &mut guard(&self.link);
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Run::new(link, &mut contender, &self.options, &layout, facts);
+        run.keys = keys;
         let swept = run.finish(watch);
         let report = run.report();
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
@@ -145,7 +148,9 @@ impl Sweep {
         }
         let idle = Report::default();
         let mut go_on = |_: &Holder| {
-            watch(&Progress { report: &idle, share: 0.0, waiting: true }) == Flow::Continue
+            let effort = f64::from(self.options.effort);
+            let (share, keys, left, waiting) = (0.0, 0, None, true);
+            watch(&Progress { report: &idle, share, keys, left, effort, waiting }) == Flow::Continue
         };
         match acquire_within(contender, &self.link, self.options.wait, &mut go_on)? {
             Outcome::Held(holder) => Ok(Some(holder)),
@@ -154,20 +159,22 @@ impl Sweep {
     }
 }
 
-/// Asks the server what it is.
-fn survey(link: &mut Link) -> Result<Facts> {
+/// Asks the server what it is, and how many keys it holds.
+fn survey(link: &mut Link) -> Result<(Facts, u64)> {
     let replies = link.persist(|link, deadline| {
-        link.calls(&[redis::cmd("INFO"), redis::cmd("TIME")], deadline)
+        let asked = ["INFO", "TIME", "DBSIZE"].map(redis::cmd);
+        link.calls(&asked, deadline)
     })?;
     let mut replies = replies.into_iter();
     // A user without the permission is told nothing, and nothing is assumed.
     let info = replies.next().and_then(|r| redis::from_redis_value::<String>(r).ok());
     let time = replies.next().and_then(|r| redis::from_redis_value::<(u64, u64)>(r).ok());
+    let keys = replies.next().and_then(|r| redis::from_redis_value::<u64>(r).ok());
     let facts = Facts::read(&info.unwrap_or_default(), time.map_or(0, |(seconds, _)| seconds));
     if facts.replica {
         return Err(Error::new(ErrorKind::Refused, "this server is a replica")
             .server(&link.config().label())
             .advice("name the primary: what a replica does not see yet is no evidence"));
     }
-    Ok(facts)
+    Ok((facts, keys.unwrap_or(0)))
 }

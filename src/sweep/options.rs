@@ -37,6 +37,13 @@ pub struct Options {
     pub max_removals: Option<u64>,
     /// Stop after this time.
     pub max_duration: Option<Duration>,
+    /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
+    pub strict: bool,
+    /// Note on the server what was removed until it is verified, so that a crash in between leaves
+    /// nothing unverified: the next sweep does it. Costs the server as many bytes as the names.
+    pub durable: bool,
+    /// Go on where an earlier sweep was cut short, if that is fresh.
+    pub resume: bool,
     /// How much longer others may have to wait for the server because of us: a round of commands
     /// takes half of it.
     pub max_latency: Duration,
@@ -67,6 +74,9 @@ impl Default for Options {
             max_share: 1.0,
             max_removals: None,
             max_duration: None,
+            strict: false,
+            durable: false,
+            resume: true,
             max_latency: Duration::from_micros(500),
             effort: 10,
             memory: 48 << 20,

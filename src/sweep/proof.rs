@@ -98,6 +98,11 @@ impl Proof {
         std::mem::take(&mut self.held)
     }
 
+    /// Whether nothing waits for a proof any more, and nothing was passed over for want of one.
+    pub fn is_settled(&self) -> bool {
+        self.chosen.is_some() && !self.missed
+    }
+
     /// Whether something was passed over that can be dealt with now. True once.
     pub fn must_walk_again(&mut self) -> bool {
         self.chosen.is_some() && std::mem::take(&mut self.missed)
@@ -146,7 +151,7 @@ mod tests {
 
     fn batch() -> Batch {
         let members = [b"m".as_slice()].into_iter().collect();
-        Batch { visit: Rc::new(Visit::default()), members, stale: 1 }
+        Batch { visit: Rc::new(Visit::default()), members, stale: 1, slip: None }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! What a sweep did, and what it is doing.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Why a sweep ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
     /// Every tag was seen and judged.
@@ -52,8 +53,10 @@ impl Reason {
     }
 }
 
-/// Figures of a sweep. Counts are of effects, not of visits. In a dry run, of what would be done.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// Figures of a sweep. Counts are of effects, not of visits. In a dry run, of what would be done. Of a
+/// sweep that went on where another was cut short, of its own part.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Report {
     /// Tags read.
@@ -70,22 +73,36 @@ pub struct Report {
     pub references_checked: u64,
     /// References removed.
     pub references_removed: u64,
+    /// References to absent entries that were left alone, for their tag was in use or changed its type.
+    pub references_skipped: u64,
     /// References put back because their entry appeared after all.
     pub references_restored: u64,
     /// Scores corrected (sorted sets only; the plain layout has none).
     pub scores_healed: u64,
-    /// Entries deleted because their tag was aged.
+    /// Entries deleted because their tag was aged, or, in a strict sweep, restored.
     pub entries_invalidated: u64,
     /// Memory given back by removed references, estimated from samples (bytes).
     pub bytes_reclaimed: u64,
     /// Pages of the walk over the keys.
     pub pages: u64,
     /// Duration (s).
-    #[serde(rename = "duration_s", serialize_with = "seconds")]
+    #[serde(rename = "duration_s", serialize_with = "seconds", deserialize_with = "span")]
     pub duration: Duration,
     /// Time that the server worked for us (s).
-    #[serde(rename = "server_s", serialize_with = "seconds")]
+    #[serde(rename = "server_s", serialize_with = "seconds", deserialize_with = "span")]
     pub server: Duration,
+    /// Rounds of commands; each kept the server from others for a moment.
+    pub rounds: u64,
+    /// How long: the median (s).
+    #[serde(rename = "round_p50_s", serialize_with = "seconds", deserialize_with = "span")]
+    pub round_p50: Duration,
+    /// And of the slowest hundredth (s).
+    #[serde(rename = "round_p99_s", serialize_with = "seconds", deserialize_with = "span")]
+    pub round_p99: Duration,
+    /// Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+    pub resumed_at: f64,
+    /// References that the earlier sweep had removed up to there.
+    pub removed_before: u64,
     /// Whether every tag was seen and judged.
     pub complete: bool,
     /// Why it ended.
@@ -96,16 +113,48 @@ pub struct Report {
     pub entry_prefix: Option<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Of a dry run: some of what would go, and why.
+    pub samples: Vec<Sample>,
 }
 
-impl Serialize for Reason {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.name())
+impl Report {
+    /// Adds the counts of another part of the same sweep.
+    pub(crate) fn add(&mut self, part: &Self) {
+        self.tags_seen += part.tags_seen;
+        self.tags_removed += part.tags_removed;
+        self.tags_pruned += part.tags_pruned;
+        self.tags_aged += part.tags_aged;
+        self.tags_skipped += part.tags_skipped;
+        self.references_checked += part.references_checked;
+        self.references_removed += part.references_removed;
+        self.references_skipped += part.references_skipped;
+        self.references_restored += part.references_restored;
+        self.entries_invalidated += part.entries_invalidated;
+        self.bytes_reclaimed += part.bytes_reclaimed;
+        self.pages += part.pages;
+        self.duration += part.duration;
+        self.server += part.server;
     }
+}
+
+/// A reference that would go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Key of the tag.
+    pub tag: String,
+    /// Key of the entry.
+    pub entry: String,
+    /// In words.
+    pub why: String,
 }
 
 fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f64((span.as_secs_f64() * 1e6).round() / 1e6)
+}
+
+fn span<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(from)?;
+    Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
 }
 
 /// A look at a running sweep.
@@ -115,6 +164,13 @@ pub struct Progress<'a> {
     pub report: &'a Report,
     /// Share of the keys walked, 0 to 1.
     pub share: f64,
+    /// Keys on the server, when the sweep began.
+    pub keys: u64,
+    /// Time that the rest of the walk will take, at the rate so far; `None` while there is none.
+    pub left: Option<Duration>,
+    /// How much of the server's time is taken at most now, in tenths: less than told while others
+    /// keep the server busy.
+    pub effort: f64,
     /// The walk is done, or paused; what is young waits for its grace, what was removed for its
     /// verification.
     pub waiting: bool,

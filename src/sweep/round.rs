@@ -1,10 +1,13 @@
 //! What a sweep sends: the commands of each kind of question, and what they cost the server.
 
 use crate::layout::Mapping;
-use crate::lock::Contender;
-use crate::script::{Args, EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::lock::{Contender, companion};
+use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::sweep::checkpoint;
 use crate::sweep::members::Members;
+use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
+use crate::sweep::slip::{self, Slip};
 use redis::Cmd;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -35,15 +38,19 @@ pub(crate) struct Visit {
     pub weigh: bool,
     /// What it takes, if that was asked (bytes).
     pub weight: Cell<u64>,
+    /// Where the walk found it.
+    pub page: Rc<Page>,
 }
 
 /// Some members of a tag.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
     pub visit: Rc<Visit>,
     pub members: Members,
     /// How many of their entries were seen absent.
     pub stale: usize,
+    /// Where their removal is noted, if it is.
+    pub slip: Option<Rc<Slip>>,
 }
 
 impl Batch {
@@ -80,6 +87,12 @@ pub(crate) enum Ask {
     Extend,
     /// Whether a child of the server saves, and how busy the server is.
     Load,
+    /// Keep how far we are, or forget it.
+    Checkpoint(Option<Vec<u8>>),
+    /// Slips that an earlier sweep left.
+    Recover { cursor: u64 },
+    /// Cross out slips.
+    CrossOut(Vec<String>),
     /// Keep the proof of the mapping for later runs.
     Remember { key: Vec<u8>, proof: Vec<u8> },
 }
@@ -92,6 +105,8 @@ pub(crate) struct Terms<'a> {
     pub pattern: &'a [u8],
     pub proof: &'a Proof,
     pub contender: &'a Contender,
+    /// Entries of restored references are deleted.
+    pub strict: bool,
 }
 
 /// Names of all entries of a batch under every mapping, the one in force first.
@@ -121,7 +136,28 @@ impl Ask {
                 vec![EXTEND.by_digest(&terms.contender.extend_args().unwrap_or_default())]
             }
             Self::Load => vec![info("persistence"), info("cpu")],
+            Self::Checkpoint(kept) => {
+                vec![CHECKPOINT.by_digest(&checkpoint(kept.as_deref(), terms))]
+            }
+            Self::Recover { cursor } => vec![recover(*cursor, terms)],
+            Self::CrossOut(ids) => vec![cross_out(ids, terms)],
             Self::Remember { key, proof } => vec![remember(key, proof)],
+        }
+    }
+
+    /// Whether it is done even when the sweep is to end: what was removed is verified.
+    pub fn is_owed(&self) -> bool {
+        matches!(self, Self::Verify { .. } | Self::Restore(_) | Self::CrossOut(_))
+    }
+
+    /// What it works on; of a tag that is to be read, a batch of nothing.
+    pub fn into_batches(self) -> Vec<Batch> {
+        match self {
+            Self::Read { visit, .. } => vec![Batch { visit, ..Batch::default() }],
+            Self::Look(batch) | Self::Sift(batch) | Self::Invalidate(batch) => vec![batch],
+            Self::Restore(batch) => vec![batch],
+            Self::Prune(batches) | Self::Verify { batches, .. } => batches,
+            _ => Vec::new(),
         }
     }
 
@@ -135,7 +171,8 @@ impl Ask {
             Self::Sift(batch) => 2 * weight(batch),
             Self::Prune(batches) => 10 + 4 * batches.len() + weights(batches),
             Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
-            Self::Extend | Self::Remember { .. } => 10,
+            Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
+            Self::Recover { .. } | Self::CrossOut(_) => 40,
             Self::Load => 40,
         }
     }
@@ -204,14 +241,47 @@ fn idle(visit: &Visit) -> String {
     visit.idle.get().map(|s| s.to_string()).unwrap_or_default()
 }
 
+/// Where removals are noted.
+fn quarantine(terms: &Terms) -> Vec<u8> {
+    companion(&terms.contender.keys().lock, "quarantine")
+}
+
+/// Field, text and TTL of the note about these batches.
+fn note(args: Args, batches: &[Batch]) -> Args {
+    match batches.first().and_then(|batch| batch.slip.as_ref()) {
+        Some(slip) => args.arg(&slip.id).arg(slip::write(batches)).number(slip::KEPT_MS),
+        None => args.arg("").arg("").number(slip::KEPT_MS),
+    }
+}
+
+fn recover(cursor: u64, terms: &Terms) -> Cmd {
+    let mut cmd = redis::cmd("HSCAN");
+    cmd.arg(quarantine(terms)).arg(cursor).arg("COUNT").arg(8);
+    cmd
+}
+
+fn cross_out(ids: &[String], terms: &Terms) -> Cmd {
+    let mut cmd = redis::cmd("HDEL");
+    cmd.arg(quarantine(terms)).arg(ids);
+    cmd
+}
+
+fn checkpoint(kept: Option<&[u8]>, terms: &Terms) -> Args {
+    let lock = &terms.contender.keys().lock;
+    let args = Args::default().key(lock).key(&companion(lock, "checkpoint")).arg(value(terms));
+    args.arg(kept.unwrap_or_default()).number(checkpoint::FRESH.as_millis())
+}
+
 fn prune(batches: &[Batch], terms: &Terms) -> Args {
     let asked = batches.first().map(|batch| idle(&batch.visit)).unwrap_or_default();
     let mut args = Args::default()
         .key(&terms.contender.keys().lock)
+        .key(&quarantine(terms))
         .arg(value(terms))
         .number(terms.proof.in_order().count())
         .arg(asked)
         .number(terms.proof.in_force().entry_prefix.len());
+    args = note(args, batches);
     for batch in batches {
         args.keys.push(batch.visit.key.clone());
         args.keys.extend(all_entries(batch, terms.proof));
@@ -221,18 +291,22 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
 }
 
 fn invalidate(batch: &Batch, terms: &Terms) -> Args {
-    let mut args = Args::default()
+    let args = Args::default()
         .key(&terms.contender.keys().lock)
+        .key(&quarantine(terms))
         .key(&batch.visit.key)
         .arg(value(terms))
         .arg(idle(&batch.visit));
+    let mut args = note(args, std::slice::from_ref(batch));
     args.keys.extend(batch.entries(terms.proof.in_force()));
     args.argv.extend(batch.members.iter().map(<[u8]>::to_vec));
     args
 }
 
 fn restore(batch: &Batch, terms: &Terms) -> Args {
-    let mut args = Args::default().key(&batch.visit.key);
+    let deletes = if terms.strict { value(terms) } else { b"" };
+    let lock = &terms.contender.keys().lock;
+    let mut args = Args::default().key(&batch.visit.key).key(lock).arg(deletes);
     args.keys.extend(all_entries(batch, terms.proof));
     args.argv.extend(batch.members.iter().map(<[u8]>::to_vec));
     args

@@ -4,20 +4,23 @@ use crate::clock::Moment;
 use crate::connect::{Link, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
-use crate::lock::{Contender, companion};
-use crate::script::{EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::lock::{Contender, Histogram, companion};
+use crate::script::{CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::socket::checked;
+use crate::sweep::checkpoint::{self, Checkpoint};
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
-use crate::sweep::page::Walk;
+use crate::sweep::page::{Page, Walk};
 use crate::sweep::proof::Proof;
 use crate::sweep::quarantine::Quarantine;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms};
+use crate::sweep::slip::{Done, Slip};
 use crate::topology::{Facts, IdleClock};
 use redis::Value;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Rounds under way at once: the server works on one while we read the other.
@@ -26,6 +29,9 @@ const DEPTH: usize = 3;
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
 
+/// Slips that are crossed out at once.
+const CROSSED: usize = 64;
+
 /// How often the server is asked whether it saves and how busy it is.
 const LOAD_EVERY: Duration = Duration::from_millis(500);
 
@@ -33,9 +39,11 @@ const LOAD_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Later {
     /// A tag to be read again, because it was young; and whether its entries were looked for.
-    Tag { key: Vec<u8>, looked: bool },
+    Tag { key: Vec<u8>, page: Rc<Page>, looked: bool },
     /// References seen absent once.
     Absent(Batch),
+    /// The next slips that an earlier sweep left.
+    Recover(u64),
 }
 
 /// A round under way.
@@ -77,6 +85,20 @@ pub(super) struct Run<'a> {
     pub(super) condemned_total: u64,
     pub(super) weighed: (u64, u64),
     pub(super) report: Report,
+    /// Keys on the server, when the sweep began.
+    pub keys: u64,
+    /// Slips to be crossed out, and how many were written.
+    pub(super) crossed: Done,
+    slips: u64,
+    /// What checkpoints of this run are good for; `None` when there can be none.
+    purpose: Option<String>,
+    /// Figures of the sweep that this one goes on from.
+    before: Report,
+    checkpointed: Moment,
+    /// Pages of which something was given up: whoever goes on begins with them.
+    given_up: Vec<Rc<Page>>,
+    farewell: bool,
+    rounds: Histogram,
 }
 
 impl<'a> Run<'a> {
@@ -89,6 +111,8 @@ impl<'a> Run<'a> {
     ) -> Self {
         let now = Moment::now();
         let memory = Memory::new(options.memory);
+        let run_id = facts.run_id.as_deref().filter(|_| !options.dry_run);
+        let purpose = run_id.map(|id| checkpoint::purpose(id, &layout.pattern(), options));
         Self {
             link,
             contender,
@@ -97,7 +121,7 @@ impl<'a> Run<'a> {
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts, now),
-            walk: Walk::new(),
+            walk: Walk::new(0),
             second_pass: false,
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
@@ -116,23 +140,55 @@ impl<'a> Run<'a> {
             condemned_total: 0,
             weighed: (0, 0),
             report: Report { dry_run: options.dry_run, ..Report::default() },
+            keys: 0,
+            crossed: Done::default(),
+            slips: 0,
+            purpose,
+            before: Report::default(),
+            checkpointed: now,
+            given_up: Vec::new(),
+            farewell: false,
+            rounds: Histogram::default(),
         }
     }
 
     /// The figures, as they are now.
-    pub fn report(&self) -> Report {
-        let mut report = self.report.clone();
+    pub fn report(&mut self) -> Report {
+        self.take_stock();
+        self.report.clone()
+    }
+
+    /// Brings the figures up to date that are not counted as they come.
+    fn take_stock(&mut self) {
+        let report = &mut self.report;
         report.duration = Moment::now().since(self.begun);
         report.server = self.pace.server_time();
         let (bytes, members) = self.weighed;
         let lost = report.references_removed.saturating_sub(report.references_restored);
         report.bytes_reclaimed = bytes.saturating_mul(lost).checked_div(members).unwrap_or(0);
-        report
+        report.rounds = self.rounds.count();
+        report.round_p50 = self.rounds.quantile(0.5).unwrap_or_default();
+        report.round_p99 = self.rounds.quantile(0.99).unwrap_or_default();
+    }
+
+    fn progress(&mut self) -> Progress<'_> {
+        self.take_stock();
+        let (share, from) = (self.walk.share(), self.report.resumed_at);
+        let rate = (share - from) / self.report.duration.as_secs_f64();
+        let left = (rate > 0.0 && share > from + 0.005).then(|| (1.0 - share) / rate);
+        Progress {
+            report: &self.report,
+            share,
+            keys: self.keys,
+            left: left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            effort: self.pace.effort(),
+            waiting: self.flights.is_empty() && self.ready.is_empty(),
+        }
     }
 
     /// Goes on until every tag is judged and everything removed is verified, or until it must stop.
     pub fn finish(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
-        let ended = self.rounds(watch);
+        let ended = self.go(watch);
         self.report.reason = match (&ended, self.stop) {
             (Err(_), _) => Reason::Error,
             (Ok(()), Some(reason)) => reason,
@@ -142,12 +198,13 @@ impl<'a> Run<'a> {
         ended
     }
 
-    fn rounds(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+    fn go(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.prepare()?;
+        if !self.options.dry_run {
+            self.ready.push_back(Ask::Recover { cursor: 0 });
+        }
         loop {
-            let waiting = self.flights.is_empty() && self.ready.is_empty();
-            let progress = Progress { report: &self.report, share: self.walk.share(), waiting };
-            if watch(&progress) == Flow::Stop {
+            if watch(&self.progress()) == Flow::Stop {
                 self.stop(Reason::Stopped);
             }
             self.look_at_the_clock();
@@ -172,7 +229,7 @@ impl<'a> Run<'a> {
             self.land()?;
             self.faults = 0;
         } else if self.is_done() {
-            return self.next_pass();
+            return Ok(self.next_pass() || self.say_farewell());
         } else {
             self.pause();
         }
@@ -190,7 +247,8 @@ impl<'a> Run<'a> {
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, looked }) => self.visit(key, true, looked),
+                Some(Later::Tag { key, page, looked }) => self.visit(key, page, true, looked),
+                Some(Later::Recover(cursor)) => self.ready.push_back(Ask::Recover { cursor }),
                 Some(Later::Absent(batch)) => self.condemn(batch),
                 None => break,
             }
@@ -200,10 +258,81 @@ impl<'a> Run<'a> {
             self.extended = now;
             self.ready.push_front(Ask::Extend);
         }
+        if self.stop.is_none() && now.since(self.checkpointed) >= checkpoint::EVERY {
+            self.checkpointed = now;
+            let kept = self.checkpoint();
+            self.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
+        }
+        if self.crossed.borrow().len() >= CROSSED || self.is_idle() {
+            self.cross_out();
+        }
         if now.since(self.observed) >= LOAD_EVERY {
             self.observed = now;
             self.ready.push_front(Ask::Load);
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flights.is_empty() && self.ready.is_empty()
+    }
+
+    fn cross_out(&mut self) {
+        let ids = self.crossed.take();
+        if !ids.is_empty() {
+            self.ready.push_back(Ask::CrossOut(ids));
+        }
+    }
+
+    /// Where another sweep could go on, with what was done before that; `None` while that would be
+    /// the beginning.
+    fn checkpoint(&mut self) -> Option<Checkpoint> {
+        if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
+            return None;
+        }
+        let purpose = self.purpose.as_ref()?;
+        let cursor = self.walk.settled();
+        let mut report = self.before.clone();
+        report.add(&self.report);
+        for page in self.walk.unsettled() {
+            report.tags_seen -= page.seen.get();
+            report.tags_aged -= page.aged.get();
+            report.tags_skipped -= page.skipped.get();
+            report.references_checked -= page.checked.get();
+        }
+        (cursor != 0).then(|| Checkpoint::new(purpose, cursor, report))
+    }
+
+    /// Nothing more is done about something of this page.
+    pub(super) fn give_up(&mut self, page: &Rc<Page>) {
+        if !self.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
+            self.given_up.push(Rc::clone(page));
+        }
+    }
+
+    /// The last words to the server: how far we came, or that there is nothing left to do. False when
+    /// they are said.
+    fn say_farewell(&mut self) -> bool {
+        let silent = self.options.dry_run || self.contender.lease().is_none();
+        if silent || std::mem::replace(&mut self.farewell, true) {
+            return false;
+        }
+        let kept = match self.stop {
+            None => Some(None),
+            Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
+        };
+        self.ready.extend(kept.map(Ask::Checkpoint));
+        true
+    }
+
+    /// Gives batches that go to a script together a slip, if removals are noted.
+    pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
+        if self.options.durable {
+            let fence = self.contender.lease().map_or(0, |lease| lease.fence);
+            let slip = Slip::new(format!("{fence}.{}", self.slips), &self.crossed);
+            self.slips += 1;
+            batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
+        }
+        batches
     }
 
     /// Batches whose verification is due, as many as one command may look for.
@@ -235,29 +364,38 @@ impl<'a> Run<'a> {
         }
         self.stop = Some(reason);
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
-        let waiting = self.waiting.drain().filter_map(|later| match later {
-            Later::Absent(batch) => Some(batch),
-            Later::Tag { .. } => None,
-        });
-        let given_up: Vec<Batch> = self.condemned.drain(..).chain(held).chain(waiting).collect();
-        given_up.into_iter().for_each(|batch| self.let_go(batch.visit));
-        self.ready.retain(|ask| matches!(ask, Ask::Verify { .. } | Ask::Restore(_)));
+        let mut batches: Vec<Batch> = self.condemned.drain(..).chain(held).collect();
+        for later in self.waiting.drain() {
+            match later {
+                Later::Absent(batch) => batches.push(batch),
+                Later::Tag { page, .. } => self.give_up(&page),
+                Later::Recover(_) => {}
+            }
+        }
+        let (kept, dropped) = std::mem::take(&mut self.ready).into_iter().partition(Ask::is_owed);
+        self.ready = kept;
+        for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
+            self.give_up(&batch.visit.page);
+            self.let_go(batch.visit);
+        }
         self.unverified.hurry(Moment::now() + STOPPING);
     }
 
     fn is_done(&self) -> bool {
         let judged = self.walk.is_done() && self.waiting.is_empty() && self.condemned.is_empty();
-        self.ready.is_empty() && self.unverified.is_empty() && (judged || self.stop.is_some())
+        let crossed = self.crossed.borrow().is_empty();
+        let verified = self.ready.is_empty() && self.unverified.is_empty() && crossed;
+        verified && (judged || self.stop.is_some())
     }
 
     /// Walks again if something was passed over before the mapping was proven.
-    fn next_pass(&mut self) -> Result<bool> {
+    fn next_pass(&mut self) -> bool {
         if self.stop.is_some() || !self.proof.must_walk_again() {
-            return Ok(false);
+            return false;
         }
         self.second_pass = true;
-        self.walk = Walk::new();
-        Ok(true)
+        self.walk = Walk::new(0);
+        true
     }
 
     /// At the end: whether what was held back means that the mapping is wrong.
@@ -291,7 +429,7 @@ impl<'a> Run<'a> {
 
     /// Sets a connection up: scripts, idle times left alone, the bare round trip.
     fn prepare(&mut self) -> Result<()> {
-        let mut setup = vec![self.recall()];
+        let mut setup = vec![self.kept("mapping"), self.kept("checkpoint")];
         if self.untouching {
             let mut cmd = redis::cmd("CLIENT");
             cmd.arg("NO-TOUCH").arg("ON");
@@ -299,7 +437,8 @@ impl<'a> Run<'a> {
         }
         let told = setup.len();
         if !self.options.dry_run {
-            setup.extend([&PRUNE, &INVALIDATE, &RESTORE, &EXTEND].map(|script| script.load()));
+            let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
+            setup.extend(scripts.map(|script| script.load()));
         }
         let replies = self.link.persist(|link, deadline| {
             let replies = link.calls(&setup, deadline)?;
@@ -310,20 +449,35 @@ impl<'a> Run<'a> {
         if let Some(Value::BulkString(fingerprint)) = replies.first() {
             self.proof.recognise(fingerprint);
         }
-        self.untouching &= matches!(replies.get(1), Some(Value::Okay));
+        if let Some(Value::BulkString(kept)) = replies.get(1) {
+            self.go_on_from(kept);
+        }
+        self.untouching &= matches!(replies.get(2), Some(Value::Okay));
         self.pace.connected(self.link.round_trip()?);
         Ok(())
     }
 
-    /// Asks for the proof that an earlier run left.
-    fn recall(&self) -> redis::Cmd {
+    /// Asks for what an earlier run left.
+    fn kept(&self, what: &str) -> redis::Cmd {
         let mut cmd = redis::cmd("GET");
-        cmd.arg(companion(&self.contender.keys().lock, "mapping"));
+        cmd.arg(companion(&self.contender.keys().lock, what));
         cmd
     }
 
+    /// Goes on where an earlier run was cut short, if this is the beginning.
+    fn go_on_from(&mut self, kept: &[u8]) {
+        let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
+        let Some(purpose) = self.purpose.as_ref().filter(|_| !begun) else { return };
+        let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
+        self.walk = Walk::new(checkpoint.cursor);
+        self.report.resumed_at = self.walk.share();
+        self.before = checkpoint.report;
+        self.report.removed_before = self.before.references_removed;
+    }
+
     fn launch(&mut self, asks: Vec<Ask>) -> Result<()> {
-        let terms = Terms { pattern: &self.pattern, proof: &self.proof, contender: self.contender };
+        let (pattern, strict) = (self.pattern.as_slice(), self.options.strict);
+        let terms = Terms { pattern, proof: &self.proof, contender: self.contender, strict };
         let units = asks.iter().map(Ask::units).sum();
         let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
         let mut commands = Vec::new();
@@ -355,6 +509,7 @@ impl<'a> Run<'a> {
         let now = Moment::now();
         let overlapped = self.landed >= sent;
         let from = if overlapped { self.landed } else { sent };
+        self.rounds.record(now.since(from));
         self.pace.observe(units, now.since(from), overlapped, now);
         self.landed = now;
         Ok(())
@@ -381,11 +536,15 @@ impl<'a> Run<'a> {
         match ask {
             Ask::Page { .. } => self.walk.again(),
             Ask::Extend | Ask::Load | Ask::Remember { .. } => {}
+            ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {
+                self.ready.push_front(ask);
+            }
             Ask::Prune(batches) => {
                 for batch in batches {
                     self.unverified.put((batch.clone(), true), batch.size(), soon);
-                    if self.stop.is_none() {
-                        self.condemned.push_front(batch);
+                    match self.stop {
+                        None => self.condemned.push_front(batch),
+                        Some(_) => self.give_up(&batch.visit.page),
                     }
                 }
             }
@@ -397,7 +556,7 @@ impl<'a> Run<'a> {
             }
             ask @ (Ask::Verify { .. } | Ask::Restore(_)) => self.ready.push_front(ask),
             ask if self.stop.is_none() => self.ready.push_front(ask),
-            _ => {}
+            ask => ask.into_batches().iter().for_each(|batch| self.give_up(&batch.visit.page)),
         }
     }
 
@@ -411,7 +570,7 @@ impl<'a> Run<'a> {
         let mut reads = self.memory.reads().saturating_sub(under_way);
         while units < size {
             let next = match self.next_prune() {
-                Some(batches) => Some(Ask::Prune(batches)),
+                Some(batches) => Some(Ask::Prune(self.noted(batches))),
                 None => self.next_ready(&mut reads),
             };
             let Some(ask) = next else { break };

@@ -1,0 +1,87 @@
+//! How far a sweep has come, kept on the server: whoever has the lock next goes on from there. Pure.
+//!
+//! A checkpoint names the oldest page of which something is unsettled, so nothing is passed over by
+//! going on. It counts only for the same server process (cursors mean nothing to another), the same
+//! keys and the same question, and for an hour.
+
+use crate::sweep::options::Options;
+use crate::sweep::report::Report;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// For how long a checkpoint is fresh.
+pub(crate) const FRESH: Duration = Duration::from_secs(3600);
+
+/// How often one is kept.
+pub(crate) const EVERY: Duration = Duration::from_secs(1);
+
+/// How far a sweep has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    /// What it is good for, see [`purpose`].
+    purpose: String,
+    /// Where to go on.
+    pub cursor: u64,
+    /// Figures of everything before that cursor.
+    pub report: Report,
+}
+
+impl Checkpoint {
+    pub fn new(purpose: &str, cursor: u64, report: Report) -> Self {
+        Self { purpose: purpose.to_owned(), cursor, report }
+    }
+
+    /// As it is kept.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Numbers, strings and their structs: JSON has no way to refuse them.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// One that is good for `purpose`; anything else is as if there were none.
+    pub fn read(kept: &[u8], purpose: &str) -> Option<Self> {
+        let found: Self = serde_json::from_slice(kept).ok()?;
+        (found.purpose == purpose && found.cursor != 0).then_some(found)
+    }
+}
+
+/// What a checkpoint is good for: this server process, these keys, this question.
+pub(crate) fn purpose(server: &str, pattern: &[u8], options: &Options) -> String {
+    let Options { entry_prefix, grace, max_tag_age, on_aged, .. } = options;
+    let prefix = entry_prefix.as_ref().map(|prefix| prefix.escape_ascii().to_string());
+    let pattern = pattern.escape_ascii();
+    format!("1|{server}|{pattern}|{prefix:?}|{grace:?}|{max_tag_age:?}|{on_aged:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_for_its_own_purpose() {
+        let options = Options::default();
+        let ours = purpose("run1", b"tag:*", &options);
+        let report =
+            Report { tags_seen: 7, duration: Duration::from_millis(1500), ..Report::default() };
+        let kept = Checkpoint::new(&ours, 9, report).to_bytes();
+        let found = Checkpoint::read(&kept, &ours).unwrap();
+        assert_eq!((found.cursor, found.report.tags_seen), (9, 7));
+        assert_eq!(found.report.duration, Duration::from_millis(1500));
+        let longer = Options { grace: Duration::from_secs(60), ..options.clone() };
+        for other in [
+            purpose("run2", b"tag:*", &options),
+            purpose("run1", b"app:tag:*", &options),
+            purpose("run1", b"tag:*", &longer),
+        ] {
+            assert_eq!(Checkpoint::read(&kept, &other), None);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_checkpoint() {
+        for kept in [b"".as_slice(), b"{}", b"\xff", b"{\"purpose\":\"p\",\"cursor\":0}"] {
+            assert_eq!(Checkpoint::read(kept, "p"), None);
+        }
+        let begun = Checkpoint::new("p", 0, Report::default()).to_bytes();
+        assert_eq!(Checkpoint::read(&begun, "p"), None, "the beginning is no place to go on from");
+    }
+}

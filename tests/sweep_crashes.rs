@@ -1,0 +1,284 @@
+//! Sweeps that are cut short, by a limit or by death, and those that go on after them.
+//!
+//! The sweepers that die are processes: this test binary, started again as `a_sweeper`.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::{Commands, Connection};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use support::{Server, age, until};
+use tagsweep::Config;
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
+
+fn quick() -> Options {
+    Options {
+        verify: Duration::from_millis(100),
+        lock_ttl: Duration::from_secs(1),
+        wait: Duration::from_secs(10),
+        trust_mapping: true,
+        ..Options::default()
+    }
+}
+
+fn sweep(server: &Server, options: Options) -> Report {
+    match Sweep::new(server.config(), options).unwrap().run(&mut |_| Flow::Continue).unwrap() {
+        Ended::Swept(report) => report,
+        Ended::Held(holder) => panic!("{holder}"),
+    }
+}
+
+/// Not a test: the process that is to die. `TAGSWEEP_SWEEPER` names its server and how it ends.
+#[test]
+fn a_sweeper() {
+    let Ok(told) = std::env::var("TAGSWEEP_SWEEPER") else { return };
+    let (url, how) = told.split_once(' ').unwrap();
+    let options = Options { durable: how.contains("durable"), ..quick() };
+    let mut sweep = Sweep::new(Config::from_url(url).unwrap(), options).unwrap();
+    println!("ready");
+    sweep
+        .run(&mut |progress| {
+            if how.contains("removing") && progress.report.references_removed > 0 {
+                std::process::abort();
+            }
+            Flow::Continue
+        })
+        .unwrap();
+}
+
+fn sweeper(server: &Server, how: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["a_sweeper", "--exact", "--nocapture"])
+        .env("TAGSWEEP_SWEEPER", format!("{} {how}", server.url()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// SplitMix64.
+fn roll(seed: &mut u64, sides: u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) % sides
+}
+
+/// Tags with live and stale references, unused for an hour. Returns what is to be left of them.
+fn fill(con: &mut Connection, seed: u64, tags: u64) -> Tags {
+    let (mut seed, mut left) = (seed, BTreeMap::new());
+    let mut pipe = redis::pipe();
+    for t in 0..tags {
+        for m in 0..1 + roll(&mut seed, 20) {
+            let entry = format!("item:{t}:{m}");
+            pipe.sadd(format!("tag:{t}"), &entry).ignore();
+            if roll(&mut seed, 3) == 0 {
+                pipe.set(&entry, "x").ignore();
+                left.entry(format!("tag:{t}")).or_insert_with(BTreeSet::new).insert(entry);
+            }
+        }
+    }
+    pipe.exec(con).unwrap();
+    age_all(con, tags);
+    left
+}
+
+fn age_all(con: &mut Connection, tags: u64) {
+    let (mut dumps, mut restores) = (redis::pipe(), redis::pipe());
+    (0..tags).for_each(|t| drop(dumps.cmd("DUMP").arg(format!("tag:{t}"))));
+    let dumps: Vec<Option<Vec<u8>>> = dumps.query(con).unwrap();
+    for (t, dump) in dumps.into_iter().enumerate() {
+        let Some(dump) = dump else { continue };
+        let restore = restores.cmd("RESTORE").arg(format!("tag:{t}")).arg(0).arg(dump);
+        restore.arg("REPLACE").arg("IDLETIME").arg(3600).ignore();
+    }
+    restores.exec(con).unwrap();
+}
+
+fn all_tags(con: &mut Connection) -> Tags {
+    let tags: Vec<String> = con.keys("tag:*").unwrap();
+    tags.into_iter().map(|tag| (tag.clone(), con.smembers(tag).unwrap())).collect()
+}
+
+type Tags = BTreeMap<String, BTreeSet<String>>;
+
+fn assert_same(found: &Tags, wanted: &Tags) {
+    let differ = |tag: &&String| found.get(*tag) != wanted.get(*tag);
+    let tags: BTreeSet<&String> = found.keys().chain(wanted.keys()).filter(differ).collect();
+    let first = tags.first().map(|tag| (tag, found.get(*tag), wanted.get(*tag)));
+    assert!(tags.is_empty(), "{} tags differ: {first:?}", tags.len());
+}
+
+#[test]
+fn killed_a_hundred_times_and_then_complete() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut seed = 7;
+    let mut left = fill(&mut con, 1, 3000);
+    let stale = 3000;
+    for death in 0..100 {
+        let mut child = sweeper(&server, if death % 2 == 0 { "durable" } else { "plain" });
+        std::thread::sleep(Duration::from_micros(roll(&mut seed, 60_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The next one need not wait for the TTL of the dead.
+        let _: () = con.del("lock:cache_tag_cleanup").unwrap();
+        if death % 10 == 9 {
+            // More work for those who come.
+            let more = fill(&mut con, death, 3000);
+            left = all_tags(&mut con)
+                .into_iter()
+                .map(|(tag, members)| {
+                    let live = members.into_iter().filter(|entry| con.exists(entry).unwrap());
+                    (tag, live.collect::<BTreeSet<String>>())
+                })
+                .filter(|(_, live)| !live.is_empty())
+                .collect();
+            assert!(more.iter().all(|(tag, live)| left[tag].is_superset(live)), "nothing is lost");
+        }
+    }
+    let report = sweep(&server, Options { resume: false, ..quick() });
+    assert!(report.complete && report.references_removed < 20 * stale);
+    assert_same(&all_tags(&mut con), &left);
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:checkpoint"), Ok(false));
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:quarantine"), Ok(false));
+}
+
+#[test]
+fn a_sweep_that_was_cut_short_is_gone_on_with_and_passes_nothing_over() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 3, 3000);
+    let all: usize = all_tags(&mut con).values().map(BTreeSet::len).sum();
+    let stale = all - left.values().map(BTreeSet::len).sum::<usize>();
+    let (mut removed, mut resumed, mut runs) = (0, 0, 0);
+    loop {
+        let (limit, grace) = (Some(stale as u64 / 7), Duration::ZERO);
+        let report = sweep(&server, Options { max_removals: limit, grace, ..quick() });
+        assert!(report.references_removed <= limit.unwrap());
+        removed += report.references_removed;
+        resumed += u64::from(report.resumed_at > 0.0);
+        runs += 1;
+        if report.complete {
+            break;
+        }
+        assert_eq!(report.reason, Reason::MaxRemovals);
+    }
+    assert_eq!(removed as usize, stale);
+    assert_same(&all_tags(&mut con), &left);
+    assert!(resumed >= 5 && runs <= 10, "{resumed} of {runs}");
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:checkpoint"), Ok(false));
+}
+
+#[test]
+fn a_killed_sweep_is_gone_on_with_by_the_next() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 4, 2000);
+    let mut child = sweeper(&server, "plain");
+    until("a checkpoint", || {
+        con.exists("{lock:cache_tag_cleanup}:checkpoint").unwrap() || {
+            child.try_wait().unwrap().is_some_and(|_| {
+                // It was too quick for a checkpoint: once more, with more to do.
+                fill(&mut con, 5, 20_000);
+                child = sweeper(&server, "plain");
+                false
+            })
+        }
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let report = sweep(&server, quick());
+    assert!(report.complete && report.resumed_at > 0.0, "{report:?}");
+    assert!(!left.is_empty());
+    let stale: Vec<String> = all_tags(&mut con).into_values().flatten().collect();
+    assert!(stale.iter().all(|entry| con.exists(entry).unwrap()), "everything before it was done");
+}
+
+#[test]
+fn a_checkpoint_of_another_question_or_server_is_none() {
+    let mut server = Server::start();
+    let mut con = server.connect();
+    fill(&mut con, 3, 3000);
+    let cut = || Options { max_removals: Some(3000), ..quick() };
+    assert_eq!(sweep(&server, cut()).reason, Reason::MaxRemovals);
+    let key = "{lock:cache_tag_cleanup}:checkpoint";
+    let kept: Vec<u8> = con.get(key).unwrap();
+    let other = Options { grace: Duration::from_secs(4), ..cut() };
+    assert_eq!(sweep(&server, other).resumed_at, 0.0);
+    let _: () = con.set(key, &kept).unwrap();
+    assert!(sweep(&server, Options { max_removals: Some(1), ..quick() }).resumed_at > 0.0);
+    for nonsense in [b"{".as_slice(), b"", &kept[..kept.len() / 2], &[0xff; 100]] {
+        let _: () = con.set(key, nonsense).unwrap();
+        assert_eq!(sweep(&server, Options { max_removals: Some(1), ..quick() }).resumed_at, 0.0);
+    }
+    server.restart();
+    let mut con = server.connect();
+    fill(&mut con, 3, 3000);
+    let _: () = con.set(key, &kept).unwrap();
+    let report = sweep(&server, quick());
+    assert_eq!((report.resumed_at, report.complete), (0.0, true));
+}
+
+/// A sweeper dies after it has removed a reference, and then the entry appears.
+fn die_before_verification(how: &str) -> bool {
+    let server = Server::start();
+    let mut con = server.connect();
+    for t in 0..300 {
+        let _: () = con.sadd(format!("tag:{t}"), format!("item:{t}")).unwrap();
+        age(&mut con, format!("tag:{t}"), 3600);
+    }
+    assert!(!sweeper(&server, how).wait().unwrap().success());
+    let tags = all_tags(&mut con);
+    let gone = (0..300).find(|t| !tags.contains_key(&format!("tag:{t}"))).expect("one is removed");
+    let _: () = con.set(format!("item:{gone}"), "late").unwrap();
+    let report = sweep(&server, quick());
+    assert!(report.complete);
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:quarantine"), Ok(false), "crossed out");
+    con.sismember(format!("tag:{gone}"), format!("item:{gone}")).unwrap()
+}
+
+#[test]
+fn a_durable_quarantine_outlives_the_sweeper() {
+    assert!(die_before_verification("removing durable"));
+    assert!(!die_before_verification("removing"), "this is what the option is for");
+}
+
+#[test]
+fn a_durable_sweep_crosses_everything_out_that_it_verified() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 9, 2000);
+    let report = sweep(&server, Options { durable: true, ..quick() });
+    assert!(report.complete && report.warnings.is_empty(), "{:?}", report.warnings);
+    assert_same(&all_tags(&mut con), &left);
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:quarantine"), Ok(false));
+}
+
+#[test]
+fn a_strict_sweep_deletes_an_entry_whose_reference_it_put_back() {
+    for strict in [false, true] {
+        let server = Server::start();
+        let mut con = server.connect();
+        let _: () = con.sadd("tag:a", "item:late").unwrap();
+        age(&mut con, "tag:a", 3600);
+        let mut other = server.connect();
+        let options = Options { strict, verify: Duration::from_millis(300), ..quick() };
+        let mut sweep = Sweep::new(server.config(), options).unwrap();
+        let mut written = false;
+        let ended = sweep.run(&mut |progress| {
+            if progress.report.references_removed == 1 && !std::mem::replace(&mut written, true) {
+                let _: () = other.set("item:late", "x").unwrap();
+            }
+            Flow::Continue
+        });
+        let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+        assert_eq!(report.references_restored, 1);
+        assert_eq!(report.entries_invalidated, u64::from(strict));
+        assert_eq!(con.exists("item:late"), Ok(!strict));
+        assert_eq!(con.sismember("tag:a", "item:late"), Ok(true));
+    }
+}
