@@ -13,6 +13,8 @@ pub(crate) struct Facts {
     pub replica: bool,
     /// `CLIENT NO-TOUCH` exists: our own reads leave idle times alone.
     pub no_touch: bool,
+    /// The server's clock (s).
+    pub time: u64,
     /// Which process answers: new at each start.
     pub run_id: Option<String>,
     /// A child process saves or rewrites: idle times stand still.
@@ -38,6 +40,7 @@ impl Facts {
             lfu: field("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: field("role") == Some("slave"),
             no_touch: version >= vec![7, 2],
+            time: now,
             run_id: field("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
             childless_for: childless_for(&number, now),
@@ -92,6 +95,11 @@ impl IdleClock {
         }
     }
 
+    /// Whether the server keeps idle times at all.
+    pub fn runs(&self) -> bool {
+        !self.facts.lfu
+    }
+
     /// Whether the server kept idle times for all of the last `span`.
     pub fn trusted(&self, span: Duration, now: Moment) -> bool {
         !self.facts.lfu && self.still_since.is_some_and(|since| now.since(since) >= span)
@@ -113,7 +121,7 @@ mod tests {
     #[test]
     fn facts_are_read_and_the_unknown_is_assumed_for_the_worse() {
         let facts = Facts::read(INFO, 1007);
-        let quiet = Facts { childless_for: Some(7), ..Facts::default() };
+        let quiet = Facts { childless_for: Some(7), time: 1007, ..Facts::default() };
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
         assert!(with("noeviction", "allkeys-lfu").lfu);

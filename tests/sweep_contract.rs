@@ -291,6 +291,35 @@ fn an_aged_tag_is_kept_or_invalidated() {
 }
 
 #[test]
+fn sweeps_do_not_make_a_tag_young() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let records = |con: &mut Connection| -> usize {
+        let keys: Vec<String> = con.keys("{lock:cache_tag_cleanup}:ages:*").unwrap();
+        keys.iter().map(|key| con.hlen::<_, usize>(key).unwrap()).sum()
+    };
+    tag(&mut con, "", "old", 2, 0);
+    age(&mut con, "tag:old", 1000);
+    tag(&mut con, "", "older", 1, 1);
+    age(&mut con, "tag:older", 1000);
+    tag(&mut con, "", "orphan", 0, 1);
+    age(&mut con, "tag:orphan", 100);
+    let aged = || Options { max_tag_age: Some(Duration::from_secs(900)), ..quick() };
+    for _ in 0..3 {
+        assert_eq!(sweep(server.config(), aged()).tags_aged, 2);
+    }
+    let records_needed = records(&mut con) > 0;
+    assert!(!records_needed || records(&mut con) == 2, "none for the orphan");
+    // Used by the application; then it is as young as its idle time says.
+    std::thread::sleep(Duration::from_secs(4));
+    let _: bool = con.sismember("tag:old", "item:old:l0").unwrap();
+    assert_eq!(sweep(server.config(), aged()).tags_aged, 1);
+    let _: () = con.del("tag:older").unwrap();
+    assert_eq!(sweep(server.config(), aged()).tags_aged, 0);
+    assert_eq!(records(&mut con), usize::from(records_needed), "records go with their tags");
+}
+
+#[test]
 fn a_large_set_goes_in_small_bites() {
     let server = Server::start();
     let mut con = server.connect();

@@ -7,10 +7,10 @@ use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::lock::companion;
 use crate::socket::checked;
+use crate::sweep::ages::Record;
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::members::Members;
 use crate::sweep::options::OnAged;
-use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
 use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
@@ -52,7 +52,9 @@ impl Run<'_> {
             Ask::Restore(batch) => self.restored(batch, replies),
             Ask::Extend => self.extended(replies, sent),
             Ask::Recover { .. } => self.recovered(replies),
+            Ask::Tidy { first } => self.tidied_up(first, replies),
             Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
+            Ask::Ages(_) | Ask::Forget { .. } => Ok(()),
             Ask::Load => {
                 self.loaded(&replies);
                 Ok(())
@@ -80,7 +82,29 @@ impl Run<'_> {
         self.memory.paged(keys.iter().map(Vec::len).sum(), count);
         self.report.pages += 1;
         let again = self.second_pass;
-        keys.into_iter().for_each(|key| self.visit(key, Rc::clone(&page), again, again));
+        for key in keys {
+            let page = Rc::clone(&page);
+            self.visit(Visit { key, page, again, looked: again, ..Visit::default() });
+        }
+        Ok(())
+    }
+
+    /// Forgets records of tags that this sweep did not see.
+    fn tidied_up(&mut self, first: u32, replies: Vec<Value>) -> Result<()> {
+        for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
+            let records: Vec<(Vec<u8>, Vec<u8>)> = understood(checked(reply)?)?;
+            let unseen = |record: &[u8]| {
+                Record::read(record).is_none_or(|record| u64::from(record.touched) < self.began())
+            };
+            let fields: Vec<Vec<u8>> = records
+                .into_iter()
+                .filter(|(_, record)| unseen(record))
+                .map(|(field, _)| field)
+                .collect();
+            if !fields.is_empty() {
+                self.ready.push_back(Ask::Forget { bucket, fields });
+            }
+        }
         Ok(())
     }
 
@@ -103,13 +127,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn visit(&mut self, key: Vec<u8>, page: Rc<Page>, again: bool, looked: bool) {
+    pub(super) fn visit(&mut self, visit: Visit) {
         if self.stop.is_some() {
-            return self.give_up(&page);
+            return self.give_up(&visit.page);
         }
         self.visits += 1;
         let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
-        let visit = Rc::new(Visit { key, again, looked, weigh, page, ..Visit::default() });
+        let visit = Rc::new(Visit { weigh, aging: self.aging, ..visit });
         let count = self.memory.members();
         self.ready.push_back(Ask::Read { visit, cursor: 0, count });
     }
@@ -128,9 +152,12 @@ impl Run<'_> {
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
             let idle = replies.first().and_then(seconds);
-            visit.weight.set(replies.get(1).and_then(seconds).unwrap_or(0));
+            visit
+                .weight
+                .set(replies.get(1 + usize::from(visit.aging)).and_then(seconds).unwrap_or(0));
             if !members.is_empty() || next != 0 {
-                self.first_seen(&visit, idle);
+                let age = self.age(&visit, idle, replies.get(1));
+                self.first_seen(&visit, age);
             }
             if let Evidence::Young(span) = self.evidence(&visit, idle) {
                 self.read_later(&visit, visit.looked, span);
@@ -153,10 +180,27 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// How long the application has left a tag alone: its idle time, or what is on record.
+    fn age(&self, visit: &Visit, idle: Option<u64>, kept: Option<&Value>) -> Option<u64> {
+        if !visit.aging {
+            return idle;
+        }
+        let kept = match kept {
+            Some(Value::BulkString(kept)) => Record::read(kept),
+            _ => None,
+        };
+        let (now, known) = (self.server_time(), visit.known.get().or(kept));
+        let record = Record::observe(known, idle?, now);
+        visit.known.set(kept);
+        visit.record.set(Some(record));
+        Some(record.age(now))
+    }
+
     fn read_later(&mut self, visit: &Visit, looked: bool, span: Duration) {
         let key = visit.key.clone();
         let (size, page) = (key.capacity(), Rc::clone(&visit.page));
-        self.waiting.put(Later::Tag { key, page, looked }, size, Moment::now() + span);
+        let record = visit.record.get();
+        self.waiting.put(Later::Tag { key, page, looked, record }, size, Moment::now() + span);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
@@ -481,6 +525,14 @@ impl Run<'_> {
         if visit.weight.get() > 0 {
             self.weighed.0 += visit.weight.get();
             self.weighed.1 += visit.checked.get();
+        }
+        if let (Some(record), false) = (visit.record.get(), self.options.dry_run) {
+            // Ours was the last touch, as far as we saw. A tag that is gone takes its record along.
+            let touched = u32::try_from(self.server_time()).unwrap_or(u32::MAX);
+            let record = (!visit.gone.get()).then_some(Record { touched, ..record });
+            if record.is_some() || visit.known.get().is_some() {
+                self.ages.push((visit.key.clone(), record));
+            }
         }
         if visit.removed.get() > 0 {
             match visit.gone.get() {

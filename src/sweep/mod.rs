@@ -25,6 +25,7 @@
 //! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
 //! stale a share of a script and one EXISTS more.
 
+mod ages;
 mod answers;
 mod checkpoint;
 mod judge;

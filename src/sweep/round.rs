@@ -3,6 +3,7 @@
 use crate::layout::Mapping;
 use crate::lock::{Contender, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::sweep::ages::{self, Record};
 use crate::sweep::checkpoint;
 use crate::sweep::members::Members;
 use crate::sweep::page::Page;
@@ -38,6 +39,10 @@ pub(crate) struct Visit {
     pub weigh: bool,
     /// What it takes, if that was asked (bytes).
     pub weight: Cell<u64>,
+    /// Whether its age is on record, and that record: as told beforehand, and as it is to be.
+    pub aging: bool,
+    pub known: Cell<Option<Record>>,
+    pub record: Cell<Option<Record>>,
     /// Where the walk found it.
     pub page: Rc<Page>,
 }
@@ -93,6 +98,12 @@ pub(crate) enum Ask {
     Recover { cursor: u64 },
     /// Cross out slips.
     CrossOut(Vec<String>),
+    /// Keep the ages of tags, or forget them.
+    Ages(Vec<(Vec<u8>, Option<Record>)>),
+    /// Records of ages in these buckets, from the first on.
+    Tidy { first: u32 },
+    /// Forget records of a bucket, by field.
+    Forget { bucket: u32, fields: Vec<Vec<u8>> },
     /// Keep the proof of the mapping for later runs.
     Remember { key: Vec<u8>, proof: Vec<u8> },
 }
@@ -119,7 +130,7 @@ impl Ask {
     pub fn commands(&self, terms: &Terms) -> Vec<Cmd> {
         match self {
             Self::Page { cursor, count } => vec![scan(*cursor, terms.pattern, *count)],
-            Self::Read { visit, cursor, count } => read(visit, *cursor, *count),
+            Self::Read { visit, cursor, count } => read(visit, *cursor, *count, terms),
             Self::Look(batch) => {
                 terms.proof.open().iter().map(|m| exists(batch.entries(m))).collect()
             }
@@ -138,6 +149,17 @@ impl Ask {
             Self::Load => vec![info("persistence"), info("cpu")],
             Self::Checkpoint(kept) => {
                 vec![CHECKPOINT.by_digest(&checkpoint(kept.as_deref(), terms))]
+            }
+            Self::Ages(records) => {
+                records.iter().map(|(tag, age)| keep_age(tag, *age, terms)).collect()
+            }
+            Self::Tidy { first } => (*first..*first + ages::TIDIED)
+                .flat_map(|n| [on_bucket("HGETALL", n, terms), outlive(n, terms)])
+                .collect(),
+            Self::Forget { bucket, fields } => {
+                let mut cmd = on_bucket("HDEL", *bucket, terms);
+                cmd.arg(fields);
+                vec![cmd]
             }
             Self::Recover { cursor } => vec![recover(*cursor, terms)],
             Self::CrossOut(ids) => vec![cross_out(ids, terms)],
@@ -173,6 +195,9 @@ impl Ask {
             Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,
+            Self::Ages(records) => 4 * records.len(),
+            Self::Tidy { .. } => 400,
+            Self::Forget { fields, .. } => 4 + fields.len(),
             Self::Load => 40,
         }
     }
@@ -207,12 +232,18 @@ fn scan(cursor: u64, pattern: &[u8], count: usize) -> Cmd {
 
 /// Idle time before anything that resets it, then the members. A key of another type answers the
 /// last command with an error, which does no harm.
-fn read(visit: &Visit, cursor: u64, count: usize) -> Vec<Cmd> {
+fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms) -> Vec<Cmd> {
     let mut cmds = Vec::with_capacity(3);
     if cursor == 0 {
         let mut idle = redis::cmd("OBJECT");
         idle.arg("IDLETIME").arg(&visit.key);
         cmds.push(idle);
+    }
+    if cursor == 0 && visit.aging {
+        let (bucket, field) = ages::place(&visit.key);
+        let mut age = on_bucket("HGET", bucket, terms);
+        age.arg(&field);
+        cmds.push(age);
     }
     if cursor == 0 && visit.weigh {
         let mut weight = redis::cmd("MEMORY");
@@ -223,6 +254,25 @@ fn read(visit: &Visit, cursor: u64, count: usize) -> Vec<Cmd> {
     members.arg(&visit.key).arg(cursor).arg("COUNT").arg(count);
     cmds.push(members);
     cmds
+}
+
+fn on_bucket(command: &str, bucket: u32, terms: &Terms) -> Cmd {
+    let mut cmd = redis::cmd(command);
+    cmd.arg(companion(&terms.contender.keys().lock, &format!("ages:{bucket}")));
+    cmd
+}
+
+fn keep_age(tag: &[u8], age: Option<Record>, terms: &Terms) -> Cmd {
+    let (bucket, field) = ages::place(tag);
+    let mut cmd = on_bucket(if age.is_some() { "HSET" } else { "HDEL" }, bucket, terms);
+    cmd.arg(&field).arg(age.map(|age| age.to_bytes().to_vec()));
+    cmd
+}
+
+fn outlive(bucket: u32, terms: &Terms) -> Cmd {
+    let mut cmd = on_bucket("EXPIRE", bucket, terms);
+    cmd.arg(ages::LIFE.as_secs());
+    cmd
 }
 
 fn exists(entries: impl Iterator<Item = Vec<u8>>) -> Cmd {

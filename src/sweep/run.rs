@@ -7,6 +7,7 @@ use crate::layout::Layout;
 use crate::lock::{Contender, Histogram, companion};
 use crate::script::{CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::socket::checked;
+use crate::sweep::ages::{self, Record};
 use crate::sweep::checkpoint::{self, Checkpoint};
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
@@ -15,7 +16,7 @@ use crate::sweep::page::{Page, Walk};
 use crate::sweep::proof::Proof;
 use crate::sweep::quarantine::Quarantine;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
-use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms};
+use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms, Visit};
 use crate::sweep::slip::{Done, Slip};
 use crate::topology::{Facts, IdleClock};
 use redis::Value;
@@ -39,7 +40,7 @@ const LOAD_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Later {
     /// A tag to be read again, because it was young; and whether its entries were looked for.
-    Tag { key: Vec<u8>, page: Rc<Page>, looked: bool },
+    Tag { key: Vec<u8>, page: Rc<Page>, looked: bool, record: Option<Record> },
     /// References seen absent once.
     Absent(Batch),
     /// The next slips that an earlier sweep left.
@@ -99,6 +100,14 @@ pub(super) struct Run<'a> {
     given_up: Vec<Rc<Page>>,
     farewell: bool,
     rounds: Histogram,
+    /// Ages are kept on record, because our reads reset them.
+    pub(super) aging: bool,
+    /// The server's clock when we began (s).
+    time: u64,
+    /// Records to be written.
+    pub(super) ages: Vec<(Vec<u8>, Option<Record>)>,
+    /// Buckets of records that are tidied up.
+    tidied: u32,
 }
 
 impl<'a> Run<'a> {
@@ -111,8 +120,8 @@ impl<'a> Run<'a> {
     ) -> Self {
         let now = Moment::now();
         let memory = Memory::new(options.memory);
-        let run_id = facts.run_id.as_deref().filter(|_| !options.dry_run);
-        let purpose = run_id.map(|id| checkpoint::purpose(id, &layout.pattern(), options));
+        let run_id = facts.run_id.clone().filter(|_| !options.dry_run);
+        let purpose = run_id.map(|id| checkpoint::purpose(&id, &layout.pattern(), options));
         Self {
             link,
             contender,
@@ -120,7 +129,7 @@ impl<'a> Run<'a> {
             pattern: layout.pattern(),
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
-            idle: IdleClock::new(facts, now),
+            idle: IdleClock::new(facts.clone(), now),
             walk: Walk::new(0),
             second_pass: false,
             ready: VecDeque::new(),
@@ -149,6 +158,10 @@ impl<'a> Run<'a> {
             given_up: Vec::new(),
             farewell: false,
             rounds: Histogram::default(),
+            aging: false,
+            time: facts.time,
+            ages: Vec::new(),
+            tidied: 0,
         }
     }
 
@@ -247,7 +260,16 @@ impl<'a> Run<'a> {
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, page, looked }) => self.visit(key, page, true, looked),
+                Some(Later::Tag { key, page, looked, record }) => {
+                    self.visit(Visit {
+                        key,
+                        page,
+                        looked,
+                        again: true,
+                        known: record.into(),
+                        ..Visit::default()
+                    });
+                }
                 Some(Later::Recover(cursor)) => self.ready.push_back(Ask::Recover { cursor }),
                 Some(Later::Absent(batch)) => self.condemn(batch),
                 None => break,
@@ -265,6 +287,9 @@ impl<'a> Run<'a> {
         }
         if self.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
+        }
+        if self.ages.len() >= CROSSED || (self.is_idle() && !self.ages.is_empty()) {
+            self.ready.push_back(Ask::Ages(std::mem::take(&mut self.ages)));
         }
         if now.since(self.observed) >= LOAD_EVERY {
             self.observed = now;
@@ -312,6 +337,9 @@ impl<'a> Run<'a> {
     /// The last words to the server: how far we came, or that there is nothing left to do. False when
     /// they are said.
     fn say_farewell(&mut self) -> bool {
+        if self.tidy() {
+            return true;
+        }
         let silent = self.options.dry_run || self.contender.lease().is_none();
         if silent || std::mem::replace(&mut self.farewell, true) {
             return false;
@@ -322,6 +350,29 @@ impl<'a> Run<'a> {
         };
         self.ready.extend(kept.map(Ask::Checkpoint));
         true
+    }
+
+    /// At the end of a sweep that saw every tag: records of those that it did not see go, bucket by
+    /// bucket. False when there is nothing to tidy up.
+    fn tidy(&mut self) -> bool {
+        let whole = self.stop.is_none() && self.report.resumed_at == 0.0;
+        let writes = self.aging && !self.options.dry_run;
+        if !whole || !writes || self.tidied >= ages::BUCKETS {
+            return false;
+        }
+        self.ready.push_back(Ask::Tidy { first: self.tidied });
+        self.tidied += ages::TIDIED;
+        true
+    }
+
+    /// The server's clock when we began (s).
+    pub(super) fn began(&self) -> u64 {
+        self.time
+    }
+
+    /// The server's clock, by ours (s).
+    pub(super) fn server_time(&self) -> u64 {
+        self.time + Moment::now().since(self.begun).as_secs()
     }
 
     /// Gives batches that go to a script together a slip, if removals are noted.
@@ -384,7 +435,8 @@ impl<'a> Run<'a> {
     fn is_done(&self) -> bool {
         let judged = self.walk.is_done() && self.waiting.is_empty() && self.condemned.is_empty();
         let crossed = self.crossed.borrow().is_empty();
-        let verified = self.ready.is_empty() && self.unverified.is_empty() && crossed;
+        let kept = crossed && self.ages.is_empty();
+        let verified = self.ready.is_empty() && self.unverified.is_empty() && kept;
         verified && (judged || self.stop.is_some())
     }
 
@@ -453,6 +505,7 @@ impl<'a> Run<'a> {
             self.go_on_from(kept);
         }
         self.untouching &= matches!(replies.get(2), Some(Value::Okay));
+        self.aging = self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
         self.pace.connected(self.link.round_trip()?);
         Ok(())
     }
@@ -536,6 +589,9 @@ impl<'a> Run<'a> {
         match ask {
             Ask::Page { .. } => self.walk.again(),
             Ask::Extend | Ask::Load | Ask::Remember { .. } => {}
+            ask @ (Ask::Ages(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
+                self.ready.push_back(ask)
+            }
             ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {
                 self.ready.push_front(ask);
             }
