@@ -315,7 +315,8 @@ fn sweeps_do_not_make_a_tag_young() {
     let _: bool = con.sismember("tag:old", "item:old:l0").unwrap();
     assert_eq!(sweep(server.config(), aged()).tags_aged, 1);
     let _: () = con.del("tag:older").unwrap();
-    assert_eq!(sweep(server.config(), aged()).tags_aged, 0);
+    // The second one certainly begins in another second than the last touch of that tag.
+    (0..2).for_each(|_| assert_eq!(sweep(server.config(), aged()).tags_aged, 0));
     assert_eq!(records(&mut con), usize::from(records_needed), "records go with their tags");
 }
 
