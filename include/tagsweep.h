@@ -33,7 +33,7 @@
  * Version of this interface. It grows when a function, a code or a field is added; a program built
  * against an older one goes on working. It starts again when something changes or goes.
  */
-#define TAGSWEEP_ABI_VERSION 2
+#define TAGSWEEP_ABI_VERSION 3
 
 /**
  * Done.
@@ -274,6 +274,30 @@ typedef struct {
    * How long to wait for the lock (ms).
    */
   uint64_t wait_ms;
+  /**
+   * How much longer others may have to wait for the server because of the sweep (us).
+   */
+  uint64_t max_latency_us;
+  /**
+   * How much of the server's time to take at most, in tenths: 1 to 10.
+   */
+  uint32_t effort;
+  /**
+   * Memory for what is under way and for what waits (bytes).
+   */
+  size_t memory;
+  /**
+   * Delete an entry whose reference had to be put back: it may have missed an invalidation.
+   */
+  bool strict;
+  /**
+   * Note on the server what is removed until it is verified, for the case of a crash.
+   */
+  bool durable;
+  /**
+   * Go on where an earlier sweep was cut short.
+   */
+  bool resume;
 } tagsweep_options;
 
 /**
@@ -309,6 +333,10 @@ typedef struct {
    */
   uint64_t references_removed;
   /**
+   * References to absent entries that were left alone, for their tag was in use.
+   */
+  uint64_t references_skipped;
+  /**
    * References put back because their entry appeared after all.
    */
   uint64_t references_restored;
@@ -317,7 +345,7 @@ typedef struct {
    */
   uint64_t scores_healed;
   /**
-   * Entries deleted because their tag was aged.
+   * Entries deleted because their tag was aged, or, in a strict sweep, restored.
    */
   uint64_t entries_invalidated;
   /**
@@ -336,6 +364,34 @@ typedef struct {
    * Time that the server worked for us (s).
    */
   double server_s;
+  /**
+   * Rounds of commands; each kept the server from others for a moment.
+   */
+  uint64_t rounds;
+  /**
+   * How long: the median (s).
+   */
+  double round_p50_s;
+  /**
+   * And of the slowest hundredth (s).
+   */
+  double round_p99_s;
+  /**
+   * Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+   */
+  double resumed_at;
+  /**
+   * References that the earlier sweep had removed up to there.
+   */
+  uint64_t removed_before;
+  /**
+   * Time that the rest of the walk will take (s), negative while that cannot be told; 0 at the end.
+   */
+  double left_s;
+  /**
+   * How much of the server's time is taken at most now, in tenths; 0 at the end.
+   */
+  double effort;
   /**
    * Whether every tag was seen and judged.
    */

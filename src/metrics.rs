@@ -1,9 +1,10 @@
 //! Statistics as OpenMetrics text. Pure.
 //!
 //! Names and labels are those of `ops/metrics.txt`. No label holds a tag, a token or a secret; the one
-//! of a lock is its name.
+//! of a lock is its name, and of sweeps that of their lock.
 
 use crate::lock::{Histogram, LossReason, Stats, Status};
+use crate::sweep::Totals;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -18,20 +19,31 @@ pub struct LockSample<'a> {
     pub status: Option<&'a Status>,
 }
 
-/// The text for a set of locks, `# EOF` included.
+/// The sweeps under one lock.
+#[derive(Clone, Copy, Debug)]
+pub struct SweepSample<'a> {
+    /// Name of the lock.
+    pub lock: &'a [u8],
+    /// Of [`totals`](crate::sweep::totals).
+    pub totals: &'a Totals,
+}
+
+/// The text for a set of locks and for the sweeps under some of them, `# EOF` included.
 ///
 /// ```
 /// use tagsweep::{lock::Stats, metrics::{LockSample, open_metrics}};
 /// let stats = Stats { acquired: 2, ..Stats::default() };
-/// let text = open_metrics(&[LockSample { name: b"report", stats: &stats, status: None }]);
+/// let text = open_metrics(&[LockSample { name: b"report", stats: &stats, status: None }], &[]);
 /// assert!(text.contains("tagsweep_lock_acquire_total{lock=\"report\",result=\"acquired\"} 2\n"));
 /// assert!(text.ends_with("# EOF\n"));
 /// ```
-pub fn open_metrics(locks: &[LockSample]) -> String {
-    let mut text = Text { out: String::new(), locks };
+pub fn open_metrics(locks: &[LockSample], sweeps: &[SweepSample]) -> String {
+    let mut text = Text { out: String::new(), locks, sweeps };
     text.counters();
     text.histograms();
     text.gauges();
+    text.runs();
+    text.work();
     text.out.push_str("# EOF\n");
     text.out
 }
@@ -42,6 +54,7 @@ const OCTAVES: std::ops::RangeInclusive<u32> = 6..=32;
 struct Text<'a> {
     out: String,
     locks: &'a [LockSample<'a>],
+    sweeps: &'a [SweepSample<'a>],
 }
 
 impl Text<'_> {
@@ -55,24 +68,24 @@ impl Text<'_> {
                 ("timeout", stats.timeouts),
                 ("unknown", stats.unknown),
             ] {
-                line(out, "acquire_total", name, &[("result", result)], n);
+                line(out, "lock_acquire_total", name, &[("result", result)], n);
             }
         });
         self.family("tagsweep_lock_renew", "counter", "Renewals of leases.");
         self.each(|out, lock, name| {
-            line(out, "renew_total", name, &[("result", "ok")], lock.stats.renewed);
-            line(out, "renew_total", name, &[("result", "failed")], lock.stats.renew_failed);
+            line(out, "lock_renew_total", name, &[("result", "ok")], lock.stats.renewed);
+            line(out, "lock_renew_total", name, &[("result", "failed")], lock.stats.renew_failed);
         });
         self.family("tagsweep_lock_lost", "counter", "Leases lost before they were given back.");
         self.each(|out, lock, name| {
             for reason in LossReason::ALL {
                 let n = lock.stats.lost.get(&reason).copied().unwrap_or(0);
-                line(out, "lost_total", name, &[("reason", reason.name())], n);
+                line(out, "lock_lost_total", name, &[("reason", reason.name())], n);
             }
         });
         self.family("tagsweep_lock_takeover", "counter", "Grants after one never given back.");
         self.each(|out, lock, name| {
-            line(out, "takeover_total", name, &[], lock.stats.takeovers);
+            line(out, "lock_takeover_total", name, &[], lock.stats.takeovers);
         });
     }
 
@@ -85,7 +98,9 @@ impl Text<'_> {
         ];
         for (what, of, help) in all {
             self.family(&format!("tagsweep_lock_{what}_seconds"), "histogram", help);
-            self.each(|out, lock, name| histogram(out, what, name, of(lock.stats)));
+            self.each(|out, lock, name| {
+                histogram(out, &format!("lock_{what}"), name, of(lock.stats))
+            });
         }
     }
 
@@ -114,9 +129,80 @@ impl Text<'_> {
             self.family(&format!("tagsweep_lock_{what}"), "gauge", help);
             self.each(|out, lock, name| {
                 if let Some(value) = of(lock) {
-                    line(out, what, name, &[], value);
+                    line(out, &format!("lock_{what}"), name, &[], value);
                 }
             });
+        }
+    }
+
+    /// How sweeps ended, and how long they took.
+    fn runs(&mut self) {
+        self.family("tagsweep_run", "counter", "Sweeps, by how they ended.");
+        self.sweeps(|out, totals, name| {
+            for result in RESULTS {
+                let n = totals.runs.iter().filter(|(reason, _)| result_of(reason) == result);
+                line(out, "run_total", name, &[("result", result)], n.map(|(_, n)| n).sum::<u64>());
+            }
+        });
+        self.family("tagsweep_run_seconds", "histogram", "Durations of sweeps.");
+        self.sweeps(|out, totals, name| histogram(out, "run", name, &totals.durations));
+        let help = "How long one round of a sweep's commands kept the server.";
+        self.family("tagsweep_page_seconds", "histogram", help);
+        self.sweeps(|out, totals, name| histogram(out, "page", name, &totals.rounds));
+        let help = "When the last complete sweep ended.";
+        self.family("tagsweep_last_success_timestamp_seconds", "gauge", help);
+        self.sweeps(|out, totals, name| {
+            if let Some(at) = totals.last_success {
+                line(out, "last_success_timestamp_seconds", name, &[], at);
+            }
+        });
+        self.family("tagsweep_redis_errors", "counter", "Errors that sweeps met, by first word.");
+        self.sweeps(|out, totals, name| {
+            for (code, n) in &totals.errors {
+                line(out, "redis_errors_total", name, &[("code", code)], n);
+            }
+        });
+    }
+
+    /// What sweeps did.
+    fn work(&mut self) {
+        let counters = [
+            ("tags_scanned", "tags_seen", "Tags read."),
+            ("tags_removed", "tags_removed", "Tags whose last reference was removed."),
+            ("members_checked", "references_checked", "References whose entry was looked for."),
+            ("members_removed", "references_removed", "References removed."),
+            ("members_restored", "references_restored", "References put back."),
+            ("reclaimed_bytes", "bytes_reclaimed", "Memory given back, estimated from samples."),
+            ("lock_fenced", "fenced", "Sweeps whose commands the server refused: lock lost."),
+        ];
+        for (metric, count, help) in counters {
+            self.family(&format!("tagsweep_{metric}"), "counter", help);
+            self.sweeps(|out, totals, name| {
+                let n = totals.counts.get(count).copied().unwrap_or(0);
+                line(out, &format!("{metric}_total"), name, &[], n);
+            });
+        }
+        self.family("tagsweep_members_skipped", "counter", "What was left alone, and why.");
+        self.sweeps(|out, totals, name| {
+            for (reason, count) in [("in_use", "references_skipped"), ("type", "tags_skipped")] {
+                let n = totals.counts.get(count).copied().unwrap_or(0);
+                line(out, "members_skipped_total", name, &[("reason", reason)], n);
+            }
+        });
+        let help = "Share of the references checked that were removed, of all sweeps.";
+        self.family("tagsweep_orphan_ratio", "gauge", help);
+        self.sweeps(|out, totals, name| {
+            let count = |count: &str| totals.counts.get(count).copied().unwrap_or(0) as f64;
+            let checked = count("references_checked");
+            if checked > 0.0 {
+                line(out, "orphan_ratio", name, &[], count("references_removed") / checked);
+            }
+        });
+    }
+
+    fn sweeps(&mut self, show: impl Fn(&mut String, &Totals, &str)) {
+        for sweep in self.sweeps {
+            show(&mut self.out, sweep.totals, &label(sweep.lock));
         }
     }
 
@@ -131,6 +217,17 @@ impl Text<'_> {
     }
 }
 
+/// Values of the label `result`.
+const RESULTS: [&str; 5] = ["complete", "partial", "lost", "busy", "error"];
+
+/// Under which of them a run counts that ended for that reason.
+fn result_of(reason: &str) -> &str {
+    match reason {
+        "complete" | "lost" | "busy" | "error" => reason,
+        _ => "partial",
+    }
+}
+
 fn line(
     out: &mut String,
     what: &str,
@@ -138,7 +235,7 @@ fn line(
     labels: &[(&str, &str)],
     value: impl std::fmt::Display,
 ) {
-    let _ = write!(out, "tagsweep_lock_{what}{{lock=\"{lock}\"");
+    let _ = write!(out, "tagsweep_{what}{{lock=\"{lock}\"");
     for (label, value) in labels {
         let _ = write!(out, ",{label}=\"{value}\"");
     }
@@ -174,7 +271,7 @@ mod tests {
         stats.holds.record(Duration::from_secs(3));
         let status = Status { fence: Some(7), waiting: 2, ..Status::default() };
         let sample = LockSample { name: b"a\"\\\n\xff", stats: &stats, status: Some(&status) };
-        let text = open_metrics(&[sample]);
+        let text = open_metrics(&[sample], &[]);
         let has = |end: &str| {
             let line = text.lines().find(|line| line.ends_with(end));
             assert!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tagsweep::lock::{Holder, Stats, Status};
-use tagsweep::metrics::{LockSample, open_metrics};
+use tagsweep::metrics::{LockSample, SweepSample, open_metrics};
 
 fn ops(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ops").join(name)
@@ -40,7 +40,12 @@ fn sample() -> String {
     stats.holds.record(Duration::from_millis(3));
     let holder = Some(Holder { ttl: Some(Duration::from_secs(9)), ..Holder::default() });
     let status = Status { holder, fence: Some(7), ..Status::default() };
-    open_metrics(&[LockSample { name: b"a", stats: &stats, status: Some(&status) }])
+    let mut totals = tagsweep::sweep::Totals::default();
+    totals.last_success = Some(1);
+    totals.errors.insert("OOM".into(), 1);
+    totals.counts.insert("references_checked".into(), 1);
+    let lock = LockSample { name: b"a", stats: &stats, status: Some(&status) };
+    open_metrics(&[lock], &[SweepSample { lock: b"a", totals: &totals }])
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub use sweep::*;
 
 /// Version of this interface. It grows when a function, a code or a field is added; a program built
 /// against an older one goes on working. It starts again when something changes or goes.
-pub const TAGSWEEP_ABI_VERSION: u32 = 2;
+pub const TAGSWEEP_ABI_VERSION: u32 = 3;
 
 /// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.
 #[unsafe(no_mangle)]

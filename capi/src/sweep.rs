@@ -46,6 +46,18 @@ pub struct tagsweep_options {
     pub lock_ttl_ms: u64,
     /// How long to wait for the lock (ms).
     pub wait_ms: u64,
+    /// How much longer others may have to wait for the server because of the sweep (us).
+    pub max_latency_us: u64,
+    /// How much of the server's time to take at most, in tenths: 1 to 10.
+    pub effort: u32,
+    /// Memory for what is under way and for what waits (bytes).
+    pub memory: usize,
+    /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
+    pub strict: bool,
+    /// Note on the server what is removed until it is verified, for the case of a crash.
+    pub durable: bool,
+    /// Go on where an earlier sweep was cut short.
+    pub resume: bool,
 }
 
 /// What a sweep did; of a dry run, what would be done.
@@ -66,11 +78,13 @@ pub struct tagsweep_report {
     pub references_checked: u64,
     /// References removed.
     pub references_removed: u64,
+    /// References to absent entries that were left alone, for their tag was in use.
+    pub references_skipped: u64,
     /// References put back because their entry appeared after all.
     pub references_restored: u64,
     /// Scores corrected.
     pub scores_healed: u64,
-    /// Entries deleted because their tag was aged.
+    /// Entries deleted because their tag was aged, or, in a strict sweep, restored.
     pub entries_invalidated: u64,
     /// Memory given back, estimated (bytes).
     pub bytes_reclaimed: u64,
@@ -80,6 +94,20 @@ pub struct tagsweep_report {
     pub duration_s: f64,
     /// Time that the server worked for us (s).
     pub server_s: f64,
+    /// Rounds of commands; each kept the server from others for a moment.
+    pub rounds: u64,
+    /// How long: the median (s).
+    pub round_p50_s: f64,
+    /// And of the slowest hundredth (s).
+    pub round_p99_s: f64,
+    /// Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+    pub resumed_at: f64,
+    /// References that the earlier sweep had removed up to there.
+    pub removed_before: u64,
+    /// Time that the rest of the walk will take (s), negative while that cannot be told; 0 at the end.
+    pub left_s: f64,
+    /// How much of the server's time is taken at most now, in tenths; 0 at the end.
+    pub effort: f64,
     /// Whether every tag was seen and judged.
     pub complete: bool,
 }
@@ -94,6 +122,7 @@ impl From<&Report> for tagsweep_report {
             tags_skipped: report.tags_skipped,
             references_checked: report.references_checked,
             references_removed: report.references_removed,
+            references_skipped: report.references_skipped,
             references_restored: report.references_restored,
             scores_healed: report.scores_healed,
             entries_invalidated: report.entries_invalidated,
@@ -101,6 +130,13 @@ impl From<&Report> for tagsweep_report {
             pages: report.pages,
             duration_s: report.duration.as_secs_f64(),
             server_s: report.server.as_secs_f64(),
+            rounds: report.rounds,
+            round_p50_s: report.round_p50.as_secs_f64(),
+            round_p99_s: report.round_p99.as_secs_f64(),
+            resumed_at: report.resumed_at,
+            removed_before: report.removed_before,
+            left_s: 0.0,
+            effort: 0.0,
             complete: report.complete,
         }
     }
@@ -139,6 +175,12 @@ pub unsafe extern "C" fn tagsweep_options_init(options: *mut tagsweep_options) {
             lock_len: 0,
             lock_ttl_ms: ms(usual.lock_ttl),
             wait_ms: ms(usual.wait),
+            max_latency_us: u64::try_from(usual.max_latency.as_micros()).unwrap_or(u64::MAX),
+            effort: u32::from(usual.effort),
+            memory: usual.memory,
+            strict: usual.strict,
+            durable: usual.durable,
+            resume: usual.resume,
         };
         // SAFETY: the caller's promise, passed on.
         unsafe { put(options, filled) };
@@ -176,7 +218,11 @@ pub unsafe extern "C" fn tagsweep_sweep(
         let mut sweep = Sweep::on(Arc::clone(&client.link), options.unwrap_or_default())?;
         let ended = sweep.run(&mut |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
-            let figures = tagsweep_report::from(now.report);
+            let figures = tagsweep_report {
+                left_s: now.left.map_or(-1.0, |left| left.as_secs_f64()),
+                effort: now.effort,
+                ..tagsweep_report::from(now.report)
+            };
             // SAFETY: the caller's function, called by its rules.
             match unsafe { progress(context, &raw const figures, now.share) } {
                 0 => Flow::Continue,
@@ -236,6 +282,11 @@ unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
         lock: name(given.lock, given.lock_len)?.unwrap_or(usual.lock),
         lock_ttl: ms(given.lock_ttl_ms),
         wait: ms(given.wait_ms),
-        ..usual
+        max_latency: Duration::from_micros(given.max_latency_us),
+        effort: u8::try_from(given.effort).unwrap_or(u8::MAX),
+        memory: given.memory,
+        strict: given.strict,
+        durable: given.durable,
+        resume: given.resume,
     })
 }

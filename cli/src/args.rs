@@ -35,7 +35,9 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Take a lock away from its holder and hand it to the first who waits.
     ForceRelease(ForceReleaseArgs),
-    /// Print the statistics of locks as OpenMetrics text.
+    /// Show the last fifty sweeps.
+    History(HistoryArgs),
+    /// Print the statistics of locks and sweeps as OpenMetrics text.
     Metrics(MetricsArgs),
     /// Write a small tagged cache, sweep it, and show what happened.
     Demo(DemoArgs),
@@ -136,6 +138,24 @@ pub(crate) struct SweepArgs {
     /// Stop after this time.
     #[arg(long, value_parser = duration)]
     pub max_duration: Option<Duration>,
+    /// How much longer others may have to wait for the server because of the sweep.
+    #[arg(long, value_parser = duration, default_value = "500us")]
+    pub max_latency: Duration,
+    /// How much of the server's time to take at most, in tenths.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=10))]
+    pub effort: u8,
+    /// Memory of this process for what is under way and for what waits, such as 48M.
+    #[arg(long, value_parser = size, default_value = "48M")]
+    pub memory: usize,
+    /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
+    #[arg(long)]
+    pub strict: bool,
+    /// Note on the server what is removed until it is verified, for the case of a crash.
+    #[arg(long)]
+    pub durable: bool,
+    /// Begin at the beginning, also when an earlier sweep was cut short.
+    #[arg(long)]
+    pub fresh: bool,
     /// Name of the lock.
     #[arg(long, default_value = "cache_tag_cleanup")]
     pub lock: OsString,
@@ -173,7 +193,12 @@ impl SweepArgs {
             lock_ttl: self.lock_ttl,
             wait: self.wait,
             dry_run: self.dry_run,
-            ..Options::default()
+            max_latency: self.max_latency,
+            effort: self.effort,
+            memory: self.memory,
+            strict: self.strict,
+            durable: self.durable,
+            resume: !self.fresh,
         }
     }
 }
@@ -253,6 +278,22 @@ pub(crate) struct MetricsArgs {
     pub output: Option<PathBuf>,
 }
 
+/// What is looked back at.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct HistoryArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Name of the lock that the sweeps ran under.
+    #[arg(long, default_value = "cache_tag_cleanup")]
+    pub lock: OsString,
+    /// One JSON object a line, newest first.
+    #[arg(long, conflicts_with = "html")]
+    pub json: bool,
+    /// Write a page with plots, complete in itself, instead of printing.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum WaitModeName {
     /// First come, first served.
@@ -281,6 +322,18 @@ fn ttl(text: &str) -> Result<Ttl, String> {
     if text == "auto" { Ok(Ttl::AUTO) } else { duration(text).map(Ttl::Fixed) }
 }
 
+/// Bytes, with K, M or G for powers of 1024.
+fn size(text: &str) -> Result<usize, String> {
+    let (number, scale) = match text.chars().last() {
+        Some('K' | 'k') => (&text[..text.len() - 1], 1 << 10),
+        Some('M' | 'm') => (&text[..text.len() - 1], 1 << 20),
+        Some('G' | 'g') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    let number: usize = number.parse().map_err(|_| "not a size, such as 48M or 1G")?;
+    number.checked_mul(scale).ok_or_else(|| "out of range".to_owned())
+}
+
 /// `250us`, `50ms`, `1.5s`, `2m`, `1h`, `7d`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
@@ -306,6 +359,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!((size("48M"), size("1g"), size("7")), (Ok(48 << 20), Ok(1 << 30), Ok(7)));
+        for wrong in ["", "M", "-1", "1T", "99999999999999999999G", "17179869184G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod args;
 mod demo;
+mod history;
 mod lock;
 mod monitor;
 mod output;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Lock(options) => lock::lock(&options),
         Command::Status(options) => monitor::status(&options),
         Command::ForceRelease(options) => monitor::force_release(&options),
+        Command::History(options) => history::history(&options),
         Command::Metrics(options) => monitor::metrics(&options),
         Command::Demo(options) => demo::demo(&options),
     };

@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tagsweep::connect::Link;
 use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
-use tagsweep::metrics::{LockSample, open_metrics};
+use tagsweep::metrics::{LockSample, SweepSample, open_metrics};
+use tagsweep::sweep::{self, Totals};
 
-fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
+pub(crate) fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
     Ok(Arc::new(Mutex::new(Link::new(server.config()?)?)))
 }
 
@@ -59,12 +60,16 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
 }
 
 pub(crate) fn metrics(args: &MetricsArgs) -> Done {
-    let locks = looked_at(&link(&args.server)?, &args.names)?;
+    let link = link(&args.server)?;
+    let locks = looked_at(&link, &args.names)?;
+    let sweeps = swept_under(&link, &locks)?;
+    let sweeps: Vec<SweepSample> =
+        sweeps.iter().map(|(lock, totals)| SweepSample { lock, totals }).collect();
     let samples: Vec<LockSample> = locks
         .iter()
         .map(|(name, status)| LockSample { name, stats: &status.stats, status: Some(status) })
         .collect();
-    let text = open_metrics(&samples);
+    let text = open_metrics(&samples, &sweeps);
     match &args.output {
         None => std::io::stdout().write_all(text.as_bytes())?,
         Some(path) => {
@@ -76,6 +81,16 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Done {
         }
     }
     Ok(exit::DONE)
+}
+
+/// The locks under which anything was ever swept.
+fn swept_under<'a>(
+    link: &SharedLink,
+    locks: &'a [(Vec<u8>, Status)],
+) -> tagsweep::Result<Vec<(&'a [u8], Totals)>> {
+    let totals = locks.iter().map(|(name, _)| Ok((name.as_slice(), sweep::totals(link, name)?)));
+    let totals: Vec<_> = totals.collect::<tagsweep::Result<_>>()?;
+    Ok(totals.into_iter().filter(|(_, totals)| !totals.runs.is_empty()).collect())
 }
 
 fn as_text(name: &[u8], status: &Status) -> String {
@@ -165,7 +180,7 @@ fn counts(status: &Status) -> String {
 }
 
 /// A span as people say it.
-fn span(span: Duration) -> String {
+pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs_f64();
     match seconds {
         s if s < 0.001 => format!("{:.0} us", s * 1e6),

@@ -1,9 +1,10 @@
 //! What people and machines are shown of a sweep.
 
+use crate::monitor::span;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-use tagsweep::sweep::{Progress, Report};
+use tagsweep::sweep::{Progress, Report, Sample};
 
 /// Shows progress: a bar on a terminal, a JSON line a second for machines, nothing otherwise.
 pub(crate) enum Meter {
@@ -41,7 +42,7 @@ impl Screen {
                 bar.set_position((progress.share * BAR_STEPS as f64) as u64);
                 bar.set_message(message(progress));
             }
-            Meter::Json => print_json("progress", progress.report, Some(progress.share)),
+            Meter::Json => print_json("progress", progress.report, Some(progress)),
             Meter::Silent => {}
         }
     }
@@ -64,9 +65,18 @@ fn bar() -> ProgressBar {
 
 fn message(progress: &Progress) -> String {
     let report = progress.report;
-    let waiting = if progress.waiting { ", waiting for grace and verification" } else { "" };
+    let rate = report.references_checked as f64 / report.duration.as_secs_f64().max(1e-3);
+    let slowed = match progress.effort {
+        effort if effort < 9.95 => format!(", effort {effort:.1}"),
+        _ => String::new(),
+    };
+    let left = match (progress.waiting, progress.left) {
+        (true, _) => ", waiting for grace and verification".to_owned(),
+        (false, Some(left)) => format!(", {} left", span(left)),
+        (false, None) => String::new(),
+    };
     format!(
-        "{} tags, {} references checked, {} removed{waiting}",
+        "{} tags, {} references ({rate:.0}/s), {} removed{slowed}{left}",
         report.tags_seen, report.references_checked, report.references_removed
     )
 }
@@ -100,12 +110,28 @@ pub(crate) fn print_report(report: &Report, server: &str) {
         report.entries_invalidated
     );
     println!("  memory      about {} reclaimed", size(report.bytes_reclaimed));
+    println!(
+        "  rounds      {}, each kept the server for {} (median), {} (slowest hundredth)",
+        report.rounds,
+        span(report.round_p50),
+        span(report.round_p99)
+    );
+    if report.references_skipped > 0 {
+        println!("  left alone  {} references of tags in use", report.references_skipped);
+    }
+    if report.resumed_at > 0.0 {
+        let (at, before) = (report.resumed_at * 100.0, report.removed_before);
+        println!("  went on     at {at:.0} %; the sweep before had removed {before} references");
+    }
+    for Sample { tag, entry, why } in &report.samples {
+        println!("  example     {tag} would lose {entry}: {why}");
+    }
     for warning in &report.warnings {
         eprintln!("warning: {warning}");
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} bytes"),
         1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
@@ -113,12 +139,15 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// One line of JSON: the report's keys, with a type.
-pub(crate) fn print_json(kind: &str, report: &Report, share: Option<f64>) {
+/// One line of JSON: the report's keys, with a type, and of progress how far it is.
+pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress>) {
     let mut line = serde_json::Map::new();
     line.insert("type".into(), kind.into());
-    if let Some(share) = share {
-        line.insert("share".into(), share.into());
+    if let Some(progress) = progress {
+        line.insert("share".into(), progress.share.into());
+        line.insert("left_s".into(), progress.left.map(|left| left.as_secs_f64()).into());
+        line.insert("keys".into(), progress.keys.into());
+        line.insert("effort".into(), progress.effort.into());
     }
     if let Ok(serde_json::Value::Object(figures)) = serde_json::to_value(report) {
         line.extend(figures);

@@ -1,9 +1,10 @@
 //! What the class macros cannot say: `Redis|string|array $redis`, `int|float $ttl`, and that the first
-//! parameter is sensitive, so that no backtrace shows a password in a DSN; `?callable $listener` and `static`.
+//! parameter is sensitive, so that no backtrace shows a password in a DSN; `?callable $listener`, `?object $logger`
+//! and `static`.
 
 use ext_php_rs::ffi::{_ZEND_TYPE_NAME_BIT, HashTable, zend_internal_arg_info};
 use ext_php_rs::ffi::{
-    IS_ARRAY, IS_CALLABLE, IS_DOUBLE, IS_LONG, IS_NULL, IS_STRING, zend_function,
+    IS_ARRAY, IS_CALLABLE, IS_DOUBLE, IS_LONG, IS_NULL, IS_OBJECT, IS_STRING, zend_function,
 };
 use ext_php_rs::types::ZendStr;
 use ext_php_rs::zend::ClassEntry;
@@ -20,20 +21,22 @@ unsafe extern "C" {
     ) -> *mut std::ffi::c_void;
 }
 
-/// Repairs `onProgress(?callable $listener = null): static`. At module start only.
-pub(crate) fn repair_listener(class: &'static ClassEntry) {
-    // SAFETY: at module start nobody else uses the class entry; the table holds pointers to
-    // functions, whose argument tables are ours and have the return type before the first argument.
-    unsafe {
-        let Some(entry) = class.function_table.get("onprogress") else { return };
-        let Some(function) = entry.value.ptr.cast::<zend_function>().as_mut() else { return };
-        let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
-        let listener = &mut (*table).type_;
-        listener.type_mask =
-            (listener.type_mask & !TYPE_BITS) | (1 << IS_CALLABLE) | (1 << IS_NULL);
-        let returned = &mut (*table.sub(1)).type_;
-        returned.ptr = std::ptr::null_mut();
-        returned.type_mask = (returned.type_mask & !TYPE_BITS) | MAY_BE_STATIC;
+/// Repairs `onProgress(?callable $listener = null): static` and `setLogger(?object $logger = null):
+/// static`. At module start only.
+pub(crate) fn repair_setters(class: &'static ClassEntry) {
+    for (method, kind) in [("onprogress", IS_CALLABLE), ("setlogger", IS_OBJECT)] {
+        // SAFETY: at module start nobody else uses the class entry; the table holds pointers to
+        // functions, whose argument tables are ours and have the return type before the first argument.
+        unsafe {
+            let Some(entry) = class.function_table.get(method) else { continue };
+            let Some(function) = entry.value.ptr.cast::<zend_function>().as_mut() else { continue };
+            let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
+            let argument = &mut (*table).type_;
+            argument.type_mask = (argument.type_mask & !TYPE_BITS) | (1 << kind) | (1 << IS_NULL);
+            let returned = &mut (*table.sub(1)).type_;
+            returned.ptr = std::ptr::null_mut();
+            returned.type_mask = (returned.type_mask & !TYPE_BITS) | MAY_BE_STATIC;
+        }
     }
 }
 

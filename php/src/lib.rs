@@ -111,7 +111,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
         arginfo::repair_constructor(lock, Some(2));
         arginfo::repair_constructor(manager, None);
         arginfo::repair_owners(lock);
-        arginfo::repair_listener(manager);
+        arginfo::repair_setters(manager);
         let namespace = alias_namespace();
         if !namespace.is_empty() {
             alias(&namespace, "DistributedLock", lock)?;

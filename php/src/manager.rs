@@ -8,7 +8,7 @@ use crate::target::config;
 use crate::weak::{Array, Int};
 use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
-use ext_php_rs::types::{ZendCallable, ZendClassObject, Zval};
+use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 use tagsweep::Config;
@@ -23,6 +23,7 @@ pub(crate) struct TagCleanupManager {
     config: Config,
     options: Options,
     listener: RefCell<Option<Zval>>,
+    logger: RefCell<Option<Zval>>,
     report: RefCell<Option<Report>>,
     running: Cell<bool>,
     stopping: Cell<bool>,
@@ -46,6 +47,7 @@ impl TagCleanupManager {
             config,
             options,
             listener: RefCell::default(),
+            logger: RefCell::default(),
             report: RefCell::default(),
             running: Cell::default(),
             stopping: Cell::default(),
@@ -78,7 +80,8 @@ impl TagCleanupManager {
         self.report.borrow().clone().map(SweepReport::from)
     }
 
-    /// Calls `listener(SweepReport $report, float $share)` about ten times a second; null ends that.
+    /// Calls `listener(SweepReport $report, float $share, ?float $left)` about ten times a second, with
+    /// the share of the keys walked and the seconds left; null ends that.
     pub fn on_progress<'a>(
         self_: &'a mut ZendClassObject<TagCleanupManager>,
         listener: Option<&Zval>,
@@ -91,6 +94,23 @@ impl TagCleanupManager {
             .throw();
         } else {
             self_.listener.replace(listener.map(Zval::shallow_clone));
+        }
+        self_
+    }
+
+    /// Tells a PSR-3 logger (any object with its `log()`) how cleanups end; null ends that.
+    pub fn set_logger<'a>(
+        self_: &'a mut ZendClassObject<TagCleanupManager>,
+        logger: Option<&Zval>,
+    ) -> &'a mut ZendClassObject<TagCleanupManager> {
+        let logger = logger.filter(|logger| !logger.is_null());
+        if logger.is_some_and(|logger| log_of(logger).is_none()) {
+            type_error(format!(
+                "{NAME}::setLogger(): Argument #1 ($logger) must have the method log() of PSR-3"
+            ))
+            .throw();
+        } else {
+            self_.logger.replace(logger.map(Zval::shallow_clone));
         }
         self_
     }
@@ -114,7 +134,8 @@ impl TagCleanupManager {
         let ended = self.run(options, &gate, &mut thrown);
         self.running.set(false);
         drop(gate); // after the lock was released: a signal that ends the process is delivered here
-        match (thrown, ended?) {
+        self.log(&ended)?;
+        match (thrown, ended.map_err(from_core)?) {
             (Some(e), _) => Err(e),
             (None, Ended::Swept(report)) => Ok(report),
             (None, Ended::Held(_)) => Err(exception(
@@ -129,8 +150,8 @@ impl TagCleanupManager {
         options: Options,
         gate: &Gate,
         thrown: &mut Option<PhpException>,
-    ) -> PhpResult<Ended> {
-        let mut sweep = Sweep::new(self.config.clone(), options).map_err(from_core)?;
+    ) -> tagsweep::Result<Ended> {
+        let mut sweep = Sweep::new(self.config.clone(), options)?;
         let mut told = Instant::now();
         let ended = sweep.run(&mut |progress| {
             if told.elapsed() >= EVERY {
@@ -141,7 +162,28 @@ impl TagCleanupManager {
             if stop { Flow::Stop } else { Flow::Continue }
         });
         self.report.replace(sweep.report().cloned());
-        ended.map_err(from_core)
+        ended
+    }
+
+    /// Tells the logger how it ended. What the logger throws is thrown.
+    fn log(&self, ended: &tagsweep::Result<Ended>) -> PhpResult<()> {
+        let Some(logger) = self.logger.borrow().as_ref().map(Zval::shallow_clone) else {
+            return Ok(());
+        };
+        let (level, message) = match ended {
+            Err(e) => ("error", format!("The cache tag cleanup failed: {e}")),
+            Ok(Ended::Held(holder)) => {
+                ("notice", format!("The cache tag cleanup did not run: {holder}."))
+            }
+            Ok(Ended::Swept(report)) => (level(report), sentence(report)),
+        };
+        let context = self.report.borrow().clone().map(SweepReport::from);
+        let context = context.unwrap_or_else(|| Report::default().into()).json_serialize()?;
+        let Some(call) = log_of(&logger) else { return Ok(()) };
+        ZendCallable::new_owned(call)
+            .and_then(|call| call.try_call(vec![&level, &message, &context]))
+            .map_err(PhpException::from)?;
+        Ok(())
     }
 
     /// Calls the listener; false from it means stop.
@@ -152,12 +194,43 @@ impl TagCleanupManager {
         let report = SweepReport::from(progress.report.clone());
         let mut object = Zval::new();
         ext_php_rs::convert::IntoZval::set_zval(report, &mut object, false)?;
+        let left = progress.left.map(|left| left.as_secs_f64());
         let answer = ZendCallable::new_owned(listener)
-            .and_then(|call| call.try_call(vec![&object, &progress.share]))
+            .and_then(|call| call.try_call(vec![&object, &progress.share, &left]))
             .map_err(PhpException::from)?;
         if answer.is_false() {
             self.stopping.set(true);
         }
         Ok(())
     }
+}
+
+/// The callable `[$logger, 'log']`, if there is such a method.
+fn log_of(logger: &Zval) -> Option<Zval> {
+    let mut pair = ZendHashTable::new();
+    pair.push(logger.shallow_clone()).ok()?;
+    pair.push("log").ok()?;
+    let mut call = Zval::new();
+    call.set_hashtable(pair);
+    (logger.is_object() && call.is_callable()).then_some(call)
+}
+
+fn level(report: &Report) -> &'static str {
+    match report.reason {
+        Reason::Complete if report.warnings.is_empty() => "info",
+        Reason::Complete | Reason::Stopped => "notice",
+        _ => "warning",
+    }
+}
+
+fn sentence(report: &Report) -> String {
+    let did = if report.dry_run { "would remove" } else { "removed" };
+    let (tags, references) = (report.tags_removed, report.references_removed);
+    let seconds = report.duration.as_secs_f64();
+    let how = report.reason.text();
+    let warned: String =
+        report.warnings.iter().map(|warning| format!(" Warning: {warning}.")).collect();
+    format!(
+        "The cache tag cleanup {did} {tags} tags and {references} references in {seconds:.2} s: {how}.{warned}"
+    )
 }

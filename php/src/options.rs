@@ -151,6 +151,12 @@ const SWEEP: &[&str] = &[
     "maxShare",
     "maxRemovals",
     "maxDuration",
+    "maxLatency",
+    "effort",
+    "memory",
+    "strict",
+    "durable",
+    "resume",
     "lock",
     "lockTtl",
     "wait",
@@ -196,7 +202,16 @@ pub(crate) fn sweep(given: &Given, max_tag_age: i64) -> PhpResult<Options> {
         lock_ttl: given.seconds("lockTtl")?.unwrap_or(usual.lock_ttl),
         wait: given.seconds("wait")?.unwrap_or(usual.wait),
         dry_run: given.bool("dryRun")?.unwrap_or(usual.dry_run),
-        ..usual
+        max_latency: given.seconds("maxLatency")?.unwrap_or(usual.max_latency),
+        effort: match given.int("effort")? {
+            Some(effort) => u8::try_from(effort).map_err(|_| invalid("effort must be 1 to 10"))?,
+            None => usual.effort,
+        },
+        memory: count("memory")?
+            .map_or(usual.memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        strict: given.bool("strict")?.unwrap_or(usual.strict),
+        durable: given.bool("durable")?.unwrap_or(usual.durable),
+        resume: given.bool("resume")?.unwrap_or(usual.resume),
     };
     options.check().map_err(crate::exceptions::from_core)?;
     Ok(options)

@@ -1,10 +1,11 @@
 //! `Tagsweep\SweepReport`: the figures of a sweep.
 
 use ext_php_rs::boxed::ZBox;
-use ext_php_rs::exception::PhpResult;
+use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendHashTable, Zval};
 use ext_php_rs::zend::ClassEntry;
+use serde_json::{Map, Value};
 use tagsweep::sweep::Report;
 
 unsafe extern "C" {
@@ -73,6 +74,11 @@ impl SweepReport {
     }
 
     #[php(getter)]
+    pub fn get_references_skipped(&self) -> i64 {
+        int(self.report.references_skipped)
+    }
+
+    #[php(getter)]
     pub fn get_references_restored(&self) -> i64 {
         int(self.report.references_restored)
     }
@@ -108,6 +114,31 @@ impl SweepReport {
     }
 
     #[php(getter)]
+    pub fn get_rounds(&self) -> i64 {
+        int(self.report.rounds)
+    }
+
+    #[php(getter)]
+    pub fn get_round_p50(&self) -> f64 {
+        self.report.round_p50.as_secs_f64()
+    }
+
+    #[php(getter)]
+    pub fn get_round_p99(&self) -> f64 {
+        self.report.round_p99.as_secs_f64()
+    }
+
+    #[php(getter)]
+    pub fn get_resumed_at(&self) -> f64 {
+        self.report.resumed_at
+    }
+
+    #[php(getter)]
+    pub fn get_removed_before(&self) -> i64 {
+        int(self.report.removed_before)
+    }
+
+    #[php(getter)]
     pub fn get_complete(&self) -> bool {
         self.report.complete
     }
@@ -132,38 +163,46 @@ impl SweepReport {
         self.report.warnings.clone()
     }
 
+    /// Some of what a plan would remove: arrays of tag, entry and why.
+    #[php(getter)]
+    pub fn get_samples(&self) -> PhpResult<Zval> {
+        zval(&serde_json::json!(self.report.samples))
+    }
+
     /// The figures under the names of the JSON report.
     pub fn json_serialize(&self) -> PhpResult<ZBox<ZendHashTable>> {
-        let report = &self.report;
-        let mut figures = ZendHashTable::new();
-        figures.insert("tags_seen", int(report.tags_seen))?;
-        figures.insert("tags_removed", int(report.tags_removed))?;
-        figures.insert("tags_pruned", int(report.tags_pruned))?;
-        figures.insert("tags_aged", int(report.tags_aged))?;
-        figures.insert("tags_skipped", int(report.tags_skipped))?;
-        figures.insert("references_checked", int(report.references_checked))?;
-        figures.insert("references_removed", int(report.references_removed))?;
-        figures.insert("references_restored", int(report.references_restored))?;
-        figures.insert("scores_healed", int(report.scores_healed))?;
-        figures.insert("entries_invalidated", int(report.entries_invalidated))?;
-        figures.insert("bytes_reclaimed", int(report.bytes_reclaimed))?;
-        figures.insert("pages", int(report.pages))?;
-        figures.insert("duration_s", report.duration.as_secs_f64())?;
-        figures.insert("server_s", report.server.as_secs_f64())?;
-        figures.insert("complete", report.complete)?;
-        figures.insert("reason", reason(report))?;
-        figures.insert("dry_run", report.dry_run)?;
-        figures.insert("entry_prefix", nullable(report.entry_prefix.as_deref())?)?;
-        figures.insert("warnings", report.warnings.clone())?;
-        Ok(figures)
+        match serde_json::json!(self.report) {
+            Value::Object(figures) => table(&figures),
+            _ => Ok(ZendHashTable::new()),
+        }
     }
 }
 
-fn nullable(text: Option<&str>) -> PhpResult<Zval> {
+fn table(fields: &Map<String, Value>) -> PhpResult<ZBox<ZendHashTable>> {
+    let mut table = ZendHashTable::new();
+    for (name, value) in fields {
+        table.insert(name.as_str(), zval(value)?)?;
+    }
+    Ok(table)
+}
+
+/// JSON as PHP has it: objects are arrays.
+fn zval(json: &Value) -> PhpResult<Zval> {
     let mut zval = Zval::new();
-    match text {
-        Some(text) => zval.set_string(text, false)?,
-        None => zval.set_null(),
+    match json {
+        Value::Null => zval.set_null(),
+        Value::Bool(b) => zval.set_bool(*b),
+        Value::Number(n) if n.is_f64() => zval.set_double(n.as_f64().unwrap_or_default()),
+        Value::Number(n) => zval.set_long(n.as_i64().unwrap_or(i64::MAX)),
+        Value::String(text) => zval.set_string(text, false)?,
+        Value::Array(items) => {
+            let mut table = ZendHashTable::new();
+            items
+                .iter()
+                .try_for_each(|item| table.push(self::zval(item)?).map_err(PhpException::from))?;
+            zval.set_hashtable(table);
+        }
+        Value::Object(fields) => zval.set_hashtable(table(fields)?),
     }
     Ok(zval)
 }

@@ -305,7 +305,14 @@ namespace Tagsweep {
          *                                                      entryPrefix, trustMapping, grace (5),
          *                                                      verify (1), onAged ("invalidate" or "keep"),
          *                                                      maxShare (1), maxRemovals, maxDuration,
-         *                                                      lock, lockTtl (30), wait (0), dryRun
+         *                                                      maxLatency (0.0005: how much longer others
+         *                                                      may have to wait for the server), effort
+         *                                                      (10: tenths of the server's time), memory
+         *                                                      (bytes), strict (delete entries whose
+         *                                                      reference had to be put back), durable (note
+         *                                                      on the server what is removed until it is
+         *                                                      verified), resume (true: go on where an
+         *                                                      earlier cleanup was cut short), lock, lockTtl (30), wait (0), dryRun
          *
          * @throws Exception\InvalidArgumentException
          */
@@ -345,10 +352,23 @@ namespace Tagsweep {
         }
 
         /**
-         * Has $listener(SweepReport $report, float $share) called about ten times a second; its false
+         * Has $listener(SweepReport $report, float $share, ?float $left) called about ten times a second,
+         * with the share of the keys walked and the seconds left, as far as they can be told; its false
          * is stop(). What it throws ends the sweep and goes on to the caller.
          */
         public function onProgress(?callable $listener = null): static
+        {
+            throw new \Error('the extension tagsweep is not loaded');
+        }
+
+        /**
+         * Tells a PSR-3 logger, or any object with its log(), how cleanups end: info when complete,
+         * notice when there was nothing to do but wait, warning when lost or cut short, error when it
+         * throws; the context is the report. What the logger throws goes on to the caller.
+         *
+         * @param \Psr\Log\LoggerInterface|null $logger
+         */
+        public function setLogger(?object $logger = null): static
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -380,11 +400,13 @@ namespace Tagsweep {
         public int $referencesChecked;
         /** References removed. */
         public int $referencesRemoved;
+        /** References to absent entries that were left alone, for their tag was in use. */
+        public int $referencesSkipped;
         /** References put back because their entry appeared after all. */
         public int $referencesRestored;
         /** Scores corrected. */
         public int $scoresHealed;
-        /** Entries deleted because their tag was aged. */
+        /** Entries deleted because their tag was aged, or, in a strict cleanup, restored. */
         public int $entriesInvalidated;
         /** Memory given back, estimated from samples (bytes). */
         public int $bytesReclaimed;
@@ -394,6 +416,16 @@ namespace Tagsweep {
         public float $duration;
         /** Time that the server worked for us (s). */
         public float $server;
+        /** Rounds of commands; each kept the server from others for a moment. */
+        public int $rounds;
+        /** How long: the median (s). */
+        public float $roundP50;
+        /** And of the slowest hundredth (s). */
+        public float $roundP99;
+        /** Share of the keys that an earlier cleanup had walked, from which this one went on; else 0. */
+        public float $resumedAt;
+        /** References that the earlier cleanup had removed up to there. */
+        public int $removedBefore;
         /** Whether every tag was seen and judged. */
         public bool $complete;
         /** complete, lost, stopped, max_duration, max_removals, max_share or error. */
@@ -404,6 +436,8 @@ namespace Tagsweep {
         public ?string $entryPrefix;
         /** @var list<string> what an operator should know */
         public array $warnings;
+        /** @var list<array{tag: string, entry: string, why: string}> of a plan: some of what would go */
+        public array $samples;
 
         /** Made by TagCleanupManager only. */
         public function __construct()

@@ -104,7 +104,7 @@ final class TagCleanupManagerTest extends TestCase
         );
         $json = json_decode(json_encode($report), true);
         self::assertSame(
-            ['tags_seen', 'tags_removed', 'tags_pruned', 'tags_aged', 'tags_skipped', 'references_checked', 'references_removed', 'references_restored', 'scores_healed', 'entries_invalidated', 'bytes_reclaimed', 'pages', 'duration_s', 'server_s', 'complete', 'reason', 'dry_run', 'entry_prefix', 'warnings'],
+            ['tags_seen', 'tags_removed', 'tags_pruned', 'tags_aged', 'tags_skipped', 'references_checked', 'references_removed', 'references_skipped', 'references_restored', 'scores_healed', 'entries_invalidated', 'bytes_reclaimed', 'pages', 'duration_s', 'server_s', 'rounds', 'round_p50_s', 'round_p99_s', 'resumed_at', 'removed_before', 'complete', 'reason', 'dry_run', 'entry_prefix', 'warnings', 'samples'],
             array_keys($json),
         );
         $this->expectExceptionMessage('No setter');
@@ -221,5 +221,99 @@ final class TagCleanupManagerTest extends TestCase
         $this->expectException($class);
         $this->expectExceptionMessage($text);
         $act($server->redis());
+    }
+
+    public function testEveryOptionIsUnderstoodAndItsBoundsAreKept(): void
+    {
+        $server = new Server();
+        $this->fill($server->redis());
+        $options = ['maxLatency' => 0.001, 'effort' => 9, 'memory' => 8 << 20, 'strict' => true, 'durable' => true, 'resume' => false];
+        self::assertSame(20, (new TagCleanupManager($server->redis(), 604800, self::QUICK + $options))->cleanup());
+        foreach (['maxLatency' => 0, 'effort' => 11, 'memory' => 1000] as $name => $wrong) {
+            try {
+                new TagCleanupManager($server->redis(), 604800, [$name => $wrong]);
+                self::fail("$name $wrong");
+            } catch (InvalidArgumentException $e) {
+                self::assertStringContainsString(strtolower(preg_replace('/[A-Z]/', '_$0', $name)), $e->getMessage());
+            }
+        }
+    }
+
+    public function testACleanupThatWasCutShortIsGoneOnWith(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        for ($i = 0; $i < 2000; $i++) {
+            Server::tag($redis, "t$i", 1, 1);
+        }
+        $first = new TagCleanupManager($redis, 604800, self::QUICK + ['maxRemovals' => 1500, 'grace' => 0]);
+        $first->cleanup();
+        self::assertSame('max_removals', $first->lastReport()->reason);
+        $second = new TagCleanupManager($redis, 604800, self::QUICK + ['grace' => 0]);
+        $second->cleanup();
+        $report = $second->lastReport();
+        self::assertTrue($report->complete);
+        self::assertGreaterThan(0, $report->resumedAt);
+        self::assertGreaterThan(0, $report->removedBefore);
+        self::assertSame(500, $report->referencesRemoved);
+        self::assertGreaterThan(0, $report->rounds);
+        self::assertGreaterThanOrEqual($report->roundP50, $report->roundP99);
+    }
+
+    public function testAPlanShowsWhatWouldGoAndTheListenerTheTimeLeft(): void
+    {
+        $server = new Server();
+        $this->fill($server->redis());
+        $left = [];
+        $manager = (new TagCleanupManager($server->redis(), 604800, self::QUICK + ['effort' => 1]))
+            ->onProgress(function (SweepReport $report, float $share, ?float $seconds) use (&$left): void {
+                $left[] = $seconds;
+            });
+        $report = $manager->plan();
+        self::assertSame(120, $report->referencesRemoved);
+        self::assertNotEmpty($report->samples);
+        self::assertSame(['tag', 'entry', 'why'], array_keys($report->samples[0]));
+        self::assertStringContainsString('tag:', $report->samples[0]['tag']);
+        self::assertSame($report->samples, $report->jsonSerialize()['samples']);
+    }
+
+    public function testALoggerIsToldHowItEnded(): void
+    {
+        $server = new Server();
+        $this->fill($server->redis());
+        $logger = new class {
+            public array $lines = [];
+
+            public function log($level, string|\Stringable $message, array $context = []): void
+            {
+                $this->lines[] = [$level, (string) $message, $context];
+            }
+        };
+        $manager = new TagCleanupManager($server->redis(), 604800, self::QUICK);
+        self::assertSame($manager, $manager->setLogger($logger));
+        $manager->cleanup();
+        [[$level, $message, $context]] = $logger->lines;
+        self::assertSame('info', $level);
+        self::assertStringContainsString('removed 20 tags and 120 references', $message);
+        self::assertSame(20, $context['tags_removed']);
+
+        $server->redis()->set('lock:cache_tag_cleanup', 'somebody');
+        try {
+            $manager->cleanup();
+            self::fail('held');
+        } catch (LockConflictedException) {
+            self::assertSame('notice', $logger->lines[1][0]);
+        }
+        $nowhere = (new TagCleanupManager('unix:///nowhere/redis.sock'))->setLogger($logger);
+        try {
+            $nowhere->cleanup();
+            self::fail('no server');
+        } catch (Tagsweep\Exception\ConnectionException $e) {
+            self::assertSame('error', $logger->lines[2][0]);
+            self::assertStringContainsString($e->getMessage(), $logger->lines[2][1]);
+        }
+        $manager->setLogger(null);
+        $this->expectException(\TypeError::class);
+        $manager->setLogger(new \stdClass());
     }
 }

@@ -50,6 +50,7 @@ mod wait;
 
 pub(crate) use contender::Contender;
 pub use drive::GoOn;
+pub(crate) use lease::whoami;
 pub use lease::{Holder, Lease};
 pub use monitor::{Forced, Run, RunEnd, Status, Waiter, force_release, names, status};
 pub use options::Options;

@@ -14,7 +14,7 @@ use crate::sweep::options::OnAged;
 use crate::sweep::proof::Proof;
 use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
-use crate::sweep::run::{Later, Run, STOPPING};
+use crate::sweep::run::{Later, Running, STOPPING};
 use crate::sweep::slip::{self, Slip};
 use crate::topology::{Facts, cpu_used};
 use redis::Value;
@@ -31,7 +31,7 @@ const SAMPLES: usize = 20;
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
 
-impl Run<'_> {
+impl Running<'_> {
     /// Goes where an answer leads.
     pub(super) fn follow(&mut self, ask: Ask, replies: Vec<Value>, sent: Moment) -> Result<()> {
         if let Some(fault) = replies.iter().find_map(passing_fault) {

@@ -28,6 +28,7 @@
 mod ages;
 mod answers;
 mod checkpoint;
+mod history;
 mod judge;
 mod members;
 mod memory;
@@ -41,6 +42,7 @@ mod round;
 mod run;
 mod slip;
 
+pub use history::{Run, Totals, history, totals};
 pub use options::{OnAged, Options};
 pub use report::{Flow, Progress, Reason, Report, Sample};
 
@@ -50,7 +52,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Plain;
 use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard, release};
 use crate::topology::Facts;
-use run::Run;
+use run::Running;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -119,16 +121,21 @@ impl Sweep {
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
+            history::write(&mut guard(&self.link), &history::busy(&contender.keys().lock));
             return Ok(Ended::Held(holder));
         }
         let link = &mut guard(&self.link);
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
-        let mut run = Run::new(link, &mut contender, &self.options, &layout, facts);
+        let mut run = Running::new(link, &mut contender, &self.options, &layout, facts);
         run.keys = keys;
         let swept = run.finish(watch);
         let report = run.report();
+        let commands = run.entry(swept.as_ref().err().map(ToString::to_string));
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
-        let _ = link.hurry(LAST_WORDS, |link| release(&mut contender, link));
+        link.hurry(LAST_WORDS, |link| {
+            history::write(link, &commands);
+            let _ = release(&mut contender, link);
+        });
         self.report = Some(report.clone());
         swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))
     }

@@ -4,11 +4,12 @@ use crate::clock::Moment;
 use crate::connect::{Link, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
-use crate::lock::{Contender, Histogram, companion};
+use crate::lock::{Contender, Histogram, companion, whoami};
 use crate::script::{CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::socket::checked;
 use crate::sweep::ages::{self, Record};
 use crate::sweep::checkpoint::{self, Checkpoint};
+use crate::sweep::history;
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
@@ -20,7 +21,7 @@ use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms, Visit};
 use crate::sweep::slip::{Done, Slip};
 use crate::topology::{Facts, IdleClock};
 use redis::Value;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ pub(super) struct Flight {
 }
 
 /// A sweep under way.
-pub(super) struct Run<'a> {
+pub(super) struct Running<'a> {
     pub(super) link: &'a mut Link,
     pub(super) contender: &'a mut Contender,
     pub(super) options: &'a Options,
@@ -100,17 +101,20 @@ pub(super) struct Run<'a> {
     given_up: Vec<Rc<Page>>,
     farewell: bool,
     rounds: Histogram,
+    /// Errors of the server, by their first word.
+    pub(super) errors: BTreeMap<String, u64>,
     /// Ages are kept on record, because our reads reset them.
     pub(super) aging: bool,
     /// The server's clock when we began (s).
     time: u64,
+    fence: Option<u64>,
     /// Records to be written.
     pub(super) ages: Vec<(Vec<u8>, Option<Record>)>,
     /// Buckets of records that are tidied up.
     tidied: u32,
 }
 
-impl<'a> Run<'a> {
+impl<'a> Running<'a> {
     pub fn new(
         link: &'a mut Link,
         contender: &'a mut Contender,
@@ -120,6 +124,7 @@ impl<'a> Run<'a> {
     ) -> Self {
         let now = Moment::now();
         let memory = Memory::new(options.memory);
+        let fence = contender.lease().map(|lease| lease.fence);
         let run_id = facts.run_id.clone().filter(|_| !options.dry_run);
         let purpose = run_id.map(|id| checkpoint::purpose(&id, &layout.pattern(), options));
         Self {
@@ -158,8 +163,10 @@ impl<'a> Run<'a> {
             given_up: Vec::new(),
             farewell: false,
             rounds: Histogram::default(),
+            errors: BTreeMap::new(),
             aging: false,
             time: facts.time,
+            fence,
             ages: Vec::new(),
             tidied: 0,
         }
@@ -182,6 +189,27 @@ impl<'a> Run<'a> {
         report.rounds = self.rounds.count();
         report.round_p50 = self.rounds.quantile(0.5).unwrap_or_default();
         report.round_p99 = self.rounds.quantile(0.99).unwrap_or_default();
+    }
+
+    /// What is left for those who look back: nothing of a dry run.
+    pub fn entry(&self, error: Option<String>) -> Vec<redis::Cmd> {
+        if self.options.dry_run {
+            return Vec::new();
+        }
+        let who = whoami();
+        let mut who = who.splitn(3, '|').map(str::to_owned);
+        let run = history::Run {
+            at: self.server_time(),
+            fence: self.fence,
+            host: who.next().unwrap_or_default(),
+            pid: std::process::id(),
+            program: who.nth(1).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            error,
+            report: self.report.clone(),
+        };
+        let entry = history::Entry { run: &run, rounds: &self.rounds, errors: &self.errors };
+        entry.commands(&self.contender.keys().lock)
     }
 
     fn progress(&mut self) -> Progress<'_> {
@@ -572,6 +600,8 @@ impl<'a> Run<'a> {
     /// meanwhile is verified like everything removed.
     fn recover(&mut self, fault: Error) -> Result<()> {
         self.faults += 1;
+        let code = fault.code().unwrap_or("connection").to_owned();
+        *self.errors.entry(code).or_default() += 1;
         if !passes(&fault) || self.faults > 3 {
             return Err(fault);
         }

@@ -59,7 +59,7 @@ final class CacheTagsCleanupCommand extends Command
                 $this->aside->writeln($text, OutputInterface::OUTPUT_RAW);
             }
 
-            public function progress(SweepReport $report, float $share): void
+            public function progress(SweepReport $report, float $share, ?float $left): void
             {
                 if (!$this->aside->isDecorated()) {
                     return;
@@ -68,7 +68,7 @@ final class CacheTagsCleanupCommand extends Command
                     $this->bar = new ProgressBar($this->aside, 1000);
                     $this->bar->setFormat("[%bar%] %percent:3s% %%  %message%");
                 }
-                $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed");
+                $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed" . ($left === null ? '' : sprintf(', %d s left', ceil($left))));
                 $this->bar->setProgress((int) ($share * 1000));
             }
 

@@ -80,12 +80,12 @@ final class Cleanup
     {
         $last = microtime(true);
 
-        return function (SweepReport $report, float $share) use (&$last): void {
+        return function (SweepReport $report, float $share, ?float $left) use (&$last): void {
             if (!$this->options->json) {
-                $this->output->progress($report, $share);
+                $this->output->progress($report, $share, $left);
             } elseif (microtime(true) - $last >= self::JSON_EVERY) {
                 $last = microtime(true);
-                $this->json(['type' => 'progress', 'share' => $share], $report);
+                $this->json(['type' => 'progress', 'share' => $share, 'left_s' => $left], $report);
             }
         };
     }
@@ -110,6 +110,9 @@ final class Cleanup
         $this->output->line("  references  {$report->referencesChecked} checked, {$report->referencesRemoved} $would, {$report->referencesRestored} restored");
         $this->output->line(sprintf('  entries     %d invalidated', $report->entriesInvalidated));
         $this->output->line(sprintf('  time        %.2f s, %.2f s of it the server\'s', $report->duration, $report->server));
+        foreach ($report->samples as $sample) {
+            $this->output->line("  example     {$sample['tag']} would lose {$sample['entry']}: {$sample['why']}");
+        }
         foreach ($report->warnings as $warning) {
             $this->output->error("Warning: $warning");
         }

@@ -28,6 +28,12 @@ final class Options
         'max-share' => [self::SHARE, 'SHARE', 'stop when more than this share of the references would go', '1'],
         'max-removals' => [self::COUNT, 'N', 'stop after so many removed references', 'no limit'],
         'max-duration' => [self::SPAN, 'SPAN', 'stop after this time', 'no limit'],
+        'max-latency' => [self::SPAN, 'SPAN', 'how much longer others may have to wait for the server', '500us'],
+        'effort' => [self::COUNT, '1..10', 'how much of the server\'s time to take at most, in tenths', '10'],
+        'memory' => [self::COUNT, 'BYTES', 'memory for what is under way and for what waits', '50331648'],
+        'strict' => [self::FLAG, '', 'delete an entry whose reference had to be put back', ''],
+        'durable' => [self::FLAG, '', 'note on the server what is removed until it is verified', ''],
+        'fresh' => [self::FLAG, '', 'begin at the beginning, also when a cleanup was cut short', ''],
         'lock' => [self::TEXT, 'NAME', 'name of the lock', 'cache_tag_cleanup'],
         'lock-ttl' => [self::SPAN, 'SPAN', 'TTL of the lock; extended while it runs', '30s'],
         'wait' => [self::SPAN, 'SPAN', 'how long to wait for the lock', '0s'],
@@ -66,7 +72,10 @@ final class Options
         $this->dryRun = $values['dry-run'] ?? false;
         $this->json = $values['json'] ?? false;
         $this->progress = $values['progress'] ?? false;
-        unset($values['progress'], $values['url'], $values['max-tag-age'], $values['dry-run'], $values['json']);
+        if (isset($values['fresh'])) {
+            $values['resume'] = false;
+        }
+        unset($values['fresh'], $values['progress'], $values['url'], $values['max-tag-age'], $values['dry-run'], $values['json']);
         $manager = [];
         foreach ($values as $name => $value) {
             $manager[lcfirst(str_replace('-', '', ucwords($name, '-')))] = $value;

@@ -13,7 +13,7 @@ interface Output
 
     public function error(string $text): void;
 
-    public function progress(SweepReport $report, float $share): void;
+    public function progress(SweepReport $report, float $share, ?float $left): void;
 
     /** The cleanup has ended; what moved may stand still. */
     public function done(): void;

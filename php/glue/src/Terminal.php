@@ -27,20 +27,24 @@ final class Terminal implements Output
         fwrite(STDERR, $text . "\n");
     }
 
-    public function progress(SweepReport $report, float $share): void
+    public function progress(SweepReport $report, float $share, ?float $left): void
     {
         if ($this->moves) {
-            fwrite(STDERR, "\r" . self::bar($report, $share) . "\e[K");
+            fwrite(STDERR, "\r" . self::bar($report, $share, $left) . "\e[K");
         } elseif ($this->progress && microtime(true) - $this->last >= 1.0) {
             $this->last = microtime(true);
-            fwrite(STDERR, self::bar($report, $share) . "\n");
+            fwrite(STDERR, self::bar($report, $share, $left) . "\n");
         }
     }
 
-    private static function bar(SweepReport $report, float $share): string
+    private static function bar(SweepReport $report, float $share, ?float $left): string
     {
         $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
-        $waits = $share >= 1.0 ? ', waiting for grace and verification' : '';
+        $waits = match (true) {
+            $share >= 1.0 => ', waiting for grace and verification',
+            $left !== null => sprintf(', %d s left', ceil($left)),
+            default => '',
+        };
 
         return sprintf('[%s] %3d %%  %d tags, %d references removed%s', $bar, (int) ($share * 100), $report->tagsSeen, $report->referencesRemoved, $waits);
     }
