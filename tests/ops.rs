@@ -75,7 +75,7 @@ fn the_list_is_what_the_code_writes() {
 #[test]
 fn rules_and_dashboard_use_only_what_is_listed() {
     let known: BTreeSet<String> = listed().into_iter().map(|(name, ..)| name).collect();
-    for file in ["alerts.yml", "alerts.test.yml", "dashboard.json"] {
+    for file in ["alerts.yml", "alerts.test.yml", "alerts.sweep.test.yml", "dashboard.json"] {
         let text = read(file);
         let mut used = 0;
         for rest in text.split("tagsweep_").skip(1) {
@@ -95,7 +95,11 @@ fn promtool_finds_the_rules_right_and_the_alerts_raised() {
     let promtool = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/packages/prometheus-bookworm/usr/bin/promtool");
     assert!(promtool.exists(), "promtool is missing; run tools/packages.sh");
-    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
+    for arguments in [
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts.test.yml"],
+        ["test", "rules", "alerts.sweep.test.yml"],
+    ] {
         let run = Command::new(&promtool).args(arguments).current_dir(ops("")).output().unwrap();
         let said = String::from_utf8_lossy(&run.stdout).into_owned()
             + &String::from_utf8_lossy(&run.stderr);
