@@ -7,7 +7,7 @@ ABI = 0
 RELEASE = target/release
 CARGO ?= cargo
 PHP ?= php
-# The PHP crate needs libclang to build; LLVM's own default places are searched.
+# What every server that we support must keep.
 CONTRACTS = --test lock_contract --test lock_waiting --test lock_errors --test faults \
   --test sweep_contract --test sweep_races
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so

@@ -191,7 +191,7 @@ fn histories_of_killed_stopped_and_cut_off_contenders_are_in_order() {
 /// The contender that holds the lock, if it says so.
 fn holder(contenders: &[Contender], server: &Server) -> Option<usize> {
     let value: Option<String> = server.connect().get("lock:chaos").ok()?;
-    let pid = value?.split('|').nth(2)?.parse().ok()?;
+    let pid = value?.split('|').nth(2)?.parse::<u32>().ok()?;
     contenders.iter().position(|contender| contender.child.id() == pid)
 }
 
