@@ -10,7 +10,9 @@
 
 mod support;
 
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use redis::Commands;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -84,7 +86,8 @@ fn turn(lock: &mut Lock, config: &Config, mut history: &std::fs::File) -> tagswe
             effect.arg(script).arg(2).arg("lock:chaos").arg(list).arg(&owner).arg(fence);
             let _ = effect.query::<i64>(direct);
         }
-        std::thread::sleep(MS(random(5)));
+        // Long enough to be stopped in the middle.
+        std::thread::sleep(MS(random(20)));
         if random(4) == 0 && !lock.extend(None)? {
             return Ok(());
         }
@@ -199,24 +202,28 @@ fn holder(contenders: &[Contender], server: &Server) -> Option<usize> {
 fn torment(contenders: &mut [Contender], server: &Server, proxy: &Proxy, figures: &mut Figures) {
     let any = random(contenders.len() as u64) as usize;
     // Half of the time the holder is hit, which is where it hurts.
-    let aimed = || (0..200).find_map(|_| holder(contenders, server));
-    let n = if random(2) == 0 { any } else { aimed().unwrap_or(any) };
+    let aimed = |may_be: &dyn Fn(usize) -> bool| {
+        (0..500).find_map(|_| holder(contenders, server).filter(|n| may_be(*n)))
+    };
     match random(12) {
         0..2 => {
+            let n = if random(2) == 0 { any } else { aimed(&|_| true).unwrap_or(any) };
             contenders[n].restart();
             figures.kills += 1;
         }
         2..6 => {
-            let pid = contenders[n].child.id();
-            signal(pid, "STOP");
-            let span = MS(random(3 * TTL));
+            // Those in Rust have effects that may come too late.
+            let effective = |n: usize| contenders[n].kind == "rust";
+            let n = if random(4) == 0 { any } else { aimed(&effective).unwrap_or(any) };
+            // Without a process of our own in between: what is aimed at may be over in a moment.
+            let pid = Pid::from_raw(contenders[n].child.id() as i32);
+            kill(pid, Signal::SIGSTOP).unwrap();
+            // Mostly longer than a lease.
+            let span = MS(TTL / 2 + random(2 * TTL));
             std::thread::spawn(move || {
                 std::thread::sleep(span);
                 // It may have been killed meanwhile; a pid is not reused that soon.
-                let _ = Command::new("kill")
-                    .args(["-CONT", &pid.to_string()])
-                    .stderr(Stdio::null())
-                    .status();
+                let _ = kill(pid, Signal::SIGCONT);
             });
             figures.stops += 1;
         }

@@ -1,15 +1,20 @@
-//! Writers of every order hammer a tagged cache while sweeps run without pause: afterwards every live
-//! entry is in its tag. `TAGSWEEP_RACE_SECONDS` sets the time (default 12).
+//! Writers of every order hammer a tagged cache while sweeps run without pause: at every instant and
+//! afterwards, every live entry is in its tag. So that we know that such a race would find a fault,
+//! weakened sweeps run it, too, and must be caught. `TAGSWEEP_RACE_SECONDS` sets the time of the
+//! sound one (default 12).
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod support;
 
 use redis::{Commands, Connection};
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::Server;
-use tagsweep::sweep::{Ended, Flow, Options, Sweep};
+use support::proxy::{Proxy, Swap};
+use tagsweep::Config;
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
 
 #[derive(Clone, Copy, Debug)]
 enum Order {
@@ -19,11 +24,42 @@ enum Order {
 }
 
 const ORDERS: [Order; 3] = [Order::EntryFirst, Order::ReferenceFirst, Order::Together];
-const WRITERS: u64 = 4;
-const TAGS: u64 = 20;
-const ITEMS: u64 = 200;
 
-/// SplitMix64: which tag, item and lifetime come next; the seed is printed when the test fails.
+/// Writers of each order, and slow writers besides; each has items of its own.
+const WRITERS: u64 = 4;
+const SLOW: u64 = 24;
+const TAGS: u64 = 20;
+const ITEMS: u64 = 50;
+
+const GRACE: Duration = Duration::from_secs(2);
+const VERIFY: Duration = Duration::from_millis(100);
+
+/// Longest time of a slow writer from its reference to its entry (ms): less than the grace, by enough
+/// for a busy machine, and more than the first verification.
+const GAP: u64 = 700;
+
+/// By when a removed reference of a live entry is back: a grace after its removal, which the last look
+/// of a busy machine may exceed.
+const REPAIRED: Duration = Duration::from_secs(5);
+
+/// What a sweep is robbed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weakness {
+    None,
+    /// It does not ask how long a tag has been left alone, nor look twice.
+    Grace,
+    /// What it removed by mistake is not put back.
+    Verify,
+    /// It looks for the entries in one step and removes references in a later one.
+    OneStep,
+    /// It removes whoever holds the lock.
+    Fence,
+}
+
+/// One race at a time: the others' load would be mistaken for writers that are slower than the grace.
+static TRACK: Mutex<()> = Mutex::new(());
+
+/// SplitMix64: which tag, item and lifetime come next.
 struct Dice(u64);
 
 impl Dice {
@@ -36,107 +72,216 @@ impl Dice {
     }
 }
 
-/// One write as an application does it: two commands, or one transaction. Every fifth entry lives
-/// on, the others expire within half a second.
-fn write(con: &mut Connection, order: Order, dice: &mut Dice) {
-    let (tag, item) = (dice.roll(TAGS), dice.roll(ITEMS));
-    let tag_key = format!("tag:{order:?}:{tag}");
-    let entry = format!("item:{order:?}:{tag}:{item}");
-    let ttl = if dice.roll(5) == 0 { 600_000 } else { 1 + dice.roll(500) };
-    let gap = Duration::from_micros(dice.roll(2000));
-    match order {
-        Order::EntryFirst => {
-            let _: () = con.pset_ex(&entry, "v", ttl).unwrap();
-            std::thread::sleep(gap);
-            let _: () = con.sadd(&tag_key, &entry).unwrap();
-        }
-        Order::ReferenceFirst => {
-            let _: () = con.sadd(&tag_key, &entry).unwrap();
-            std::thread::sleep(gap);
-            let _: () = con.pset_ex(&entry, "v", ttl).unwrap();
-        }
-        Order::Together => {
-            let mut pipe = redis::pipe();
-            pipe.atomic().sadd(&tag_key, &entry).ignore().pset_ex(&entry, "v", ttl).ignore();
-            pipe.exec(con).unwrap();
-        }
-    }
+/// A race under way.
+struct Race {
+    server: Server,
+    weakness: Weakness,
+    done: AtomicBool,
+    writes: AtomicU64,
+    /// Live entries that were missing from their tag when they should not have been.
+    missing: Mutex<Vec<String>>,
 }
 
-/// A writer that is slow between reference and entry, slower than a sweep is from its confirm to the
-/// next round: the entry appears after its reference went, and only verification brings that back.
-/// An item that was given a long life is never written again, so that nothing else would.
-fn write_slowly(con: &mut Connection, n: u64, dice: &mut Dice, retired: &mut BTreeSet<u64>) {
-    let item = dice.roll(40);
-    if retired.contains(&item) {
-        return std::thread::sleep(Duration::from_millis(5));
+impl Race {
+    fn new(weakness: Weakness) -> Self {
+        Self {
+            server: Server::start(),
+            weakness,
+            done: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+            missing: Mutex::new(Vec::new()),
+        }
     }
-    let entry = format!("item:Slow:{n}:{item}");
-    let _: () = con.sadd(format!("tag:Slow:{n}"), &entry).unwrap();
-    std::thread::sleep(Duration::from_millis(dice.roll(600)));
-    let stays = dice.roll(3) == 0;
-    let _: () = con.pset_ex(&entry, "v", if stays { 600_000 } else { 50 }).unwrap();
-    if stays {
-        retired.insert(item);
+
+    fn goes_on(&self) -> bool {
+        !self.done.load(Ordering::Relaxed)
     }
-}
 
-/// Slow writers; each has a tag of its own.
-const SLOW: u64 = 24;
+    /// Looks at one instant whether a live entry is in its tag.
+    fn check(&self, con: &mut Connection, tag: &str, entry: &str) {
+        let (alive, in_tag): (bool, bool) =
+            redis::pipe().atomic().exists(entry).sismember(tag, entry).query(con).unwrap();
+        if alive && !in_tag {
+            self.missing.lock().unwrap().push(format!("{entry} in {tag}"));
+        }
+    }
 
-#[test]
-fn no_live_entry_leaves_its_tag() {
-    let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
-    let time = Duration::from_secs(seconds.unwrap_or(12));
-    let server = Server::start();
-    let (done, writes) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (mut removed, mut restored, mut runs) = (0, 0, 0);
-    std::thread::scope(|scope| {
-        for (n, order) in (0..).zip(ORDERS.iter().cycle().take(3 * WRITERS as usize)) {
-            let (server, done, writes) = (&server, &done, &writes);
-            scope.spawn(move || {
-                let (mut con, mut dice) = (server.connect(), Dice(n));
-                while !done.load(Ordering::Relaxed) {
-                    write(&mut con, *order, &mut dice);
-                    writes.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+    /// A writer as applications have them: two commands, or one transaction. Every fifth entry lives
+    /// on, the others expire within half a second. Where the entry is there no later than its
+    /// reference, nobody may see it without, not even for a moment.
+    fn write(&self, writer: u64, order: Order) {
+        let (mut con, mut dice) = (self.server.connect(), Dice(writer));
+        let mut last = VecDeque::new();
+        while self.goes_on() {
+            let (tag, item) = (dice.roll(TAGS), dice.roll(ITEMS));
+            let tag_key = format!("tag:{order:?}:{tag}");
+            let entry = format!("item:{order:?}:{tag}:{writer}.{item}");
+            let ttl = if dice.roll(5) == 0 { 600_000 } else { 1 + dice.roll(500) };
+            let gap = Duration::from_micros(dice.roll(2000));
+            match order {
+                Order::EntryFirst => {
+                    let _: () = con.pset_ex(&entry, "v", ttl).unwrap();
+                    std::thread::sleep(gap);
+                    let _: () = con.sadd(&tag_key, &entry).unwrap();
                 }
-            });
-        }
-        for n in 0..SLOW {
-            let (server, done) = (&server, &done);
-            scope.spawn(move || {
-                let (mut con, mut dice) = (server.connect(), Dice(1000 + n));
-                let mut retired = BTreeSet::new();
-                while !done.load(Ordering::Relaxed) {
-                    write_slowly(&mut con, n, &mut dice, &mut retired);
+                Order::ReferenceFirst => {
+                    let _: () = con.sadd(&tag_key, &entry).unwrap();
+                    std::thread::sleep(gap);
+                    let _: () = con.pset_ex(&entry, "v", ttl).unwrap();
                 }
+                Order::Together => {
+                    let mut pipe = redis::pipe();
+                    pipe.atomic().sadd(&tag_key, &entry).ignore();
+                    pipe.pset_ex(&entry, "v", ttl).ignore().exec(&mut con).unwrap();
+                }
+            }
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+            if !matches!(order, Order::ReferenceFirst) {
+                last.push_back((tag_key, entry));
+                if last.len() > 8 {
+                    last.pop_front();
+                }
+                last.iter().for_each(|(tag, entry)| self.check(&mut con, tag, entry));
+            }
+        }
+    }
+
+    /// A writer that is slow between reference and entry: the entry may appear after its reference
+    /// went, and only verification brings that back. An item that was given a long life is never
+    /// written again, so that nothing else would.
+    fn write_slowly(&self, writer: u64) {
+        let (mut con, mut dice) = (self.server.connect(), Dice(1000 + writer));
+        let tag = format!("tag:Slow:{writer}");
+        let (mut born, mut retired) = (0, VecDeque::new());
+        while self.goes_on() {
+            let entry = format!("item:Slow:{writer}:{}", born + dice.roll(8));
+            let _: () = con.sadd(&tag, &entry).unwrap();
+            std::thread::sleep(Duration::from_millis(dice.roll(GAP)));
+            if dice.roll(3) == 0 {
+                let _: () = con.pset_ex(&entry, "v", 600_000).unwrap();
+                retired.push_back((Instant::now(), entry));
+                born += 8;
+            } else {
+                let _: () = con.pset_ex(&entry, "v", 50).unwrap();
+            }
+            while retired.front().is_some_and(|(at, _)| at.elapsed() > REPAIRED) {
+                let (_, entry) = retired.pop_front().unwrap();
+                self.check(&mut con, &tag, &entry);
+            }
+        }
+    }
+
+    fn options(&self) -> Options {
+        let (grace, lock_ttl) = (GRACE, Duration::from_secs(5));
+        let sound =
+            Options { grace, verify: VERIFY, lock_ttl, trust_mapping: true, ..Options::default() };
+        match self.weakness {
+            Weakness::Grace => Options { grace: Duration::ZERO, ..sound },
+            _ => sound,
+        }
+    }
+
+    /// The way to the server, on which a script may be replaced by a weaker one.
+    fn way(&self) -> Config {
+        match self.weakness {
+            Weakness::None | Weakness::Grace => self.server.config(),
+            weakness => {
+                let (sound, weak) = scripts(weakness);
+                let mut con = self.server.connect();
+                let [from, to] = [sound, weak].map(|body| {
+                    let load = redis::cmd("SCRIPT").arg("LOAD").arg(body).query::<String>(&mut con);
+                    load.unwrap()
+                });
+                let swap = Swap::new(&from, &to);
+                Proxy::swapping(&self.server.socket(), Some(swap)).config()
+            }
+        }
+    }
+
+    fn sweep(&self, way: &Config) -> Report {
+        self.sweep_watched(way, &mut || {})
+    }
+
+    fn sweep_watched(&self, way: &Config, removed: &mut dyn FnMut()) -> Report {
+        let mut sweep = Sweep::new(way.clone(), self.options()).unwrap();
+        let ended = sweep.run(&mut |progress| {
+            if progress.report.references_removed > 0 {
+                removed();
+            }
+            Flow::Continue
+        });
+        match ended.unwrap() {
+            Ended::Swept(report) => report,
+            Ended::Held(holder) => panic!("{holder}"),
+        }
+    }
+
+    /// Runs for some time, and to the first finding if `one_is_enough`; answers what was missing.
+    fn run(self, time: Duration, one_is_enough: bool) -> Vec<String> {
+        let way = self.way();
+        let (mut removed, mut restored, mut runs) = (0, 0, 0);
+        std::thread::scope(|scope| {
+            let race = &self;
+            for (n, order) in (0..).zip(ORDERS.iter().cycle().take(3 * WRITERS as usize)) {
+                scope.spawn(move || race.write(n, *order));
+            }
+            (0..SLOW).for_each(|n| {
+                scope.spawn(move || race.write_slowly(n));
             });
+            let begun = Instant::now();
+            let found = || one_is_enough && !race.missing.lock().unwrap().is_empty();
+            while begun.elapsed() < time && !found() {
+                let report = race.sweep(&way);
+                removed += report.references_removed;
+                restored += report.references_restored;
+                runs += 1;
+            }
+            race.done.store(true, Ordering::Relaxed);
+        });
+        let writes = self.writes.load(Ordering::Relaxed);
+        eprintln!(
+            "without {:?}: {writes} writes, {runs} sweeps, {removed} removed, {restored} restored",
+            self.weakness
+        );
+        assert!(writes > 1000 && removed > 100, "the race was none");
+        let mut missing = self.missing.lock().unwrap().clone();
+        if !one_is_enough {
+            assert!(restored > 0, "the race was none");
+            // The writers are done; what they left stale goes, too.
+            self.sweep(&way);
+            let (lost, stale) = compare(&mut self.server.connect());
+            missing.extend(lost);
+            assert_eq!(stale, 0, "stale references older than the grace");
         }
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            let report = sweep(&server, Duration::from_secs(1));
-            removed += report.references_removed;
-            restored += report.references_restored;
-            runs += 1;
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    // The writers are done; what they left stale goes, too.
-    sweep(&server, Duration::from_secs(1));
-    let writes = writes.into_inner();
-    eprintln!("{writes} writes, {runs} sweeps, {removed} removed, {restored} restored");
-    assert!(writes > 1000 && removed > 100 && restored > 0, "the race was none");
-    let (lost, stale) = compare(&mut server.connect());
-    assert!(lost.is_empty(), "live entries missing from their tags: {lost:?}");
-    assert_eq!(stale, 0, "stale references older than the grace");
+        missing
+    }
 }
 
-fn sweep(server: &Server, grace: Duration) -> tagsweep::sweep::Report {
-    let options = Options { grace, trust_mapping: true, ..Options::default() };
-    match Sweep::new(server.config(), options).unwrap().run(&mut |_| Flow::Continue).unwrap() {
-        Ended::Swept(report) => report,
-        Ended::Held(holder) => panic!("{holder}"),
+/// A script, and the same without its strength.
+fn scripts(weakness: Weakness) -> (&'static str, String) {
+    let without = |body: &'static str, part: &str, instead: &str| {
+        assert_eq!(body.matches(part).count(), 1, "the script has changed: {part}");
+        (body, body.replace(part, instead))
+    };
+    let prune = include_str!("../src/scripts/prune.lua");
+    let fence = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end\n";
+    match weakness {
+        Weakness::Verify => (include_str!("../src/scripts/restore.lua"), "return {0, 0}".into()),
+        Weakness::Fence => without(prune, fence, ""),
+        // What is found stale goes with the next call, a round or so later.
+        _ => {
+            let (body, weak) = without(
+                prune,
+                "removed = redis.pcall('SREM', tag, unpack(go))",
+                "for i = 1, #go do redis.call('RPUSH', 'pending', tag, go[i]) end removed = #go",
+            );
+            let before = "local pending = redis.call('LRANGE', 'pending', 0, -1)\n\
+                          redis.call('DEL', 'pending')\n\
+                          for i = 1, #pending, 2 do \
+                          redis.call('SREM', pending[i], pending[i + 1]) end\n";
+            (body, format!("{before}{weak}"))
+        }
     }
 }
 
@@ -154,4 +299,71 @@ fn compare(con: &mut Connection) -> (Vec<String>, usize) {
     let members: Vec<Vec<String>> = tags.iter().map(|tag| con.smembers(tag).unwrap()).collect();
     let stale = members.iter().flatten().filter(|entry| !con.exists::<_, bool>(entry).unwrap());
     (lost, stale.count())
+}
+
+#[test]
+fn no_live_entry_leaves_its_tag() {
+    let _alone = TRACK.lock();
+    let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
+    let missing = Race::new(Weakness::None).run(Duration::from_secs(seconds.unwrap_or(12)), false);
+    assert!(missing.is_empty(), "live entries missing from their tags: {missing:?}");
+}
+
+/// Time in which a weakened sweep must be caught.
+const CAUGHT: Duration = Duration::from_secs(60);
+
+fn is_caught(weakness: Weakness) {
+    let _alone = TRACK.lock();
+    let begun = Instant::now();
+    let missing = Race::new(weakness).run(CAUGHT, true);
+    assert!(!missing.is_empty(), "a sweep without {weakness:?} runs, and nobody notices");
+    eprintln!("without {weakness:?}: caught after {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_sweep_without_grace_is_caught() {
+    is_caught(Weakness::Grace);
+}
+
+#[test]
+fn a_sweep_that_does_not_verify_is_caught() {
+    is_caught(Weakness::Verify);
+}
+
+#[test]
+fn a_sweep_in_two_steps_is_caught() {
+    is_caught(Weakness::OneStep);
+}
+
+/// Somebody else takes the lock in the middle of a sweep. Answers how many references go after that.
+fn depose(weakness: Weakness) -> u64 {
+    const STALE: u64 = 100_000;
+    let race = Race::new(weakness);
+    let mut con = race.server.connect();
+    let fill = "for i = 1, ARGV[1] do redis.call('SADD', 'tag:' .. i % 100, 'item:' .. i) end";
+    redis::cmd("EVAL").arg(fill).arg(0).arg(STALE).exec(&mut con).unwrap();
+    (0..100).for_each(|tag| support::age(&mut con, format!("tag:{tag}"), 60));
+    let mut usurped = None;
+    let report = race.sweep_watched(&race.way(), &mut || {
+        usurped.get_or_insert_with(|| {
+            let _: () = con.pset_ex("lock:cache_tag_cleanup", "another", 60_000).unwrap();
+            references(&mut race.server.connect())
+        });
+    });
+    let then = usurped.unwrap();
+    assert!(then > STALE / 2, "it was over too soon: {then} left");
+    assert_eq!(report.reason, Reason::Lost);
+    then - references(&mut con)
+}
+
+fn references(con: &mut Connection) -> u64 {
+    let tags: Vec<String> = con.keys("tag:*").unwrap();
+    tags.iter().map(|tag| con.scard::<_, u64>(tag).unwrap()).sum()
+}
+
+#[test]
+fn a_deposed_sweep_removes_nothing_and_one_without_a_fence_is_caught() {
+    let _alone = TRACK.lock();
+    assert_eq!(depose(Weakness::None), 0);
+    assert!(depose(Weakness::Fence) > 0, "a sweep without a fence runs, and nobody notices");
 }

@@ -1,5 +1,5 @@
-//! A proxy between a client and a private server that executes a request and loses its answer: what
-//! no real server can be told to do.
+//! A proxy between a client and a private server that executes a request and loses its answer, or runs
+//! another script than it was asked for: what no real server can be told to do.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 use std::io::{Read, Write};
@@ -34,17 +34,52 @@ pub struct Proxy {
     rule: Arc<Mutex<Option<Rule>>>,
 }
 
+/// A word that is replaced by another of the same length wherever it is sent.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    pub from: Vec<u8>,
+    pub to: Vec<u8>,
+    /// What may be the beginning of the word.
+    tail: Vec<u8>,
+}
+
+impl Swap {
+    pub fn new(from: &str, to: &str) -> Self {
+        assert_eq!(from.len(), to.len());
+        Self { from: from.into(), to: to.into(), tail: Vec::new() }
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut all = std::mem::take(&mut self.tail);
+        all.extend(bytes);
+        let length = self.from.len();
+        let mut at = 0;
+        while let Some(found) = all[at..].windows(length).position(|part| part == self.from) {
+            at += found + length;
+            all[at - length..at].copy_from_slice(&self.to);
+        }
+        let begun = (1..length).rev().find(|n| all[at..].ends_with(&self.from[..*n]));
+        self.tail = all.split_off(all.len() - begun.unwrap_or(0));
+        all
+    }
+}
+
 impl Proxy {
     /// In front of the server at `target`; listens beside it.
     pub fn start(target: &Path) -> Self {
+        Self::swapping(target, None)
+    }
+
+    /// The same, with a word replaced in every request.
+    pub fn swapping(target: &Path, swap: Option<Swap>) -> Self {
         let socket = target.with_extension("proxy");
         let listener = UnixListener::bind(&socket).unwrap();
         let rule = Arc::new(Mutex::new(None));
         let (shared, target) = (Arc::clone(&rule), target.to_owned());
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let (rule, target) = (Arc::clone(&shared), target.clone());
-                std::thread::spawn(move || carry(client, &target, &rule));
+                let (rule, target, swap) = (Arc::clone(&shared), target.clone(), swap.clone());
+                std::thread::spawn(move || carry(client, &target, &rule, swap));
             }
         });
         Self { socket, rule }
@@ -66,7 +101,12 @@ impl Proxy {
 }
 
 /// Requests one way, answers the other, until either side ends.
-fn carry(mut client: UnixStream, target: &Path, rule: &Mutex<Option<Rule>>) {
+fn carry(
+    mut client: UnixStream,
+    target: &Path,
+    rule: &Mutex<Option<Rule>>,
+    mut swap: Option<Swap>,
+) {
     let Ok(mut server) = UnixStream::connect(target) else { return };
     let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
     let silent = Arc::new(Mutex::new(false));
@@ -91,7 +131,8 @@ fn carry(mut client: UnixStream, target: &Path, rule: &Mutex<Option<Rule>>) {
         } else if fault.is_some() {
             *silent.lock().unwrap() = true;
         }
-        if server.write_all(&buffer[..n]).is_err() {
+        let swapped = swap.as_mut().map(|swap| swap.pass(&buffer[..n]));
+        if server.write_all(swapped.as_deref().unwrap_or(&buffer[..n])).is_err() {
             break;
         }
         if fault == Some(Fault::CloseAfter) {
