@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use support::Server;
 use support::proxy::{Proxy, Swap};
 use tagsweep::Config;
-use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
+use tagsweep::sweep::{Ended, Flow, Options, Progress, Reason, Report, Sweep};
 
 #[derive(Clone, Copy, Debug)]
 enum Order {
@@ -149,19 +149,20 @@ impl Race {
 
     /// A writer that is slow between reference and entry: the entry may appear after its reference
     /// went, and only verification brings that back. An item that was given a long life is never
-    /// written again, so that nothing else would.
+    /// written again, so that nothing else would; the next one takes its place.
     fn write_slowly(&self, writer: u64) {
         let (mut con, mut dice) = (self.server.connect(), Dice(1000 + writer));
         let tag = format!("tag:Slow:{writer}");
-        let (mut born, mut retired) = (0, VecDeque::new());
+        let (mut born, mut retired) = ([0; 8], VecDeque::new());
         while self.goes_on() {
-            let entry = format!("item:Slow:{writer}:{}", born + dice.roll(8));
+            let place = dice.roll(8) as usize;
+            let entry = format!("item:Slow:{writer}:{place}.{}", born[place]);
             let _: () = con.sadd(&tag, &entry).unwrap();
             std::thread::sleep(Duration::from_millis(dice.roll(GAP)));
             if dice.roll(3) == 0 {
                 let _: () = con.pset_ex(&entry, "v", 600_000).unwrap();
                 retired.push_back((Instant::now(), entry));
-                born += 8;
+                born[place] += 1;
             } else {
                 let _: () = con.pset_ex(&entry, "v", 50).unwrap();
             }
@@ -189,7 +190,7 @@ impl Race {
             weakness => {
                 let (sound, weak) = scripts(weakness);
                 let mut con = self.server.connect();
-                let [from, to] = [sound, weak].map(|body| {
+                let [from, to] = [sound, &weak].map(|body| {
                     let load = redis::cmd("SCRIPT").arg("LOAD").arg(body).query::<String>(&mut con);
                     load.unwrap()
                 });
@@ -199,19 +200,9 @@ impl Race {
         }
     }
 
-    fn sweep(&self, way: &Config) -> Report {
-        self.sweep_watched(way, &mut || {})
-    }
-
-    fn sweep_watched(&self, way: &Config, removed: &mut dyn FnMut()) -> Report {
+    fn sweep(&self, way: &Config, watch: &mut dyn FnMut(&Progress) -> Flow) -> Report {
         let mut sweep = Sweep::new(way.clone(), self.options()).unwrap();
-        let ended = sweep.run(&mut |progress| {
-            if progress.report.references_removed > 0 {
-                removed();
-            }
-            Flow::Continue
-        });
-        match ended.unwrap() {
+        match sweep.run(watch).unwrap() {
             Ended::Swept(report) => report,
             Ended::Held(holder) => panic!("{holder}"),
         }
@@ -231,8 +222,9 @@ impl Race {
             });
             let begun = Instant::now();
             let found = || one_is_enough && !race.missing.lock().unwrap().is_empty();
+            let mut watch = |_: &Progress| if found() { Flow::Stop } else { Flow::Continue };
             while begun.elapsed() < time && !found() {
-                let report = race.sweep(&way);
+                let report = race.sweep(&way, &mut watch);
                 removed += report.references_removed;
                 restored += report.references_restored;
                 runs += 1;
@@ -249,7 +241,7 @@ impl Race {
         if !one_is_enough {
             assert!(restored > 0, "the race was none");
             // The writers are done; what they left stale goes, too.
-            self.sweep(&way);
+            self.sweep(&way, &mut |_| Flow::Continue);
             let (lost, stale) = compare(&mut self.server.connect());
             missing.extend(lost);
             assert_eq!(stale, 0, "stale references older than the grace");
@@ -344,11 +336,12 @@ fn depose(weakness: Weakness) -> u64 {
     redis::cmd("EVAL").arg(fill).arg(0).arg(STALE).exec(&mut con).unwrap();
     (0..100).for_each(|tag| support::age(&mut con, format!("tag:{tag}"), 60));
     let mut usurped = None;
-    let report = race.sweep_watched(&race.way(), &mut || {
-        usurped.get_or_insert_with(|| {
+    let report = race.sweep(&race.way(), &mut |progress| {
+        if progress.report.references_removed > 0 && usurped.is_none() {
             let _: () = con.pset_ex("lock:cache_tag_cleanup", "another", 60_000).unwrap();
-            references(&mut race.server.connect())
-        });
+            usurped = Some(references(&mut con));
+        }
+        Flow::Continue
     });
     let then = usurped.unwrap();
     assert!(then > STALE / 2, "it was over too soon: {then} left");

@@ -106,10 +106,10 @@ impl World {
     fn build(&self, con: &mut Connection, old: &BTreeSet<&str>) {
         support::run::<()>(con, "FLUSHALL");
         let mut pipe = redis::pipe();
-        for value in &self.lock {
+        if let Some(value) = &self.lock {
             pipe.pset_ex(LOCK, value, 60_000);
         }
-        for kept in &self.checkpoint {
+        if let Some(kept) = &self.checkpoint {
             pipe.set(CHECKPOINT, kept);
         }
         for entry in &self.entries {
@@ -212,9 +212,8 @@ fn prune(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
             if asks && after.tags.contains_key(*tag) && !old.contains(tag) {
                 return int(-1);
             }
-            let place = |member: &String| {
-                names.of(member).position(|name| before.entries.contains(&name))
-            };
+            let place =
+                |member: &String| names.of(member).position(|name| before.entries.contains(&name));
             let stay = members.iter().zip(0..).filter_map(|(m, at)| match place(m)? {
                 0 => Some(at),
                 _ => Some(-at - 1),
@@ -272,8 +271,7 @@ fn invalidate(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
     let asked = if asks { ASKED.to_string() } else { String::new() };
     let mut keys = vec![LOCK.to_owned(), QUARANTINE.to_owned(), tag.to_owned()];
     keys.extend(names.keys(&members));
-    let mut args: Vec<String> =
-        [OURS, &asked, field, "noted", "60000"].map(str::to_owned).into();
+    let mut args: Vec<String> = [OURS, &asked, field, "noted", "60000"].map(str::to_owned).into();
     args.extend(members);
     Call { keys, args, expected, after }
 }
