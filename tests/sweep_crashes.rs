@@ -9,6 +9,7 @@ use redis::{Commands, Connection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use support::random::Random;
 use support::{Server, age, until};
 use tagsweep::Config;
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
@@ -59,24 +60,15 @@ fn sweeper(server: &Server, how: &str) -> Child {
         .unwrap()
 }
 
-/// SplitMix64.
-fn roll(seed: &mut u64, sides: u64) -> u64 {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) % sides
-}
-
 /// Tags with live and stale references, unused for an hour. Returns what is to be left of them.
 fn fill(con: &mut Connection, seed: u64, tags: u64) -> Tags {
-    let (mut seed, mut left) = (seed, BTreeMap::new());
+    let (mut dice, mut left) = (Random::new(seed), BTreeMap::new());
     let mut pipe = redis::pipe();
     for t in 0..tags {
-        for m in 0..1 + roll(&mut seed, 20) {
+        for m in 0..1 + dice.below(20) {
             let entry = format!("item:{t}:{m}");
             pipe.sadd(format!("tag:{t}"), &entry).ignore();
-            if roll(&mut seed, 3) == 0 {
+            if dice.below(3) == 0 {
                 pipe.set(&entry, "x").ignore();
                 left.entry(format!("tag:{t}")).or_insert_with(BTreeSet::new).insert(entry);
             }
@@ -119,11 +111,11 @@ fn assert_same(found: &Tags, wanted: &Tags) {
 fn killed_a_hundred_times_and_then_complete() {
     let server = Server::start();
     let mut con = server.connect();
-    let mut seed = 7;
+    let mut dice = Random::new(7);
     let mut left = fill(&mut con, 1, 1000);
     for death in 0..100 {
         let mut child = sweeper(&server, if death % 2 == 0 { "durable" } else { "plain" });
-        std::thread::sleep(Duration::from_micros(roll(&mut seed, 60_000)));
+        std::thread::sleep(Duration::from_micros(dice.below(60_000)));
         child.kill().unwrap();
         child.wait().unwrap();
         // The next one need not wait for the TTL of the dead.

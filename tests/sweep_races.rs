@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::Server;
 use support::proxy::{Proxy, Swap};
+use support::random::Random;
 use tagsweep::Config;
 use tagsweep::sweep::{Ended, Flow, Options, Progress, Reason, Report, Sweep};
 
@@ -59,19 +60,6 @@ enum Weakness {
 /// One race at a time: the others' load would be mistaken for writers that are slower than the grace.
 static TRACK: Mutex<()> = Mutex::new(());
 
-/// SplitMix64: which tag, item and lifetime come next.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-}
-
 /// A race under way.
 struct Race {
     server: Server,
@@ -110,14 +98,14 @@ impl Race {
     /// on, the others expire within half a second. Where the entry is there no later than its
     /// reference, nobody may see it without, not even for a moment.
     fn write(&self, writer: u64, order: Order) {
-        let (mut con, mut dice) = (self.server.connect(), Dice(writer));
+        let (mut con, mut dice) = (self.server.connect(), Random::new(writer));
         let mut last = VecDeque::new();
         while self.goes_on() {
-            let (tag, item) = (dice.roll(TAGS), dice.roll(ITEMS));
+            let (tag, item) = (dice.below(TAGS), dice.below(ITEMS));
             let tag_key = format!("tag:{order:?}:{tag}");
             let entry = format!("item:{order:?}:{tag}:{writer}.{item}");
-            let ttl = if dice.roll(5) == 0 { 600_000 } else { 1 + dice.roll(500) };
-            let gap = Duration::from_micros(dice.roll(2000));
+            let ttl = if dice.below(5) == 0 { 600_000 } else { 1 + dice.below(500) };
+            let gap = Duration::from_micros(dice.below(2000));
             match order {
                 Order::EntryFirst => {
                     let _: () = con.pset_ex(&entry, "v", ttl).unwrap();
@@ -136,7 +124,7 @@ impl Race {
                 }
             }
             self.writes.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+            std::thread::sleep(Duration::from_micros(dice.below(2000)));
             if !matches!(order, Order::ReferenceFirst) {
                 last.push_back((tag_key, entry));
                 if last.len() > 8 {
@@ -151,15 +139,15 @@ impl Race {
     /// went, and only verification brings that back. An item that was given a long life is never
     /// written again, so that nothing else would; the next one takes its place.
     fn write_slowly(&self, writer: u64) {
-        let (mut con, mut dice) = (self.server.connect(), Dice(1000 + writer));
+        let (mut con, mut dice) = (self.server.connect(), Random::new(1000 + writer));
         let tag = format!("tag:Slow:{writer}");
         let (mut born, mut retired) = ([0; 8], VecDeque::new());
         while self.goes_on() {
-            let place = dice.roll(8) as usize;
+            let place = dice.below(8) as usize;
             let entry = format!("item:Slow:{writer}:{place}.{}", born[place]);
             let _: () = con.sadd(&tag, &entry).unwrap();
-            std::thread::sleep(Duration::from_millis(dice.roll(GAP)));
-            if dice.roll(3) == 0 {
+            std::thread::sleep(Duration::from_millis(dice.below(GAP)));
+            if dice.below(3) == 0 {
                 let _: () = con.pset_ex(&entry, "v", 600_000).unwrap();
                 retired.push_back((Instant::now(), entry));
                 born[place] += 1;

@@ -7,6 +7,7 @@ mod support;
 
 use redis::{Commands, Connection, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use support::random::Random;
 use support::{Server, age};
 
 const LOCK: &str = "{lock:sweep}";
@@ -20,25 +21,12 @@ const MEMBERS: u64 = 6;
 const OLD: u64 = 60;
 const ASKED: u64 = 30;
 
-/// SplitMix64.
-struct Dice(u64);
+fn one_in(dice: &mut Random, sides: u64) -> bool {
+    dice.below(sides) == 0
+}
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn one_in(&mut self, sides: u64) -> bool {
-        self.roll(sides) == 0
-    }
-
-    fn members(&mut self, least: u64) -> Vec<String> {
-        (0..least + self.roll(MEMBERS)).map(|_| format!("m{}", self.roll(MEMBERS))).collect()
-    }
+fn members(dice: &mut Random, least: u64) -> Vec<String> {
+    (0..least + dice.below(MEMBERS)).map(|_| format!("m{}", dice.below(MEMBERS))).collect()
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,9 +49,9 @@ struct World {
 struct Names(Vec<&'static str>);
 
 impl Names {
-    fn roll(dice: &mut Dice) -> Self {
+    fn roll(dice: &mut Random) -> Self {
         let all = [vec!["x:"], vec![""], vec!["x:", ""], vec!["", "x:"]];
-        Self(all[dice.roll(4) as usize].clone())
+        Self(all[dice.below(4) as usize].clone())
     }
 
     fn of<'a>(&'a self, member: &'a str) -> impl Iterator<Item = String> + 'a {
@@ -78,25 +66,27 @@ impl Names {
 }
 
 impl World {
-    fn roll(dice: &mut Dice) -> Self {
+    fn roll(dice: &mut Random) -> Self {
         let lock = [Some(OURS), Some(OURS), Some(OURS), Some("another"), None];
         let mut world = Self {
-            lock: lock[dice.roll(5) as usize].map(str::to_owned),
-            checkpoint: dice.one_in(2).then(|| "old".to_owned()),
+            lock: lock[dice.below(5) as usize].map(str::to_owned),
+            checkpoint: one_in(dice, 2).then(|| "old".to_owned()),
             ..Self::default()
         };
         for tag in TAGS {
-            match dice.roll(6) {
+            match dice.below(6) {
                 0 => None,
                 1 => world.tags.insert(tag.into(), Tag::Text),
-                _ => world.tags.insert(tag.into(), Tag::Set(dice.members(1).into_iter().collect())),
+                _ => {
+                    world.tags.insert(tag.into(), Tag::Set(members(dice, 1).into_iter().collect()))
+                }
             };
         }
         for n in 0..MEMBERS {
-            let names = ["", "x:"].into_iter().filter(|_| dice.one_in(3));
+            let names = ["", "x:"].into_iter().filter(|_| one_in(dice, 3));
             world.entries.extend(names.map(|prefix| format!("{prefix}m{n}")).collect::<Vec<_>>());
         }
-        if dice.one_in(4) {
+        if one_in(dice, 4) {
             world.quarantine.insert("7.0".into(), "earlier".into());
         }
         world
@@ -200,11 +190,11 @@ struct Call {
     after: World,
 }
 
-fn prune(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
+fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
     let names = Names::roll(dice);
     let items: Vec<(&str, Vec<String>)> =
-        (0..1 + dice.roll(3)).map(|_| (TAGS[dice.roll(3) as usize], dice.members(1))).collect();
-    let (asks, field) = (dice.one_in(2), if dice.one_in(2) { "42.0" } else { "" });
+        (0..1 + dice.below(3)).map(|_| (TAGS[dice.below(3) as usize], members(dice, 1))).collect();
+    let (asks, field) = (one_in(dice, 2), if one_in(dice, 2) { "42.0" } else { "" });
     let (mut after, mut noted, mut old) = (before.clone(), 0, old.clone());
     let answers: Vec<Value> = items
         .iter()
@@ -249,10 +239,10 @@ fn prune(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
     Call { keys, args, expected, after: if ours { after } else { before.clone() } }
 }
 
-fn invalidate(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
-    let (names, tag, members) = (Names::roll(dice), TAGS[dice.roll(3) as usize], dice.members(1));
+fn invalidate(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
+    let (names, tag, members) = (Names::roll(dice), TAGS[dice.below(3) as usize], members(dice, 1));
     let names = Names(names.0[..1].to_vec());
-    let (asks, field) = (dice.one_in(2), if dice.one_in(2) { "42.0" } else { "" });
+    let (asks, field) = (one_in(dice, 2), if one_in(dice, 2) { "42.0" } else { "" });
     let mut after = before.clone();
     let expected = match before.tags.get(tag) {
         _ if !before.is_ours() => fenced(),
@@ -276,11 +266,11 @@ fn invalidate(dice: &mut Dice, before: &World, old: &BTreeSet<&str>) -> Call {
     Call { keys, args, expected, after }
 }
 
-fn restore(dice: &mut Dice, before: &World, _old: &BTreeSet<&str>) -> Call {
-    let (names, tag) = (Names::roll(dice), TAGS[dice.roll(3) as usize]);
-    let members: BTreeSet<String> = dice.members(1).into_iter().collect();
+fn restore(dice: &mut Random, before: &World, _old: &BTreeSet<&str>) -> Call {
+    let (names, tag) = (Names::roll(dice), TAGS[dice.below(3) as usize]);
+    let members: BTreeSet<String> = members(dice, 1).into_iter().collect();
     let members: Vec<String> = members.into_iter().collect();
-    let strict = dice.one_in(2);
+    let strict = one_in(dice, 2);
     let mut after = before.clone();
     let expected = if before.tags.get(tag) == Some(&Tag::Text) {
         ints([-2, 0])
@@ -313,8 +303,8 @@ fn restore(dice: &mut Dice, before: &World, _old: &BTreeSet<&str>) -> Call {
     Call { keys, args, expected, after }
 }
 
-fn checkpoint(dice: &mut Dice, before: &World, _old: &BTreeSet<&str>) -> Call {
-    let text = if dice.one_in(2) { "kept" } else { "" };
+fn checkpoint(dice: &mut Random, before: &World, _old: &BTreeSet<&str>) -> Call {
+    let text = if one_in(dice, 2) { "kept" } else { "" };
     let mut after = before.clone();
     if before.is_ours() {
         after.checkpoint = (!text.is_empty()).then(|| text.to_owned());
@@ -327,16 +317,16 @@ fn checkpoint(dice: &mut Dice, before: &World, _old: &BTreeSet<&str>) -> Call {
     }
 }
 
-type Model = fn(&mut Dice, &World, &BTreeSet<&str>) -> Call;
+type Model = fn(&mut Random, &World, &BTreeSet<&str>) -> Call;
 
 fn compare(body: &str, model: Model) {
     let calls = std::env::var("TAGSWEEP_SCRIPT_CALLS").ok().and_then(|n| n.parse().ok());
     let server = Server::start();
     let mut con = server.connect();
     for seed in 0..calls.unwrap_or(4000) {
-        let mut dice = Dice(seed);
+        let mut dice = Random::new(seed);
         let before = World::roll(&mut dice);
-        let old: BTreeSet<&str> = TAGS.into_iter().filter(|_| dice.one_in(2)).collect();
+        let old: BTreeSet<&str> = TAGS.into_iter().filter(|_| one_in(&mut dice, 2)).collect();
         before.build(&mut con, &old);
         let call = model(&mut dice, &before, &old);
         let mut eval = redis::cmd("EVAL");

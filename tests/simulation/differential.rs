@@ -2,8 +2,7 @@
 //! simulation would prove something about the model alone.
 
 use crate::server::{Mutation, Server, fence_of, owner};
-use crate::support;
-use crate::world::Random;
+use crate::support::{self, random::Random};
 use std::time::Duration;
 use tagsweep::lock::protocol::{Answer, Count, Keys, Request};
 

@@ -2,34 +2,13 @@
 
 use crate::client::{Act, Client};
 use crate::server::{Connection, Data, Mutation, Server, fence_of};
+use crate::support::random::Random;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 use tagsweep::lock::WaitMode;
 use tagsweep::lock::attempt::Event;
 use tagsweep::lock::protocol::{Answer, Request};
-
-/// SplitMix64 (G. Steele, D. Lea, C. Flood, 2014).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
-
-    /// True so many times in ten thousand.
-    fn chance(&mut self, of_10k: u64) -> bool {
-        self.below(10_000) < of_10k
-    }
-}
 
 /// What goes wrong, in ten thousandths of messages or wake-ups, and seconds between.
 #[derive(Clone, Copy)]
