@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing to build and test everything, from Debian's packages. Starts no service.
 set -eu
-needed='gcc g++ make pkg-config libclang-dev clang php-cli php-dev php-fpm php-redis
+needed='gcc g++ make pkg-config libclang-dev clang libclang-rt-dev php-cli php-dev php-fpm php-redis
   php-symfony-console phpunit redis-server libfcgi-bin openssl valgrind'
 
 missing=

@@ -2,44 +2,15 @@
 //! with both libraries, run against a real server, and run under valgrind.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod build;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use build::{archive, built, library, ok, repository, run, shared};
 use redis::Commands;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use support::{Server, age, until};
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
-
-/// Folder of the built library: two above this test's binary (`target/debug/deps/…`).
-fn built() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    exe.parent().unwrap().parent().unwrap().to_owned()
-}
-
-fn run(command: &mut Command) -> Output {
-    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; run `make deps`"))
-}
-
-fn ok(command: &mut Command) -> String {
-    let output = run(command);
-    let both = [output.stdout.as_slice(), &output.stderr].concat();
-    let text = String::from_utf8_lossy(&both).into_owned();
-    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
-    text
-}
-
-/// `cargo test` builds a cdylib only as a dependency of nothing, so it is asked for by name.
-fn library() {
-    static BUILT: std::sync::Once = std::sync::Once::new();
-    BUILT.call_once(|| {
-        let mut build = Command::new(env!("CARGO"));
-        ok(build.args(["build", "--quiet", "-p", "tagsweep-capi"]).current_dir(repository()));
-    });
-}
 
 fn compile(example: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBuf {
     let program = to.join(format!("{example}-{}-{}", compiler[0], link.len()));
@@ -61,11 +32,6 @@ fn compile(example: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBu
 
 const C99: &[&str] = &["cc", "-std=c99"];
 const CPP17: &[&str] = &["c++", "-x", "c++", "-std=c++17"];
-
-fn shared() -> Vec<String> {
-    let folder = built().display().to_string();
-    vec![format!("-L{folder}"), format!("-Wl,-rpath,{folder}"), "-ltagsweep".into()]
-}
 
 fn program(example: &str, compiler: &[&str], to: &Path) -> PathBuf {
     let link = shared();
@@ -92,8 +58,8 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
         place.path().join("libtagsweep.so.0"),
     )
     .unwrap();
-    let archive = built().join("libtagsweep.a").display().to_string();
-    let fixed = [archive.as_str(), "-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
+    let archive = archive();
+    let fixed: Vec<&str> = archive.iter().map(String::as_str).collect();
     for example in ["lock.c", "sweep.c", "renew.c"] {
         for program in [
             program(example, C99, place.path()),
