@@ -125,7 +125,9 @@ impl Config {
             Some(("rediss" | "valkeys", rest)) => (format!("redis://{rest}"), true),
             _ => (url.to_owned(), false),
         };
-        let info = plain.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
+        // What the parser says after the first dash repeats parts of the URL.
+        let refused = |e: redis::RedisError| wrong(e.to_string().split(" - ").next().unwrap_or(""));
+        let info = plain.into_connection_info().map_err(refused)?;
         let mut config = Self::new(match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
                 Address::Tcp { host: host.clone(), port: *port, tls }
@@ -191,8 +193,13 @@ mod tests {
         let config = Config::from_url("redis://app:hunter2@h/1").unwrap();
         assert_eq!(config.user.as_deref(), Some("app"));
         assert!(!format!("{config:?}{}", config.label()).contains("hunter2"));
-        for url in ["redis://:hunter2@h:port", "http://:hunter2@h", "redis://:hunter2@h/minus", ""]
-        {
+        for url in [
+            "redis://:hunter2@h:port",
+            "http://:hunter2@h",
+            "redis://:hunter2@h/minus",
+            "redis://h?protocol=3:hunter2@h",
+            "",
+        ] {
             let e = Config::from_url(url).unwrap_err();
             assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{e}");
         }
