@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, age, run, until};
 use tagsweep::lock::{Lock, Outcome};
-use tagsweep::sweep::{Ended, Flow, Options, Sweep};
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
 
 const TTL: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_millis(600);
@@ -53,6 +53,63 @@ fn what_stays_unknown_is_an_unknown_and_in_time() {
     assert!(lock.is_held(), "until its own deadline");
     proxy.break_next("EVALSHA", Fault::DropReply, 0);
     assert!(lock.release().unwrap());
+}
+
+fn stale(con: &mut redis::Connection, tags: u32) {
+    for i in 0..tags {
+        let _: () = con.sadd(format!("tag:{i}"), (0..20).collect::<Vec<u32>>()).unwrap();
+        age(con, format!("tag:{i}"), 60);
+    }
+}
+
+fn patient() -> Options {
+    let (verify, lock_ttl) = (Duration::from_millis(50), Duration::from_secs(10));
+    Options { verify, lock_ttl, trust_mapping: true, ..Options::default() }
+}
+
+#[test]
+fn a_sweep_outlasts_a_server_out_of_reach() {
+    let server = Server::start();
+    stale(&mut server.connect(), 500);
+    let mut sweep = Sweep::new(server.config().timeout(PATIENCE), patient()).unwrap();
+    let mut outage = None;
+    let ended = sweep.run(&mut |progress| {
+        if outage.is_none() && progress.report.references_removed > 0 {
+            server.signal("STOP");
+            let pid = server.pid();
+            outage = Some(std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(2));
+                support::signal(pid, "CONT");
+            }));
+        }
+        Flow::Continue
+    });
+    outage.unwrap().join().unwrap();
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.complete && report.duration > Duration::from_secs(2), "{report:?}");
+    assert_eq!(run::<u64>(&mut server.connect(), "EXISTS tag:0 tag:499"), 0);
+}
+
+#[test]
+fn a_server_that_was_restarted_is_another_one() {
+    let mut server = Server::start();
+    stale(&mut server.connect(), 500);
+    let mut sweep = Sweep::new(server.config(), patient()).unwrap();
+    let mut restarted = false;
+    let ended = sweep.run(&mut |progress| {
+        if !restarted && progress.report.references_removed > 0 {
+            server.restart();
+            stale(&mut server.connect(), 500);
+            // As if it were still ours.
+            let _: () = server.connect().set("lock:cache_tag_cleanup", "ours").unwrap();
+            restarted = true;
+        }
+        Flow::Continue
+    });
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert_eq!(report.reason, Reason::Lost, "{report:?}");
+    assert!(report.warnings[0].contains("restarted"), "{report:?}");
+    assert_eq!(run::<u64>(&mut server.connect(), "SCARD tag:0"), 20);
 }
 
 #[test]

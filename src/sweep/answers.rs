@@ -92,7 +92,9 @@ impl Running<'_> {
     /// Forgets records of tags that this sweep did not see.
     fn tidied_up(&mut self, first: u32, replies: Vec<Value>) -> Result<()> {
         for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
-            let records: Vec<(Vec<u8>, Vec<u8>)> = understood(checked(reply)?)?;
+            // Another type under our name is not ours to tidy up.
+            let Ok(reply) = checked(reply) else { continue };
+            let records: Vec<(Vec<u8>, Vec<u8>)> = understood(reply)?;
             let unseen = |record: &[u8]| {
                 Record::read(record).is_none_or(|record| u64::from(record.touched) < self.began())
             };
@@ -110,8 +112,18 @@ impl Running<'_> {
 
     /// Takes up what an earlier sweep removed and did not live to verify.
     fn recovered(&mut self, replies: Vec<Value>) -> Result<()> {
-        let reply = checked(first(replies))?;
-        let (cursor, slips): (u64, Vec<(String, Vec<u8>)>) = understood(reply)?;
+        let reply = match checked(first(replies)) {
+            // Where nothing can be noted, a sweep that is to note must not begin.
+            Err(e) if self.options.durable || e.kind() != ErrorKind::WrongType => {
+                return Err(e.key(&companion(&self.contender.keys().lock, "quarantine")));
+            }
+            Err(_) => {
+                self.warn("the quarantine of this lock holds another type, and was passed over");
+                return Ok(());
+            }
+            Ok(reply) => reply,
+        };
+        let (cursor, slips): (u64, Vec<(Vec<u8>, Vec<u8>)>) = understood(reply)?;
         let now = Moment::now();
         for (id, bytes) in slips {
             let slip = Slip::new(id, &self.crossed);
@@ -444,7 +456,7 @@ impl Running<'_> {
         Ok(Some(items))
     }
 
-    fn lost(&mut self) {
+    pub(super) fn lost(&mut self) {
         self.contender.forget();
         self.stop(Reason::Lost);
     }
@@ -542,7 +554,7 @@ impl Running<'_> {
         }
     }
 
-    fn warn(&mut self, what: &str) {
+    pub(super) fn warn(&mut self, what: &str) {
         if !self.report.warnings.iter().any(|known| known == what) {
             self.report.warnings.push(what.to_owned());
         }

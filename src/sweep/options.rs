@@ -54,7 +54,7 @@ pub struct Options {
     pub memory: usize,
     /// Name of the lock.
     pub lock: Vec<u8>,
-    /// TTL of the lock; extended while the sweep runs.
+    /// TTL of the lock; extended while the sweep runs. A server out of reach is waited for as long.
     pub lock_ttl: Duration,
     /// How long to wait for the lock.
     pub wait: Duration,

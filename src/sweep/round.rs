@@ -97,7 +97,7 @@ pub(crate) enum Ask {
     /// Slips that an earlier sweep left.
     Recover { cursor: u64 },
     /// Cross out slips.
-    CrossOut(Vec<String>),
+    CrossOut(Vec<Vec<u8>>),
     /// Keep the ages of tags, or forget them.
     Ages(Vec<(Vec<u8>, Option<Record>)>),
     /// Records of ages in these buckets, from the first on.
@@ -310,7 +310,7 @@ fn recover(cursor: u64, terms: &Terms) -> Cmd {
     cmd
 }
 
-fn cross_out(ids: &[String], terms: &Terms) -> Cmd {
+fn cross_out(ids: &[Vec<u8>], terms: &Terms) -> Cmd {
     let mut cmd = redis::cmd("HDEL");
     cmd.arg(quarantine(terms)).arg(ids);
     cmd

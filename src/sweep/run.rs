@@ -34,6 +34,12 @@ pub(super) const STOPPING: Duration = Duration::from_millis(500);
 /// Slips that are crossed out at once.
 const CROSSED: usize = 64;
 
+/// Longest time in which a server may be out of reach while we are to stop.
+const LAST_TRY: Duration = Duration::from_secs(1);
+
+/// Longest rest between two attempts to reach it.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
 /// How often the server is asked whether it saves and how busy it is.
 const LOAD_EVERY: Duration = Duration::from_millis(500);
 
@@ -81,7 +87,12 @@ pub(super) struct Running<'a> {
     pub(super) begun: Moment,
     pub(super) extended: Moment,
     pub(super) observed: Moment,
-    pub(super) faults: u32,
+    /// Since when there was no answer, and how many attempts were made.
+    outage: Option<(Moment, u32)>,
+    /// The connection is to be made anew.
+    cut_off: bool,
+    /// Which server process it is, if it says so.
+    server_id: Option<String>,
     pub(super) stop: Option<Reason>,
     pub(super) visits: u64,
     pub(super) condemned_total: u64,
@@ -148,7 +159,9 @@ impl<'a> Running<'a> {
             begun: now,
             extended: now,
             observed: now,
-            faults: 0,
+            outage: None,
+            cut_off: false,
+            server_id: facts.run_id.clone(),
             stop: None,
             visits: 0,
             condemned_total: 0,
@@ -252,13 +265,17 @@ impl<'a> Running<'a> {
             match self.step() {
                 Ok(true) => {}
                 Ok(false) => return self.verdict(),
-                Err(e) => self.recover(e)?,
+                Err(e) => self.endure(e)?,
             }
         }
     }
 
     /// Sends what can be sent and takes in one round. False when there is nothing left to do.
     fn step(&mut self) -> Result<bool> {
+        if self.cut_off {
+            self.reconnect()?;
+            self.cut_off = false;
+        }
         while self.flights.len() < DEPTH && self.pace.rest(Moment::now()).is_none() {
             let asks = self.compose();
             if asks.is_empty() {
@@ -268,7 +285,7 @@ impl<'a> Running<'a> {
         }
         if !self.flights.is_empty() {
             self.land()?;
-            self.faults = 0;
+            self.outage = None;
         } else if self.is_done() {
             return Ok(self.next_pass() || self.say_farewell());
         } else {
@@ -407,7 +424,7 @@ impl<'a> Running<'a> {
     pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
         if self.options.durable {
             let fence = self.contender.lease().map_or(0, |lease| lease.fence);
-            let slip = Slip::new(format!("{fence}.{}", self.slips), &self.crossed);
+            let slip = Slip::new(format!("{fence}.{}", self.slips).into(), &self.crossed);
             self.slips += 1;
             batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
         }
@@ -596,22 +613,45 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    /// After a fault of the connection: asks again what was not answered. What may have been removed
-    /// meanwhile is verified like everything removed.
-    fn recover(&mut self, fault: Error) -> Result<()> {
-        self.faults += 1;
+    /// After a fault that may pass: what was not answered is asked again. What may have been removed
+    /// meanwhile is verified like everything removed. A server out of reach is waited for as long as
+    /// the lock lives.
+    fn endure(&mut self, fault: Error) -> Result<()> {
         let code = fault.code().unwrap_or("connection").to_owned();
         *self.errors.entry(code).or_default() += 1;
-        if !passes(&fault) || self.faults > 3 {
-            return Err(fault);
+        let now = Moment::now();
+        let (since, tries) = self.outage.unwrap_or((now, 0));
+        let patience = match self.stop {
+            None => self.options.lock_ttl,
+            Some(_) => LAST_TRY,
+        };
+        if !passes(&fault) || (tries > 0 && now.since(since) >= patience) {
+            return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
         }
+        self.outage = Some((since, tries + 1));
+        self.cut_off = true;
         self.link.drop_connection();
         let lost: Vec<Ask> =
             self.flights.drain(..).flat_map(|flight| flight.asks).map(|(ask, _)| ask).collect();
         for ask in lost.into_iter().rev() {
             self.ask_again(ask);
         }
-        self.prepare()
+        // The first attempt at once: most often it was the connection alone.
+        let pause = Duration::from_millis(10) * tries.min(100);
+        std::thread::sleep(pause.min(PAUSE_MAX));
+        Ok(())
+    }
+
+    /// A server that was restarted, or another one in its place, is not held to what the old one
+    /// promised: neither our lock nor our cursor means anything there.
+    fn reconnect(&mut self) -> Result<()> {
+        self.prepare()?;
+        let (known, found) = (self.server_id.as_ref(), self.link.server_id()?);
+        if known.is_some() && found.is_some() && known != found.as_ref() {
+            self.warn("the server was restarted or replaced during the sweep");
+            self.lost();
+        }
+        Ok(())
     }
 
     pub(super) fn ask_again(&mut self, ask: Ask) {

@@ -10,17 +10,17 @@ use std::rc::Rc;
 pub(crate) const KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// Slips whose last batch is verified; they are to be crossed out on the server.
-pub(crate) type Done = Rc<RefCell<Vec<String>>>;
+pub(crate) type Done = Rc<RefCell<Vec<Vec<u8>>>>;
 
 /// A slip, shared by the batches that one script removed.
 #[derive(Debug)]
 pub(crate) struct Slip {
-    pub id: String,
+    pub id: Vec<u8>,
     done: Done,
 }
 
 impl Slip {
-    pub fn new(id: String, done: &Done) -> Rc<Self> {
+    pub fn new(id: Vec<u8>, done: &Done) -> Rc<Self> {
         Rc::new(Self { id, done: Rc::clone(done) })
     }
 }
@@ -94,19 +94,19 @@ mod tests {
     fn what_was_written_is_read_and_crossed_out_when_the_last_batch_goes() {
         let done = Done::default();
         let kept = write(&[batch(b"tag:a\0", &[b"", b"x\xff"]), batch(b"tag:b", &[])]);
-        let batches = read(&kept, &Slip::new("7.1".into(), &done));
+        let batches = read(&kept, &Slip::new(b"7.1".to_vec(), &done));
         let names: Vec<Vec<&[u8]>> = batches.iter().map(|b| b.members.iter().collect()).collect();
         assert_eq!(names, [vec![b"".as_slice(), b"x\xff"], vec![]]);
         assert_eq!(batches[0].visit.key, b"tag:a\0");
         assert!(done.borrow().is_empty());
         drop(batches);
-        assert_eq!(*done.borrow(), ["7.1"]);
+        assert_eq!(*done.borrow(), [b"7.1"]);
     }
 
     #[test]
     fn what_was_cut_short_or_is_nonsense_gives_what_it_can() {
         let kept = write(&[batch(b"tag:a", &[b"x"]), batch(b"tag:b", &[b"y"])]);
-        let slip = Slip::new("1".into(), &Done::default());
+        let slip = Slip::new(b"1".to_vec(), &Done::default());
         for end in 0..kept.len() {
             assert!(read(&kept[..end], &slip).len() < 2);
         }
