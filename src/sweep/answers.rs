@@ -31,6 +31,9 @@ const SAMPLES: usize = 20;
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
 
+/// A field of a hash, and what it holds.
+type Field = (Vec<u8>, Vec<u8>);
+
 impl Running<'_> {
     /// Goes where an answer leads.
     pub(super) fn follow(&mut self, ask: Ask, replies: Vec<Value>, sent: Moment) -> Result<()> {
@@ -94,7 +97,7 @@ impl Running<'_> {
         for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
-            let records: Vec<(Vec<u8>, Vec<u8>)> = understood(reply)?;
+            let records: Vec<Field> = understood(reply)?;
             let unseen = |record: &[u8]| {
                 Record::read(record).is_none_or(|record| u64::from(record.touched) < self.began())
             };
@@ -123,7 +126,7 @@ impl Running<'_> {
             }
             Ok(reply) => reply,
         };
-        let (cursor, slips): (u64, Vec<(Vec<u8>, Vec<u8>)>) = understood(reply)?;
+        let (cursor, slips): (u64, Vec<Field>) = understood(reply)?;
         let now = Moment::now();
         for (id, bytes) in slips {
             let slip = Slip::new(id, &self.crossed);
