@@ -9,7 +9,7 @@ mod support;
 use build::{archive, built, library, ok, repository, run, shared};
 use redis::Commands;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use support::{Server, age, until};
 
 fn compile(example: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBuf {
