@@ -1,5 +1,5 @@
 <?php
-// The engines: each cleans the tags of the server at $argv[2] and prints how many it removed.
+// The engines: each cleans the tags of the server at $argv[2] and prints how many tags it removed.
 //   php engines.php ENGINE SOCKET
 
 declare(strict_types=1);
@@ -7,7 +7,9 @@ declare(strict_types=1);
 [, $engine, $socket] = $argv;
 echo match ($engine) {
     'php-loop' => loop(connect($socket)),
-    'php-pipelined' => pipelined(connect($socket)),
+    'php-pipelined' => pipelined(connect($socket), true),
+    'php-look' => pipelined(connect($socket), false),
+    'lua-pages' => pages(connect($socket)),
     'tagsweep-php' => (new Tagsweep\TagCleanupManager(connect($socket)))->cleanup(),
 }, "\n";
 fwrite(STDERR, (string) getrusage()['ru_maxrss']);
@@ -47,26 +49,70 @@ function loop(Redis $redis): int
     return $count;
 }
 
-/** The same, a page in three round trips. */
-function pipelined(Redis $redis): int
+/**
+ * A page in three round trips: SCAN, SMEMBERS, EXISTS of each member, SREM of the stale ones. A writer
+ * between the second and the third loses what it wrote. Without removal, the barest look: one EXISTS a tag.
+ */
+function pipelined(Redis $redis, bool $removes): int
 {
     [$cursor, $count] = [null, 0];
     $redis->setOption(Redis::OPT_SCAN, Redis::SCAN_RETRY);
-    while (($keys = $redis->scan($cursor, 'tag:*', 1000)) !== false) {
+    while (($keys = $redis->scan($cursor, 'tag:*', 100)) !== false) {
         $pipe = $redis->multi(Redis::PIPELINE);
         array_map($pipe->sMembers(...), $keys);
         $members = $pipe->exec();
         $pipe = $redis->multi(Redis::PIPELINE);
-        array_map($pipe->exists(...), $members);
-        $live = $pipe->exec();
-        $orphans = array_keys(array_filter(array_combine($keys, $live), fn ($n) => $n === 0));
-        if ($orphans !== []) {
-            $count += $redis->unlink($orphans);
+        foreach ($members as $some) {
+            array_map($pipe->exists(...), $removes ? $some : [$some]);
+        }
+        $alive = $pipe->exec();
+        if ($removes) {
+            $count += remove($redis, $keys, $members, $alive);
         }
         if ($cursor === 0) {
             break;
         }
     }
+
+    return $count;
+}
+
+/** Removes the members that are not alive; answers how many tags lost all. */
+function remove(Redis $redis, array $keys, array $members, array $alive): int
+{
+    [$at, $emptied, $pipe] = [0, 0, $redis->multi(Redis::PIPELINE)];
+    foreach ($keys as $i => $key) {
+        $stale = array_filter($members[$i], function () use ($alive, &$at) {
+            return !$alive[$at++];
+        });
+        if ($stale !== []) {
+            $pipe->sRem($key, ...array_values($stale));
+            $emptied += (int) (count($stale) === count($members[$i]));
+        }
+    }
+    $pipe->exec();
+
+    return $emptied;
+}
+
+/** One script a page of a thousand keys, which does all at once. */
+function pages(Redis $redis): int
+{
+    $script = <<<'LUA'
+        local page, count = redis.call('SCAN', ARGV[1], 'MATCH', 'tag:*', 'COUNT', 1000), 0
+        for _, key in ipairs(page[2]) do
+            for _, member in ipairs(redis.call('SMEMBERS', key)) do
+                if redis.call('EXISTS', member) == 0 then redis.call('SREM', key, member) end
+            end
+            if redis.call('EXISTS', key) == 0 then count = count + 1 end
+        end
+        return {page[1], count}
+        LUA;
+    [$cursor, $count] = ['0', 0];
+    do {
+        [$cursor, $emptied] = $redis->eval($script, [$cursor]);
+        $count += $emptied;
+    } while ($cursor !== '0');
 
     return $count;
 }

@@ -1,5 +1,6 @@
 <?php
-// Runs the engines in turn, each on the same snapshot, and prints medians and ratios.
+// Runs the engines in turn, each on the same snapshot, and prints medians and ratios. Half of the tags
+// are orphaned, of the others every second member is stale.
 //   php side_by_side.php TAGS ROUNDS
 
 declare(strict_types=1);
@@ -62,7 +63,7 @@ function fill(Redis $redis, int $tags): void
         $members = array_map(fn (int $i) => "item:$tag:$i", range(0, MEMBERS - 1));
         $pipe->sAdd("tag:t$tag", ...$members);
         if ($tag % 2 === 0) {
-            array_map(fn ($member) => $pipe->set($member, 'value'), $members);
+            array_map(fn (int $i) => $pipe->set($members[$i], 'value'), range(0, MEMBERS - 1, 2));
         }
         $pipe->set("other:$tag:a", 'x');
         $pipe->set("other:$tag:b", 'x');
@@ -120,7 +121,7 @@ $server->redis()->save();
 $server->stop();
 copy("$folder/dump.rdb", "$folder/snapshot");
 
-$engines = ['php-loop', 'php-pipelined', 'tagsweep-php', 'tagsweep-cli'];
+$engines = ['php-loop', 'php-pipelined', 'php-look', 'tagsweep-php', 'tagsweep-cli'];
 $runs = array_fill_keys($engines, []);
 for ($round = 0; $round < $rounds; $round++) {
     foreach ($engines as $engine) {
@@ -128,12 +129,12 @@ for ($round = 0; $round < $rounds; $round++) {
         $server = new Server($folder);
         $runs[$engine][] = $run = measure($engine, $server, $root);
         $server->stop();
-        if ($run['removed'] !== intdiv($tags, 2)) {
+        if ($engine !== 'php-look' && $run['removed'] !== intdiv($tags, 2)) {
             throw new RuntimeException("$engine removed {$run['removed']} tags instead of " . intdiv($tags, 2));
         }
     }
 }
-printf("%d tags of %d members, half orphaned, among %d other keys; redis-server %s, PHP %s, phpredis %s; unix socket; medians of %d\n\n", $tags, MEMBERS, 2 * $tags + 5 * $tags, $version, PHP_VERSION, phpversion('redis'), $rounds);
+printf("%d tags of %d members, half orphaned, half partly stale, among %d other keys; redis-server %s, PHP %s, phpredis %s; unix socket; medians of %d\n\n", $tags, MEMBERS, intdiv(9 * $tags, 2), $version, PHP_VERSION, phpversion('redis'), $rounds);
 printf("%-16s %9s %9s %9s %9s %12s %9s\n", 'engine', 'wall s', 'server s', 'busy %', 'client MB', 'slowest ms', 'x faster');
 $base = median(array_column($runs['php-loop'], 'wall'));
 foreach ($runs as $engine => $figures) {

@@ -72,8 +72,8 @@ fn clear(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisRe
         left += gone;
     }
     let lock = format!("{prefix}lock:cache_tag_cleanup");
-    let companions = ["fence", "mapping", "stats", "runs"].map(|what| format!("{{{lock}}}:{what}"));
-    redis::cmd("UNLINK").arg(&companions).exec(con)?;
+    let ours = ["fence", "stats", "runs", "mapping", "checkpoint", "history", "sweeps"];
+    redis::cmd("UNLINK").arg(&ours.map(|what| format!("{{{lock}}}:{what}"))).exec(con)?;
     Ok(left)
 }
 

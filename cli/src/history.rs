@@ -2,7 +2,7 @@
 
 use crate::args::{HistoryArgs, bytes};
 use crate::monitor::{link, span};
-use crate::output::size;
+use crate::output::{replace, size};
 use crate::{Done, exit};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ pub(crate) fn history(args: &HistoryArgs) -> Done {
     let runs = sweep::history(&link(&args.server)?, &bytes(&args.lock))?;
     let mut out = std::io::stdout().lock();
     if let Some(path) = &args.html {
-        std::fs::write(path, page(&runs, &args.lock.to_string_lossy()))?;
+        replace(path, page(&runs, &args.lock.to_string_lossy()))?;
     } else if args.json {
         for run in &runs {
             writeln!(out, "{}", serde_json::to_string(run)?)?;

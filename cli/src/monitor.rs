@@ -1,6 +1,7 @@
 //! `tagsweep status`, `force-release` and `metrics`: locks as seen from outside.
 
 use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
+use crate::output::replace;
 use crate::{Done, exit};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -72,13 +73,7 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Done {
     let text = open_metrics(&samples, &sweeps);
     match &args.output {
         None => std::io::stdout().write_all(text.as_bytes())?,
-        Some(path) => {
-            // Whoever reads it finds the old text or the new, never a part.
-            let mut beside = path.clone().into_os_string();
-            beside.push(".new");
-            std::fs::write(&beside, text)?;
-            std::fs::rename(&beside, path)?;
-        }
+        Some(path) => replace(path, text)?,
     }
     Ok(exit::DONE)
 }

@@ -3,6 +3,7 @@
 use crate::monitor::span;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tagsweep::sweep::{Progress, Report, Sample};
 
@@ -153,4 +154,13 @@ pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress
         line.extend(figures);
     }
     println!("{}", serde_json::Value::Object(line));
+}
+
+/// Writes a file in place of an older one: whoever reads it finds the old text or the new, never a part.
+pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
+    written
+        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
 }

@@ -410,3 +410,106 @@ fn a_lost_lock_kills_what_does_not_end_by_itself_and_its_children() {
     let gone = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
     until("its child is gone", gone);
 }
+
+#[test]
+fn history_is_a_table_or_json_or_a_page_of_its_own() {
+    let server = Server::start();
+    let url = server.url();
+    let (code, out, _) = tagsweep(&["history", "--url", &url]);
+    assert_eq!((code, out.as_str()), (0, "no sweeps\n"));
+    for _ in 0..52 {
+        let (code, _, err) = tagsweep(&["sweep", "--url", &url]);
+        assert_eq!((code, err.as_str()), (0, ""));
+    }
+    fill(&server);
+    tagsweep(&["sweep", "--url", &url]);
+    let (code, out, err) = tagsweep(&["history", "--url", &url]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out.lines().filter(|line| line.contains(" complete ")).count(), 50, "{out}");
+    let bars = out.lines().find(|line| line.starts_with("references removed")).unwrap();
+    assert!(bars.contains('█') && bars.ends_with("up to 3"), "{bars}");
+    let (code, out, _) = tagsweep(&["history", "--url", &url, "--json"]);
+    let runs: Vec<serde_json::Value> =
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((code, runs.len()), (0, 50));
+    assert_eq!(runs[0]["references_removed"], 3);
+    assert_eq!(runs[1]["references_removed"], 0);
+    let page = server.dir().join("history.html");
+    let path = page.display().to_string();
+    let (code, out, err) = tagsweep(&["history", "--url", &url, "--html", &path]);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "", ""));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.to_lowercase().starts_with("<!doctype html>"), "{}", &page[..40]);
+    assert!(page.contains("<svg"));
+    assert!(!page.contains("http://") && !page.contains("https://"), "complete in itself");
+    let (code, _, err) = tagsweep(&["history", "--url", &url, "--html", "/nowhere/at/all"]);
+    assert!(code != 0 && err.contains("/nowhere/at/all"), "{code} {err}");
+}
+
+#[test]
+fn a_plan_needs_no_permission_to_write() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = run(&mut con, "ACL SETUSER viewer on >secret ~* &* +@all -@write -@scripting");
+    let before: i64 = run(&mut con, "DBSIZE");
+    let url = format!("{}?user=viewer&pass=secret", server.url());
+    let (code, out, err) = tagsweep(&["plan", "--url", &url]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("2 seen, 1 to remove, 1 pruned"), "{out}");
+    assert!(out.contains("tag:mixed") && out.contains("item:gone"), "samples are shown: {out}");
+    let (_, out, _) = tagsweep(&["plan", "--url", &url, "--json"]);
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(report["samples"].as_array().unwrap().len(), 2, "{report}");
+    assert_eq!(run::<i64>(&mut con, "DBSIZE"), before, "a plan writes nothing");
+    let (code, _, err) = tagsweep(&["sweep", "--url", &url]);
+    assert!(code == 1 && err.contains("NOPERM") && !err.contains("secret"), "{code} {err}");
+}
+
+#[test]
+fn options_out_of_bounds_are_refused_before_anything_is_touched() {
+    for wrong in [
+        ["--effort", "11"],
+        ["--effort", "0"],
+        ["--max-latency", "1us"],
+        ["--memory", "1M"],
+        ["--memory", "lots"],
+        ["--max-share", "0"],
+        ["--grace", "2h"],
+        ["--max-tag-age", "200d"],
+        ["--lock-ttl", "10ms"],
+    ] {
+        let (code, out, err) = tagsweep(&["sweep", "--url", "unix:///nowhere", wrong[0], wrong[1]]);
+        assert!(code == 2 && out.is_empty(), "{wrong:?}: {code} {err}");
+        assert!(!err.contains("nowhere"), "{wrong:?}: no server was asked: {err}");
+    }
+}
+
+#[test]
+fn a_sweep_goes_on_where_another_was_stopped_unless_told_otherwise() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 200000 do redis.call('SET', 'other:' .. i, '') end \
+                for i = 1, 2000 do redis.call('SADD', 'tag:' .. i, 'item:' .. i) end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    let slowly = ["sweep", "--trust-mapping", "--effort", "1", "--max-duration", "300ms"];
+    let url = ["--url", &server.url(), "--json", "--grace", "0s"];
+    let (code, out, _) = tagsweep(&[slowly.as_slice(), &url].concat());
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((code, &report["reason"]), (4, &"max_duration".into()), "{report}");
+    assert!(run::<bool>(&mut con, "EXISTS {lock:cache_tag_cleanup}:checkpoint"), "{report}");
+    let plan = ["plan", "--trust-mapping", "--fresh"];
+    let (_, out, _) = tagsweep(&[plan.as_slice(), &url].concat());
+    let whole: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(whole["resumed_at"], 0.0);
+    let (code, out, _) = tagsweep(&[["sweep", "--trust-mapping"].as_slice(), &url].concat());
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert!(code == 0 && report["resumed_at"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(run::<i64>(&mut con, "DBSIZE") - 200_000, leavings(&mut con), "no tag is left");
+    assert!(!run::<bool>(&mut con, "EXISTS {lock:cache_tag_cleanup}:checkpoint"));
+}
+
+/// Keys of our own that stay.
+fn leavings(con: &mut redis::Connection) -> i64 {
+    con.keys::<_, Vec<String>>("{lock:*").unwrap().len() as i64
+}
