@@ -299,6 +299,11 @@ typedef struct {
    * Go on where an earlier sweep was cut short.
    */
   bool resume;
+  /**
+   * Remember for this long at most (ms) which tags can have nothing stale, and pass them over; 0 to
+   * look at every tag.
+   */
+  uint64_t remember_ms;
 } tagsweep_options;
 
 /**
@@ -325,6 +330,10 @@ typedef struct {
    * Keys under the pattern that hold another type; never touched.
    */
   uint64_t tags_skipped;
+  /**
+   * Tags passed over because nothing in them can have become stale since an earlier sweep.
+   */
+  uint64_t tags_unchanged;
   /**
    * References whose entry was looked for.
    */

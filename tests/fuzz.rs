@@ -234,8 +234,8 @@ fn leavings(server: &Server) -> Vec<(Vec<u8>, Kept)> {
     let slip = [slip.as_slice(), b"tag:1", &6u32.to_be_bytes(), b"item:1"].concat();
     let _: () = con.hset("{lock:cache_tag_cleanup}:quarantine", "7.0", slip).unwrap();
     let mut keys: Vec<Vec<u8>> = con.keys("{lock:cache_tag_cleanup}:*").unwrap();
-    // Of the many records of ages, a few.
-    keys.sort_by_key(|key| (key.windows(6).any(|part| part == b":ages:"), key.clone()));
+    // Of the many records of tags, a few.
+    keys.sort_by_key(|key| (key.windows(9).any(|part| part == b":records:"), key.clone()));
     keys.truncate(20);
     let kept: Vec<_> = keys.into_iter().map(|key| (Kept::read(&mut con, &key), key)).collect();
     kept.into_iter().map(|(kept, key)| (key, kept)).collect()

@@ -58,6 +58,9 @@ pub struct tagsweep_options {
     pub durable: bool,
     /// Go on where an earlier sweep was cut short.
     pub resume: bool,
+    /// Remember for this long at most (ms) which tags can have nothing stale, and pass them over; 0 to
+    /// look at every tag.
+    pub remember_ms: u64,
 }
 
 /// What a sweep did; of a dry run, what would be done.
@@ -74,6 +77,8 @@ pub struct tagsweep_report {
     pub tags_aged: u64,
     /// Keys under the pattern that hold another type; never touched.
     pub tags_skipped: u64,
+    /// Tags passed over because nothing in them can have become stale since an earlier sweep.
+    pub tags_unchanged: u64,
     /// References whose entry was looked for.
     pub references_checked: u64,
     /// References removed.
@@ -120,6 +125,7 @@ impl From<&Report> for tagsweep_report {
             tags_pruned: report.tags_pruned,
             tags_aged: report.tags_aged,
             tags_skipped: report.tags_skipped,
+            tags_unchanged: report.tags_unchanged,
             references_checked: report.references_checked,
             references_removed: report.references_removed,
             references_skipped: report.references_skipped,
@@ -181,6 +187,7 @@ pub unsafe extern "C" fn tagsweep_options_init(options: *mut tagsweep_options) {
             strict: usual.strict,
             durable: usual.durable,
             resume: usual.resume,
+            remember_ms: 0,
         };
         // SAFETY: the caller's promise, passed on.
         unsafe { put(options, filled) };
@@ -288,5 +295,6 @@ unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
         strict: given.strict,
         durable: given.durable,
         resume: given.resume,
+        remember: (given.remember_ms > 0).then(|| ms(given.remember_ms)),
     })
 }

@@ -153,6 +153,9 @@ pub(crate) struct SweepArgs {
     /// Note on the server what is removed until it is verified, for the case of a crash.
     #[arg(long)]
     pub durable: bool,
+    /// Remember for this long at most which tags can have nothing stale, and pass them over.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub remember: Option<Duration>,
     /// Begin at the beginning, also when an earlier sweep was cut short.
     #[arg(long)]
     pub fresh: bool,
@@ -198,6 +201,7 @@ impl SweepArgs {
             memory: self.memory,
             strict: self.strict,
             durable: self.durable,
+            remember: self.remember,
             resume: !self.fresh,
         }
     }

@@ -96,11 +96,12 @@ pub(crate) fn print_report(report: &Report, server: &str) {
     );
     let gone = if report.dry_run { "to remove" } else { "removed" };
     println!(
-        "  tags        {} seen, {} {gone}, {} pruned, {} aged, {} skipped (other types)",
+        "  tags        {} seen, {} {gone}, {} pruned, {} aged, {} unchanged, {} skipped (other types)",
         report.tags_seen,
         report.tags_removed,
         report.tags_pruned,
         report.tags_aged,
+        report.tags_unchanged,
         report.tags_skipped
     );
     println!(

@@ -156,6 +156,7 @@ const SWEEP: &[&str] = &[
     "memory",
     "strict",
     "durable",
+    "remember",
     "resume",
     "lock",
     "lockTtl",
@@ -211,6 +212,7 @@ pub(crate) fn sweep(given: &Given, max_tag_age: i64) -> PhpResult<Options> {
             .map_or(usual.memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         strict: given.bool("strict")?.unwrap_or(usual.strict),
         durable: given.bool("durable")?.unwrap_or(usual.durable),
+        remember: given.seconds("remember")?,
         resume: given.bool("resume")?.unwrap_or(usual.resume),
     };
     options.check().map_err(crate::exceptions::from_core)?;

@@ -64,6 +64,11 @@ impl SweepReport {
     }
 
     #[php(getter)]
+    pub fn get_tags_unchanged(&self) -> i64 {
+        int(self.report.tags_unchanged)
+    }
+
+    #[php(getter)]
     pub fn get_references_checked(&self) -> i64 {
         int(self.report.references_checked)
     }

@@ -311,8 +311,11 @@ namespace Tagsweep {
          *                                                      (bytes), strict (delete entries whose
          *                                                      reference had to be put back), durable (note
          *                                                      on the server what is removed until it is
-         *                                                      verified), resume (true: go on where an
-         *                                                      earlier cleanup was cut short), lock, lockTtl (30), wait (0), dryRun
+         *                                                      verified), remember (seconds, at most: pass
+         *                                                      over tags in which nothing can have become
+         *                                                      stale since), resume (true: go on where an
+         *                                                      earlier cleanup was cut short), lock,
+         *                                                      lockTtl (30), wait (0), dryRun
          *
          * @throws Exception\InvalidArgumentException
          */
@@ -396,6 +399,8 @@ namespace Tagsweep {
         public int $tagsAged;
         /** Keys under the pattern that hold another type; never touched. */
         public int $tagsSkipped;
+        /** Tags passed over because nothing in them can have become stale since an earlier sweep. */
+        public int $tagsUnchanged;
         /** References whose entry was looked for. */
         public int $referencesChecked;
         /** References removed. */

@@ -104,7 +104,7 @@ final class TagCleanupManagerTest extends TestCase
         );
         $json = json_decode(json_encode($report), true);
         self::assertSame(
-            ['tags_seen', 'tags_removed', 'tags_pruned', 'tags_aged', 'tags_skipped', 'references_checked', 'references_removed', 'references_skipped', 'references_restored', 'scores_healed', 'entries_invalidated', 'bytes_reclaimed', 'pages', 'duration_s', 'server_s', 'rounds', 'round_p50_s', 'round_p99_s', 'resumed_at', 'removed_before', 'complete', 'reason', 'dry_run', 'entry_prefix', 'warnings', 'samples'],
+            ['tags_seen', 'tags_removed', 'tags_pruned', 'tags_aged', 'tags_unchanged', 'tags_skipped', 'references_checked', 'references_removed', 'references_skipped', 'references_restored', 'scores_healed', 'entries_invalidated', 'bytes_reclaimed', 'pages', 'duration_s', 'server_s', 'rounds', 'round_p50_s', 'round_p99_s', 'resumed_at', 'removed_before', 'complete', 'reason', 'dry_run', 'entry_prefix', 'warnings', 'samples'],
             array_keys($json),
         );
         $this->expectExceptionMessage('No setter');
@@ -227,7 +227,7 @@ final class TagCleanupManagerTest extends TestCase
     {
         $server = new Server();
         $this->fill($server->redis());
-        $options = ['maxLatency' => 0.001, 'effort' => 9, 'memory' => 8 << 20, 'strict' => true, 'durable' => true, 'resume' => false];
+        $options = ['maxLatency' => 0.001, 'effort' => 9, 'memory' => 8 << 20, 'strict' => true, 'durable' => true, 'remember' => 60, 'resume' => false];
         self::assertSame(20, (new TagCleanupManager($server->redis(), 604800, self::QUICK + $options))->cleanup());
         foreach (['maxLatency' => 0, 'effort' => 11, 'memory' => 1000] as $name => $wrong) {
             try {

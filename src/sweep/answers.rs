@@ -7,11 +7,11 @@ use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::lock::companion;
 use crate::socket::checked;
-use crate::sweep::ages::Record;
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::members::Members;
 use crate::sweep::options::OnAged;
 use crate::sweep::proof::Proof;
+use crate::sweep::records::{Record, Warrant};
 use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
 use crate::sweep::run::{Later, Running, STOPPING};
@@ -43,9 +43,17 @@ impl Running<'_> {
         }
         match ask {
             Ask::Page { count, .. } => self.paged(count, replies),
+            Ask::Recall(visit) => {
+                self.recalled(visit, &replies);
+                Ok(())
+            }
             Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies),
             Ask::Look(batch) => self.looked(batch, replies),
             Ask::Sift(batch) => self.sifted(batch, replies),
+            Ask::Lifetimes(batch) => {
+                self.vouched(batch, &replies);
+                Ok(())
+            }
             Ask::Prune(batches) => self.pruned(batches, replies),
             Ask::Invalidate(batch) => self.invalidated(batch, replies),
             Ask::Verify { batches, again } => {
@@ -57,7 +65,7 @@ impl Running<'_> {
             Ask::Recover { .. } => self.recovered(replies),
             Ask::Tidy { first } => self.tidied_up(first, replies),
             Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
-            Ask::Ages(_) | Ask::Forget { .. } => Ok(()),
+            Ask::Records(_) | Ask::Forget { .. } => Ok(()),
             Ask::Load => {
                 self.loaded(&replies);
                 Ok(())
@@ -98,8 +106,9 @@ impl Running<'_> {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
             let records: Vec<Field> = understood(reply)?;
+            let (began, now) = (self.began(), self.server_time());
             let unseen = |record: &[u8]| {
-                Record::read(record).is_none_or(|record| u64::from(record.touched) < self.began())
+                Record::read(record).is_none_or(|record| record.is_unseen(began, now))
             };
             let fields: Vec<Vec<u8>> = records
                 .into_iter()
@@ -149,8 +158,38 @@ impl Running<'_> {
         self.visits += 1;
         let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
         let visit = Rc::new(Visit { weigh, aging: self.aging, ..visit });
+        if self.options.remember.is_some() && !visit.again {
+            return self.ready.push_back(Ask::Recall(visit));
+        }
         let count = self.memory.members();
         self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+    }
+
+    /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
+    fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value]) {
+        let idle = replies.first().and_then(seconds);
+        let kept = replies.get(1).and_then(kept);
+        let references = replies.get(2).and_then(seconds).unwrap_or(0);
+        let prefix = &self.proof.in_force().entry_prefix;
+        let warrant = kept.and_then(|record| record.warrant);
+        let holds = warrant.is_some_and(|w| w.holds(self.server_time(), references, prefix));
+        visit.known.set(kept);
+        visit.idled.set(idle);
+        let age = if holds { self.age(&visit, idle) } else { None };
+        let invalidates = self.options.on_aged == OnAged::Invalidate
+            && judge::aged(age, self.options.max_tag_age);
+        if !holds || invalidates {
+            visit.record.set(None);
+            let count = self.memory.members();
+            return self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+        }
+        self.first_seen(&visit, age);
+        self.report.tags_unchanged += 1;
+        grow(&visit.page.unchanged, 1);
+        if let Some(record) = visit.record.get() {
+            visit.record.set(Some(Record { warrant, ..record }));
+        }
+        self.let_go(visit);
     }
 
     fn read(&mut self, visit: Rc<Visit>, cursor: u64, mut replies: Vec<Value>) -> Result<()> {
@@ -166,12 +205,15 @@ impl Running<'_> {
         };
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
-            let idle = replies.first().and_then(seconds);
+            let idle = visit.idled.get().or_else(|| replies.first().and_then(seconds));
+            if visit.aging && visit.known.get().is_none() {
+                visit.known.set(replies.get(1).and_then(kept));
+            }
             visit
                 .weight
                 .set(replies.get(1 + usize::from(visit.aging)).and_then(seconds).unwrap_or(0));
             if !members.is_empty() || next != 0 {
-                let age = self.age(&visit, idle, replies.get(1));
+                let age = self.age(&visit, idle);
                 self.first_seen(&visit, age);
             }
             if let Evidence::Young(span) = self.evidence(&visit, idle) {
@@ -196,17 +238,12 @@ impl Running<'_> {
     }
 
     /// How long the application has left a tag alone: its idle time, or what is on record.
-    fn age(&self, visit: &Visit, idle: Option<u64>, kept: Option<&Value>) -> Option<u64> {
+    fn age(&self, visit: &Visit, idle: Option<u64>) -> Option<u64> {
         if !visit.aging {
             return idle;
         }
-        let kept = match kept {
-            Some(Value::BulkString(kept)) => Record::read(kept),
-            _ => None,
-        };
-        let (now, known) = (self.server_time(), visit.known.get().or(kept));
-        let record = Record::observe(known, idle?, now);
-        visit.known.set(kept);
+        let now = self.server_time();
+        let record = Record::observe(visit.known.get(), idle?, now);
         visit.record.set(Some(record));
         Some(record.age(now))
     }
@@ -270,7 +307,7 @@ impl Running<'_> {
         } else if self.options.dry_run {
             self.foresee_or_sift(batch, total - live);
         } else if live == total {
-            self.let_go(batch.visit);
+            self.vouch(batch);
         } else if batch.visit.unclear.get() {
             self.ready.push_back(Ask::Sift(batch));
         } else {
@@ -429,10 +466,45 @@ impl Running<'_> {
         }
         let members = match stayed {
             [] => batch.members,
-            _ => batch.members.select(|i| !stayed.contains(&(i as i64))),
+            _ => {
+                let (visit, slip) = (Rc::clone(&batch.visit), None);
+                let alive = batch.members.select(|i| stayed.contains(&(i as i64)));
+                self.vouch(Batch { visit, members: alive, stale: 0, slip });
+                batch.members.select(|i| !stayed.contains(&(i as i64)))
+            }
         };
         self.verify_later(Batch { members, stale: 0, ..batch });
         Ok(())
+    }
+
+    /// Asks for how long live entries live, if that is to be remembered.
+    fn vouch(&mut self, batch: Batch) {
+        if self.options.remember.is_none() || self.options.dry_run || self.stop.is_some() {
+            return self.let_go(batch.visit);
+        }
+        self.ready.push_back(Ask::Lifetimes(batch));
+    }
+
+    fn vouched(&mut self, batch: Batch, replies: &[Value]) {
+        let (now, visit) = (self.server_time(), &batch.visit);
+        for reply in replies {
+            let Value::Int(life @ (-1 | 0..)) = reply else { continue };
+            grow(&visit.vouched, 1);
+            if let Ok(life) = u64::try_from(*life) {
+                let end = now + life / 1000;
+                visit.until.set(Some(visit.until.get().map_or(end, |until| until.min(end))));
+            }
+        }
+        self.let_go(batch.visit);
+    }
+
+    /// What is to be remembered of a tag, if each of its references was vouched for.
+    fn warrant(&self, visit: &Visit) -> Option<Warrant> {
+        let left = visit.checked.get().checked_sub(visit.removed.get())?;
+        let most = self.server_time() + self.options.remember?.as_secs();
+        let until = visit.until.get().map_or(most, |until| until.min(most));
+        let sound = left > 0 && visit.vouched.get() == left;
+        sound.then(|| Warrant::new(until, left, &self.proof.in_force().entry_prefix))
     }
 
     fn verify_later(&mut self, batch: Batch) {
@@ -541,19 +613,30 @@ impl Running<'_> {
             self.weighed.0 += visit.weight.get();
             self.weighed.1 += visit.checked.get();
         }
-        if let (Some(record), false) = (visit.record.get(), self.options.dry_run) {
-            // Ours was the last touch, as far as we saw. A tag that is gone takes its record along.
-            let touched = u32::try_from(self.server_time()).unwrap_or(u32::MAX);
-            let record = (!visit.gone.get()).then_some(Record { touched, ..record });
-            if record.is_some() || visit.known.get().is_some() {
-                self.ages.push((visit.key.clone(), record));
-            }
+        if !self.options.dry_run {
+            self.keep_record(&visit);
         }
         if visit.removed.get() > 0 {
             match visit.gone.get() {
                 true => self.report.tags_removed += 1,
                 false => self.report.tags_pruned += 1,
             }
+        }
+    }
+
+    /// Keeps what is known of a tag. One that is gone takes its record along.
+    fn keep_record(&mut self, visit: &Visit) {
+        let now = self.server_time();
+        // Ours was the last touch, as far as we saw.
+        let touched = u32::try_from(now).unwrap_or(u32::MAX);
+        let warrant = self.warrant(visit);
+        let fresh = || Record::observe(None, visit.idled.get().unwrap_or(0), now);
+        let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
+        let record =
+            record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
+        match record.filter(|_| !visit.gone.get()) {
+            None if visit.known.get().is_none() || !visit.gone.get() => {}
+            record => self.records.push((visit.key.clone(), record)),
         }
     }
 
@@ -598,6 +681,13 @@ fn first(replies: Vec<Value>) -> Value {
 
 fn last(replies: &mut Vec<Value>) -> Value {
     replies.pop().unwrap_or(Value::Nil)
+}
+
+fn kept(reply: &Value) -> Option<Record> {
+    match reply {
+        Value::BulkString(bytes) => Record::read(bytes),
+        _ => None,
+    }
 }
 
 fn seconds(reply: &Value) -> Option<u64> {

@@ -143,6 +143,7 @@ impl Entry<'_> {
             ("tags_seen", report.tags_seen),
             ("tags_removed", report.tags_removed),
             ("tags_skipped", report.tags_skipped),
+            ("tags_unchanged", report.tags_unchanged),
             ("references_checked", report.references_checked),
             ("references_removed", report.references_removed),
             ("references_restored", report.references_restored),

@@ -25,7 +25,6 @@
 //! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
 //! stale a share of a script and one EXISTS more.
 
-mod ages;
 mod answers;
 mod checkpoint;
 mod history;
@@ -37,6 +36,7 @@ mod pace;
 mod page;
 mod proof;
 mod quarantine;
+mod records;
 mod report;
 mod round;
 mod run;

@@ -10,6 +10,7 @@ pub(crate) struct Page {
     pub seen: Cell<u64>,
     pub aged: Cell<u64>,
     pub skipped: Cell<u64>,
+    pub unchanged: Cell<u64>,
     pub checked: Cell<u64>,
 }
 

@@ -67,6 +67,8 @@ pub struct Report {
     pub tags_pruned: u64,
     /// Tags not used for `max_tag_age`.
     pub tags_aged: u64,
+    /// Tags passed over because nothing in them can have become stale since an earlier sweep.
+    pub tags_unchanged: u64,
     /// Keys under the pattern that hold another type; never touched.
     pub tags_skipped: u64,
     /// References whose entry was looked for.
@@ -125,6 +127,7 @@ impl Report {
         self.tags_pruned += part.tags_pruned;
         self.tags_aged += part.tags_aged;
         self.tags_skipped += part.tags_skipped;
+        self.tags_unchanged += part.tags_unchanged;
         self.references_checked += part.references_checked;
         self.references_removed += part.references_removed;
         self.references_skipped += part.references_skipped;

@@ -3,11 +3,11 @@
 use crate::layout::Mapping;
 use crate::lock::{Contender, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
-use crate::sweep::ages::{self, Record};
 use crate::sweep::checkpoint;
 use crate::sweep::members::Members;
 use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
+use crate::sweep::records::{self, Record};
 use crate::sweep::slip::{self, Slip};
 use redis::Cmd;
 use std::cell::Cell;
@@ -43,6 +43,11 @@ pub(crate) struct Visit {
     pub aging: bool,
     pub known: Cell<Option<Record>>,
     pub record: Cell<Option<Record>>,
+    /// Its idle time, where that was asked before (s).
+    pub idled: Cell<Option<u64>>,
+    /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
+    pub vouched: Cell<u64>,
+    pub until: Cell<Option<u64>>,
     /// Where the walk found it.
     pub page: Rc<Page>,
 }
@@ -74,12 +79,16 @@ impl Batch {
 pub(crate) enum Ask {
     /// Keys of the next page.
     Page { cursor: u64, count: usize },
+    /// Idle time, record and number of members of a tag.
+    Recall(Rc<Visit>),
     /// Idle time (first) and members of a tag.
     Read { visit: Rc<Visit>, cursor: u64, count: usize },
     /// How many entries exist, under each mapping that is not ruled out.
     Look(Batch),
     /// Which entries exist.
     Sift(Batch),
+    /// For how long entries live.
+    Lifetimes(Batch),
     /// Remove references whose entry is absent.
     Prune(Vec<Batch>),
     /// Delete entries and references of an aged tag.
@@ -99,7 +108,7 @@ pub(crate) enum Ask {
     /// Cross out slips.
     CrossOut(Vec<Vec<u8>>),
     /// Keep the ages of tags, or forget them.
-    Ages(Vec<(Vec<u8>, Option<Record>)>),
+    Records(Vec<(Vec<u8>, Option<Record>)>),
     /// Records of ages in these buckets, from the first on.
     Tidy { first: u32 },
     /// Forget records of a bucket, by field.
@@ -130,12 +139,18 @@ impl Ask {
     pub fn commands(&self, terms: &Terms) -> Vec<Cmd> {
         match self {
             Self::Page { cursor, count } => vec![scan(*cursor, terms.pattern, *count)],
+            Self::Recall(visit) => {
+                vec![idle_time(visit), recall(visit, terms), on_key("SCARD", &visit.key)]
+            }
             Self::Read { visit, cursor, count } => read(visit, *cursor, *count, terms),
             Self::Look(batch) => {
                 terms.proof.open().iter().map(|m| exists(batch.entries(m))).collect()
             }
             Self::Sift(batch) => {
                 batch.entries(terms.proof.in_force()).map(|e| exists(std::iter::once(e))).collect()
+            }
+            Self::Lifetimes(batch) => {
+                batch.entries(terms.proof.in_force()).map(|e| on_key("PTTL", &e)).collect()
             }
             Self::Verify { batches, .. } => {
                 vec![exists(batches.iter().flat_map(|batch| all_entries(batch, terms.proof)))]
@@ -150,10 +165,10 @@ impl Ask {
             Self::Checkpoint(kept) => {
                 vec![CHECKPOINT.by_digest(&checkpoint(kept.as_deref(), terms))]
             }
-            Self::Ages(records) => {
-                records.iter().map(|(tag, age)| keep_age(tag, *age, terms)).collect()
+            Self::Records(records) => {
+                records.iter().map(|(tag, age)| keep_record(tag, *age, terms)).collect()
             }
-            Self::Tidy { first } => (*first..*first + ages::TIDIED)
+            Self::Tidy { first } => (*first..*first + records::TIDIED)
                 .flat_map(|n| [on_bucket("HGETALL", n, terms), outlive(n, terms)])
                 .collect(),
             Self::Forget { bucket, fields } => {
@@ -175,8 +190,11 @@ impl Ask {
     /// What it works on; of a tag that is to be read, a batch of nothing.
     pub fn into_batches(self) -> Vec<Batch> {
         match self {
-            Self::Read { visit, .. } => vec![Batch { visit, ..Batch::default() }],
+            Self::Read { visit, .. } | Self::Recall(visit) => {
+                vec![Batch { visit, ..Batch::default() }]
+            }
             Self::Look(batch) | Self::Sift(batch) | Self::Invalidate(batch) => vec![batch],
+            Self::Lifetimes(batch) => vec![batch],
             Self::Restore(batch) => vec![batch],
             Self::Prune(batches) | Self::Verify { batches, .. } => batches,
             _ => Vec::new(),
@@ -187,15 +205,16 @@ impl Ask {
     pub fn units(&self) -> usize {
         match self {
             Self::Page { count, .. } => 2 + count / 4,
+            Self::Recall(_) => 5,
             Self::Read { .. } => 8,
             Self::Look(batch) => 2 + weight(batch) / 3,
             Self::Verify { batches, .. } => 2 + weights(batches) / 3,
-            Self::Sift(batch) => 2 * weight(batch),
+            Self::Sift(batch) | Self::Lifetimes(batch) => 2 * weight(batch),
             Self::Prune(batches) => 10 + 4 * batches.len() + weights(batches),
             Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,
-            Self::Ages(records) => 4 * records.len(),
+            Self::Records(records) => 4 * records.len(),
             Self::Tidy { .. } => 400,
             Self::Forget { fields, .. } => 4 + fields.len(),
             Self::Load => 40,
@@ -235,15 +254,10 @@ fn scan(cursor: u64, pattern: &[u8], count: usize) -> Cmd {
 fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms) -> Vec<Cmd> {
     let mut cmds = Vec::with_capacity(3);
     if cursor == 0 {
-        let mut idle = redis::cmd("OBJECT");
-        idle.arg("IDLETIME").arg(&visit.key);
-        cmds.push(idle);
+        cmds.push(idle_time(visit));
     }
     if cursor == 0 && visit.aging {
-        let (bucket, field) = ages::place(&visit.key);
-        let mut age = on_bucket("HGET", bucket, terms);
-        age.arg(&field);
-        cmds.push(age);
+        cmds.push(recall(visit, terms));
     }
     if cursor == 0 && visit.weigh {
         let mut weight = redis::cmd("MEMORY");
@@ -256,22 +270,41 @@ fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms) -> Vec<Cmd> {
     cmds
 }
 
-fn on_bucket(command: &str, bucket: u32, terms: &Terms) -> Cmd {
+fn on_key(command: &str, key: &[u8]) -> Cmd {
     let mut cmd = redis::cmd(command);
-    cmd.arg(companion(&terms.contender.keys().lock, &format!("ages:{bucket}")));
+    cmd.arg(key);
     cmd
 }
 
-fn keep_age(tag: &[u8], age: Option<Record>, terms: &Terms) -> Cmd {
-    let (bucket, field) = ages::place(tag);
+fn idle_time(visit: &Visit) -> Cmd {
+    let mut cmd = redis::cmd("OBJECT");
+    cmd.arg("IDLETIME").arg(&visit.key);
+    cmd
+}
+
+fn recall(visit: &Visit, terms: &Terms) -> Cmd {
+    let (bucket, field) = records::place(&visit.key);
+    let mut cmd = on_bucket("HGET", bucket, terms);
+    cmd.arg(&field);
+    cmd
+}
+
+fn on_bucket(command: &str, bucket: u32, terms: &Terms) -> Cmd {
+    let mut cmd = redis::cmd(command);
+    cmd.arg(companion(&terms.contender.keys().lock, &format!("records:{bucket}")));
+    cmd
+}
+
+fn keep_record(tag: &[u8], age: Option<Record>, terms: &Terms) -> Cmd {
+    let (bucket, field) = records::place(tag);
     let mut cmd = on_bucket(if age.is_some() { "HSET" } else { "HDEL" }, bucket, terms);
-    cmd.arg(&field).arg(age.map(|age| age.to_bytes().to_vec()));
+    cmd.arg(&field).arg(age.map(Record::to_bytes));
     cmd
 }
 
 fn outlive(bucket: u32, terms: &Terms) -> Cmd {
     let mut cmd = on_bucket("EXPIRE", bucket, terms);
-    cmd.arg(ages::LIFE.as_secs());
+    cmd.arg(records::LIFE.as_secs());
     cmd
 }
 

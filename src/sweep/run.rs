@@ -7,7 +7,6 @@ use crate::layout::Layout;
 use crate::lock::{Contender, Histogram, companion, whoami};
 use crate::script::{CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::socket::checked;
-use crate::sweep::ages::{self, Record};
 use crate::sweep::checkpoint::{self, Checkpoint};
 use crate::sweep::history;
 use crate::sweep::memory::Memory;
@@ -16,6 +15,7 @@ use crate::sweep::pace::Pace;
 use crate::sweep::page::{Page, Walk};
 use crate::sweep::proof::Proof;
 use crate::sweep::quarantine::Quarantine;
+use crate::sweep::records::{self, Record};
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Terms, Visit};
 use crate::sweep::slip::{Done, Slip};
@@ -120,7 +120,7 @@ pub(super) struct Running<'a> {
     time: u64,
     fence: Option<u64>,
     /// Records to be written.
-    pub(super) ages: Vec<(Vec<u8>, Option<Record>)>,
+    pub(super) records: Vec<(Vec<u8>, Option<Record>)>,
     /// Buckets of records that are tidied up.
     tidied: u32,
 }
@@ -180,7 +180,7 @@ impl<'a> Running<'a> {
             aging: false,
             time: facts.time,
             fence,
-            ages: Vec::new(),
+            records: Vec::new(),
             tidied: 0,
         }
     }
@@ -333,8 +333,8 @@ impl<'a> Running<'a> {
         if self.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
         }
-        if self.ages.len() >= CROSSED || (self.is_idle() && !self.ages.is_empty()) {
-            self.ready.push_back(Ask::Ages(std::mem::take(&mut self.ages)));
+        if self.records.len() >= CROSSED || (self.is_idle() && !self.records.is_empty()) {
+            self.ready.push_back(Ask::Records(std::mem::take(&mut self.records)));
         }
         if now.since(self.observed) >= LOAD_EVERY {
             self.observed = now;
@@ -367,6 +367,7 @@ impl<'a> Running<'a> {
             report.tags_seen -= page.seen.get();
             report.tags_aged -= page.aged.get();
             report.tags_skipped -= page.skipped.get();
+            report.tags_unchanged -= page.unchanged.get();
             report.references_checked -= page.checked.get();
         }
         (cursor != 0).then(|| Checkpoint::new(purpose, cursor, report))
@@ -401,12 +402,13 @@ impl<'a> Running<'a> {
     /// bucket. False when there is nothing to tidy up.
     fn tidy(&mut self) -> bool {
         let whole = self.stop.is_none() && self.report.resumed_at == 0.0;
-        let writes = self.aging && !self.options.dry_run;
-        if !whole || !writes || self.tidied >= ages::BUCKETS {
+        let keeps = self.aging || self.options.remember.is_some();
+        let writes = keeps && !self.options.dry_run;
+        if !whole || !writes || self.tidied >= records::BUCKETS {
             return false;
         }
         self.ready.push_back(Ask::Tidy { first: self.tidied });
-        self.tidied += ages::TIDIED;
+        self.tidied += records::TIDIED;
         true
     }
 
@@ -480,7 +482,7 @@ impl<'a> Running<'a> {
     fn is_done(&self) -> bool {
         let judged = self.walk.is_done() && self.waiting.is_empty() && self.condemned.is_empty();
         let crossed = self.crossed.borrow().is_empty();
-        let kept = crossed && self.ages.is_empty();
+        let kept = crossed && self.records.is_empty();
         let verified = self.ready.is_empty() && self.unverified.is_empty() && kept;
         verified && (judged || self.stop.is_some())
     }
@@ -659,7 +661,7 @@ impl<'a> Running<'a> {
         match ask {
             Ask::Page { .. } => self.walk.again(),
             Ask::Extend | Ask::Load | Ask::Remember { .. } => {}
-            ask @ (Ask::Ages(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
+            ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
                 self.ready.push_back(ask)
             }
             ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {

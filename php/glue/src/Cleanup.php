@@ -106,7 +106,7 @@ final class Cleanup
         if (!$report->complete) {
             $this->output->line("Ended early ({$report->reason}); the result is partial.");
         }
-        $this->output->line("  tags        {$report->tagsSeen} seen, {$report->tagsRemoved} $would, {$report->tagsPruned} pruned, {$report->tagsAged} aged, {$report->tagsSkipped} skipped");
+        $this->output->line("  tags        {$report->tagsSeen} seen, {$report->tagsRemoved} $would, {$report->tagsPruned} pruned, {$report->tagsAged} aged, {$report->tagsUnchanged} unchanged, {$report->tagsSkipped} skipped");
         $this->output->line("  references  {$report->referencesChecked} checked, {$report->referencesRemoved} $would, {$report->referencesRestored} restored");
         $this->output->line(sprintf('  entries     %d invalidated', $report->entriesInvalidated));
         $this->output->line(sprintf('  time        %.2f s, %.2f s of it the server\'s', $report->duration, $report->server));

@@ -33,6 +33,7 @@ final class Options
         'memory' => [self::COUNT, 'BYTES', 'memory for what is under way and for what waits', '50331648'],
         'strict' => [self::FLAG, '', 'delete an entry whose reference had to be put back', ''],
         'durable' => [self::FLAG, '', 'note on the server what is removed until it is verified', ''],
+        'remember' => [self::SPAN, 'SPAN', 'pass over tags in which nothing can have become stale since, for so long at most', 'look at every tag'],
         'fresh' => [self::FLAG, '', 'begin at the beginning, also when a cleanup was cut short', ''],
         'lock' => [self::TEXT, 'NAME', 'name of the lock', 'cache_tag_cleanup'],
         'lock-ttl' => [self::SPAN, 'SPAN', 'TTL of the lock; extended while it runs', '30s'],
