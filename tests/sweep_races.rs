@@ -335,7 +335,7 @@ fn depose(weakness: Weakness) -> u64 {
     });
     let then = usurped.unwrap();
     assert!(then > STALE / 2, "it was over too soon: {then} left");
-    assert_eq!(report.reason, Reason::Lost);
+    assert!(weakness == Weakness::Fence || report.reason == Reason::Lost, "{report:?}");
     then - references(&mut con)
 }
 
