@@ -240,27 +240,28 @@ impl Race {
 
 /// A script, and the same without its strength.
 fn scripts(weakness: Weakness) -> (&'static str, String) {
-    let without = |body: &'static str, part: &str, instead: &str| {
+    let without = |body: &str, part: &str, instead: &str| {
         assert_eq!(body.matches(part).count(), 1, "the script has changed: {part}");
-        (body, body.replace(part, instead))
+        body.replace(part, instead)
     };
     let prune = include_str!("../src/scripts/prune.lua");
     let fence = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end\n";
     match weakness {
         Weakness::Verify => (include_str!("../src/scripts/restore.lua"), "return {0, 0}".into()),
-        Weakness::Fence => without(prune, fence, ""),
+        Weakness::Fence => (prune, without(prune, fence, "")),
         // What is found stale goes with the next call, a round or so later.
         _ => {
-            let (body, weak) = without(
-                prune,
-                "removed = redis.pcall('SREM', tag, unpack(go))",
+            let slow = without(prune, "alive == 0 and prefix == 0", "false");
+            let weak = without(
+                &slow,
+                "removed = try('SREM', tag, unpack(go))",
                 "for i = 1, #go do redis.call('RPUSH', 'pending', tag, go[i]) end removed = #go",
             );
             let before = "local pending = redis.call('LRANGE', 'pending', 0, -1)\n\
                           redis.call('DEL', 'pending')\n\
                           for i = 1, #pending, 2 do \
                           redis.call('SREM', pending[i], pending[i + 1]) end\n";
-            (body, format!("{before}{weak}"))
+            (prune, format!("{before}{weak}"))
         }
     }
 }

@@ -211,6 +211,9 @@ fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
             let stay: Vec<i64> = stay.collect();
             let stale: Vec<String> =
                 members.iter().filter(|m| place(m).is_none()).cloned().collect();
+            if names.0.len() == 1 && stale.is_empty() {
+                return int(0);
+            }
             let mut removed = Some(0);
             if !stale.is_empty() {
                 removed = after.remove(tag, &stale);
@@ -218,7 +221,7 @@ fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
             }
             let Some(removed) = removed else { return int(-2) };
             noted += removed;
-            let gone = i64::from(!after.tags.contains_key(*tag));
+            let gone = i64::from(stay.is_empty() && !after.tags.contains_key(*tag));
             ints([gone, removed].into_iter().chain(stay))
         })
         .collect();

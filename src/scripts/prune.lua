@@ -18,42 +18,55 @@
 -- ARGV[6] what is noted: the tags and members of this call
 -- ARGV[7] TTL of the quarantine in ms
 -- ARGV[8..] per item: the number of members
--- Returns {'FENCED'} or, per item, one of: -1 (used of late, left alone), -2 (another type, left
---   alone), or {1 if the tag key is absent now else 0, number removed, then the positions (from 0)
---   of members that stayed under their first name, as p, or under their second name alone, as -p-1}.
+-- Returns {'FENCED'} or, per item, one of: 0 (every entry exists under its first name), -1 (used of
+--   late, left alone), -2 (another type, left alone), or {1 if all references given went and the tag
+--   key is absent now, else 0, number removed, then the positions (from 0) of members that stayed
+--   under their first name, as p, or under their second name alone, as -p-1}.
 -- Cost: O(members); at most 4 commands per item and 2 more per member of a mixed tag. Callers keep
 -- the members of one call below 256.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end
+local call, try = redis.call, redis.pcall
 local names, idle, prefix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local key, out, gone = 3, {}, 0
+
+-- The members whose entries are absent, and the positions of the others.
+local function sift(first, last, n, alive)
+  local go, stay = {}, {}
+  for i = first, last do
+    local name = KEYS[i]
+    if alive > 0 and call('EXISTS', name) == 1 then stay[#stay + 1] = i - first
+    elseif alive > 0 and names == 2 and call('EXISTS', KEYS[i + n]) == 1 then stay[#stay + 1] = first - i - 1
+    else go[#go + 1] = string.sub(name, prefix + 1) end
+  end
+  return go, stay
+end
+
 for arg = 8, #ARGV do
   local n = tonumber(ARGV[arg])
-  local tag, first, second = KEYS[key], key, key + n
+  local tag, first, last = KEYS[key], key + 1, key + n
   local result
   if idle then
-    local seen = redis.pcall('OBJECT', 'IDLETIME', tag)
+    local seen = try('OBJECT', 'IDLETIME', tag)
     if type(seen) == 'number' and seen < idle then result = -1 end
   end
   if not result then
-    local stay = {}
-    if redis.call('EXISTS', unpack(KEYS, key + 1, key + n * names)) > 0 then
-      for i = 1, n do
-        if redis.call('EXISTS', KEYS[first + i]) == 1 then stay[i] = i - 1
-        elseif names == 2 and redis.call('EXISTS', KEYS[second + i]) == 1 then stay[i] = -i end
-      end
+    local alive = call('EXISTS', unpack(KEYS, first, key + n * names))
+    local removed, stay = 0, {}
+    if alive == n and names == 1 then
+      result = 0
+    elseif alive == 0 and prefix == 0 then
+      removed = try('SREM', tag, unpack(KEYS, first, last))
+    else
+      local go
+      go, stay = sift(first, last, n, alive)
+      if #go > 0 then removed = try('SREM', tag, unpack(go)) end
     end
-    local go = {}
-    for i = 1, n do
-      if not stay[i] then go[#go + 1] = string.sub(KEYS[first + i], prefix + 1) end
-    end
-    local removed = 0
-    if #go > 0 then removed = redis.pcall('SREM', tag, unpack(go)) end
     if type(removed) ~= 'number' then
       result = -2
-    else
+    elseif not result then
       gone = gone + removed
-      result = {redis.call('EXISTS', tag) == 0 and 1 or 0, removed}
-      for i = 1, n do if stay[i] then result[#result + 1] = stay[i] end end
+      local left = #stay > 0 or call('EXISTS', tag) == 1
+      result = {left and 0 or 1, removed, unpack(stay)}
     end
   end
   out[#out + 1] = result

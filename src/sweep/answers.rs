@@ -221,9 +221,13 @@ impl Running<'_> {
                 return Ok(());
             }
         }
+        let looks = !self.may_skip_the_look(&visit);
         for members in bites(&members) {
             let batch = Batch { visit: Rc::clone(&visit), members, stale: 0, slip: None };
-            self.ready.push_back(Ask::Look(batch));
+            match looks {
+                true => self.ready.push_back(Ask::Look(batch)),
+                false => self.condemned.push_back(batch),
+            }
         }
         if next != 0 && self.stop.is_some() {
             self.give_up(&visit.page);
@@ -288,6 +292,21 @@ impl Running<'_> {
         evidence
     }
 
+    /// Where most tags have something stale, a look is a waste: the script looks for itself. Not where
+    /// a limit must know beforehand how much would go.
+    fn may_skip_the_look(&self, visit: &Visit) -> bool {
+        let options = self.options;
+        let limited = options.max_removals.is_some() || options.max_share < 1.0;
+        let plain = !visit.aged.get() && !visit.unclear.get() && !visit.looked;
+        let free = plain && !limited && !options.dry_run && self.stop.is_none();
+        free && self.proof.is_settled() && self.stale_share > 0.5
+    }
+
+    /// Takes in whether something of a batch was stale; slowly, for tags of a kind come together.
+    fn learn_share(&mut self, stale: bool) {
+        self.stale_share += (f64::from(u8::from(stale)) - self.stale_share) / 64.0;
+    }
+
     /// How many entries exist.
     fn looked(&mut self, mut batch: Batch, replies: Vec<Value>) -> Result<()> {
         let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
@@ -300,6 +319,7 @@ impl Running<'_> {
         self.prove(&counts)?;
         let live = counts.iter().copied().max().unwrap_or(total);
         batch.stale = (total - live) as usize;
+        self.learn_share(batch.stale > 0);
         let visit = &batch.visit;
         grow(&visit.checked, total);
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
@@ -428,9 +448,18 @@ impl Running<'_> {
     fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
         let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
         for (batch, item) in batches.into_iter().zip(items) {
+            let looked = batch.stale > 0;
+            if !looked && !matches!(item, Value::Int(-1)) {
+                let total = batch.members.len() as u64;
+                self.report.references_checked += total;
+                grow(&batch.visit.page.checked, total);
+                grow(&batch.visit.checked, total);
+                self.learn_share(item != Value::Int(0));
+            }
             match item {
+                Value::Int(0) => self.vouch(batch),
                 Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
-                    self.read_later(&batch.visit, true, self.options.grace);
+                    self.read_later(&batch.visit, looked, self.options.grace);
                 }
                 Value::Int(-1) => {
                     self.give_up(&batch.visit.page);
@@ -460,20 +489,18 @@ impl Running<'_> {
         let visit = &batch.visit;
         grow(&visit.removed, removed.unsigned_abs());
         visit.gone.set(*gone == 1);
-        if *removed == 0 {
-            self.let_go(batch.visit);
-            return Ok(());
-        }
-        let members = match stayed {
-            [] => batch.members,
-            _ => {
-                let (visit, slip) = (Rc::clone(&batch.visit), None);
-                let alive = batch.members.select(|i| stayed.contains(&(i as i64)));
-                self.vouch(Batch { visit, members: alive, stale: 0, slip });
-                batch.members.select(|i| !stayed.contains(&(i as i64)))
-            }
+        let (visit, slip) = (Rc::clone(&batch.visit), None);
+        let (went, alive) = match stayed {
+            [] => (batch.members, Members::default()),
+            _ => batch.members.split(|i| !stayed.contains(&(i as i64))),
         };
-        self.verify_later(Batch { members, stale: 0, ..batch });
+        if !alive.is_empty() {
+            self.vouch(Batch { visit, members: alive, stale: 0, slip });
+        }
+        match *removed {
+            0 => self.let_go(batch.visit),
+            _ => self.verify_later(Batch { members: went, stale: 0, ..batch }),
+        }
         Ok(())
     }
 

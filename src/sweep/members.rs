@@ -36,6 +36,11 @@ impl Members {
         self.iter().enumerate().filter(|(i, _)| keep(*i)).map(|(_, member)| member).collect()
     }
 
+    /// Those for which `first` is true, and the others.
+    pub fn split(&self, first: impl Fn(usize) -> bool) -> (Self, Self) {
+        (self.select(&first), self.select(|i| !first(i)))
+    }
+
     /// Memory taken, roughly.
     pub fn size(&self) -> usize {
         self.bytes.capacity() + 4 * self.ends.capacity() + 64

@@ -57,7 +57,7 @@ pub(crate) struct Visit {
 pub(crate) struct Batch {
     pub visit: Rc<Visit>,
     pub members: Members,
-    /// How many of their entries were seen absent.
+    /// How many of their entries were seen absent; 0 when nobody looked.
     pub stale: usize,
     /// Where their removal is noted, if it is.
     pub slip: Option<Rc<Slip>>,

@@ -96,6 +96,8 @@ pub(super) struct Running<'a> {
     pub(super) stop: Option<Reason>,
     pub(super) visits: u64,
     pub(super) condemned_total: u64,
+    /// Share of the last batches with something stale in them.
+    pub(super) stale_share: f64,
     pub(super) weighed: (u64, u64),
     pub(super) report: Report,
     /// Keys on the server, when the sweep began.
@@ -165,6 +167,7 @@ impl<'a> Running<'a> {
             stop: None,
             visits: 0,
             condemned_total: 0,
+            stale_share: 0.0,
             weighed: (0, 0),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             keys: 0,
