@@ -1,7 +1,7 @@
 //! What others feel of a sweep: an open-loop load of GET and SET, each timed from the moment at which it
 //! was to be sent, alone and beside each way to clean tags.
 //!
-//! `cargo bench --bench load -- [TAGS]`; 200,000 by default. Needs the built program and PHP.
+//! `cargo bench --bench load -- [TAGS [ENGINE]]`; 200,000 by default. Needs the built program and PHP.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 #[path = "../tests/support/mod.rs"]
@@ -133,8 +133,9 @@ fn references(server: &Server) -> u64 {
 }
 
 fn main() {
-    let told = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let tags: u64 = told.unwrap_or(200_000);
+    let told: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let tags = told.first().and_then(|tags| tags.parse().ok()).unwrap_or(200_000);
+    let wanted = |engine: &str| told.get(1).is_none_or(|wanted| wanted == engine);
     // The LRU policy keeps idle times in the snapshot.
     let mut server = Server::with(&["--maxmemory-policy", "volatile-lru"]);
     fill(&server, tags);
@@ -157,6 +158,9 @@ fn main() {
             "lua-pages",
             "nobody",
         ] {
+            if !wanted(engine) && engine != "nobody" {
+                continue;
+            }
             server.restart();
             let mut took = Duration::ZERO;
             let load = load(&server.socket(), clients, rate, || took = work(engine, &server));

@@ -28,6 +28,7 @@ pub struct Link {
     transport: Option<Box<dyn Transport>>,
     spares: Vec<Spare>,
     pid: u32,
+    sent: u64,
 }
 
 /// A connection besides the link's own, for commands that block.
@@ -57,7 +58,7 @@ impl Link {
     pub fn over(config: Config, dial: Dial) -> Result<Self> {
         config.check()?;
         let label = config.label();
-        Ok(Self { config, label, dial, transport: None, spares: Vec::new(), pid: 0 })
+        Ok(Self { config, label, dial, transport: None, spares: Vec::new(), pid: 0, sent: 0 })
     }
 
     /// Where this link leads.
@@ -120,7 +121,13 @@ impl Link {
     /// Sends without waiting; the replies are then due, in order.
     pub(crate) fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()> {
         let sent = self.transport(deadline)?.send(commands, deadline);
-        self.keep_if(sent)
+        self.sent += self.keep_if(sent)? as u64;
+        Ok(())
+    }
+
+    /// Bytes of all commands so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// The next reply.

@@ -23,8 +23,8 @@ use std::time::Duration;
 /// The crate's own transport is a socket; the PHP face has a second one, through a PHP client.
 #[doc(hidden)]
 pub trait Transport: Send {
-    /// Sends, without waiting for replies.
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()>;
+    /// Sends, without waiting for replies. Answers how many bytes it was.
+    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<usize>;
     /// The next reply. An error of the server is a reply: [`Value::ServerError`].
     fn receive(&mut self, deadline: Moment) -> Result<Value>;
     /// The next reply, if it comes in time; it may be listened for again.
@@ -66,7 +66,7 @@ impl Socket {
         if commands.is_empty() && !matches!(self.stream, Stream::Tls(_)) {
             return Ok(());
         }
-        let greeted = self.send(&commands, deadline).and_then(|()| {
+        let greeted = self.send(&commands, deadline).and_then(|_| {
             commands.iter().try_for_each(|_| {
                 self.receive(deadline).and_then(|reply| checked(reply).map(drop).map_err(refused))
             })
@@ -98,10 +98,11 @@ impl Socket {
 }
 
 impl Transport for Socket {
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()> {
+    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<usize> {
         let mut bytes = Vec::new();
         commands.iter().for_each(|c| c.write_packed_command(&mut bytes));
-        self.write(&bytes, deadline).map_err(|e| no_answer(&e))
+        self.write(&bytes, deadline).map_err(|e| no_answer(&e))?;
+        Ok(bytes.len())
     }
 
     fn receive(&mut self, deadline: Moment) -> Result<Value> {

@@ -50,13 +50,19 @@ impl Facts {
 
 /// CPU time that the server's main thread has used (s), or the whole process where it does not tell.
 pub(crate) fn cpu_used(info: &str) -> Option<f64> {
-    let field = |name: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim_end().parse::<f64>().ok()
-    };
-    let sum = |user, sys| Some(field(user)? + field(sys)?);
+    let sum = |user, sys| Some(number(info, user)? + number(info, sys)?);
     sum("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
         .or_else(|| sum("used_cpu_user", "used_cpu_sys"))
+}
+
+/// Bytes of all commands that the server was sent.
+pub(crate) fn bytes_received(info: &str) -> Option<f64> {
+    number(info, "total_net_input_bytes")
+}
+
+fn number(info: &str, name: &str) -> Option<f64> {
+    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim_end().parse().ok()
 }
 
 /// How long ago the last child ended. A save for a replica and a rewrite leave no time behind, so

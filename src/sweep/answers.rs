@@ -16,7 +16,7 @@ use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
 use crate::sweep::run::{Later, Running, STOPPING};
 use crate::sweep::slip::{self, Slip};
-use crate::topology::{Facts, cpu_used};
+use crate::topology::{Facts, bytes_received, cpu_used};
 use redis::Value;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -83,6 +83,9 @@ impl Running<'_> {
         self.idle.observe(&Facts::read(&text(0), 0), now);
         if let Some(used) = cpu_used(&text(1)) {
             self.pace.observe_cpu(used, now);
+        }
+        if let Some(received) = bytes_received(&text(2)) {
+            self.pace.observe_others(received - self.sent as f64, now);
         }
     }
 

@@ -1,8 +1,10 @@
 //! How much to send at once, and when to rest. Pure.
 //!
 //! What one round makes the server work is what every other client waits for, so the round's server
-//! time is steered to half the latency budget: the measured time of a round, less the bare round trip,
-//! sets the size of the next (a multiplicative controller, clamped so that one odd round does little).
+//! time is steered: the measured time of a round, less the bare round trip, sets the size of the next (a
+//! multiplicative controller, clamped so that one odd round does little). Where others are at work, a
+//! round takes a third of the latency budget, for they meet two at times, and each other; where hardly
+//! anybody is, it takes all of it, which costs the server less.
 //!
 //! Rests change nothing for the slowest of the others, only how much of the server we take: they are
 //! for a lower effort, and for a server that has no time to spare. They are long and come after normal
@@ -27,12 +29,17 @@ const LONGEST: Duration = Duration::from_millis(50);
 const BUSY: f64 = 0.93;
 const OTHERS: f64 = 0.25;
 
+/// Bytes that others send in a second, from which on they are at work. Less is a thousand small commands,
+/// or an error of ours: what we have sent of late and the server has not read.
+const QUIET: f64 = 64e3;
+
 /// The smallest share of the server's time to which a busy server can bring us.
 const LEAST: f64 = 0.05;
 
 /// The size of rounds, the rests between them, and the sum of their server time.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
+    budget: Duration,
     target: Duration,
     /// Share of the server's time that we may take, and that we take now.
     most: f64,
@@ -47,6 +54,7 @@ pub(crate) struct Pace {
     /// Our own work since the server's CPU time was read last, by that least (s).
     own: f64,
     cpu: Option<(Moment, f64)>,
+    others: Option<(Moment, f64)>,
 }
 
 impl Pace {
@@ -54,7 +62,8 @@ impl Pace {
     pub fn new(max_latency: Duration, effort: u8) -> Self {
         let most = f64::from(effort) / 10.0;
         Self {
-            target: max_latency / 2,
+            budget: max_latency,
+            target: max_latency / 3,
             most,
             share: most,
             size: 400.0,
@@ -65,13 +74,14 @@ impl Pace {
             unit: f64::INFINITY,
             own: 0.0,
             cpu: None,
+            others: None,
         }
     }
 
     /// A new connection, with the bare round trip as measured.
     pub fn connected(&mut self, bare: Duration) {
         self.bare = bare;
-        self.cpu = None;
+        (self.cpu, self.others) = (None, None);
     }
 
     /// Units that the next round may hold.
@@ -120,6 +130,15 @@ impl Pace {
         (self.cpu, self.own) = (Some((now, used)), 0.0);
     }
 
+    /// Takes in how many bytes others have sent so far.
+    pub fn observe_others(&mut self, sent: f64, now: Moment) {
+        if let Some((then, before)) = self.others {
+            let rate = (sent - before) / now.since(then).as_secs_f64().max(1e-3);
+            self.target = if rate < QUIET { self.budget } else { self.budget / 3 };
+        }
+        self.others = Some((now, sent));
+    }
+
     /// Until when nothing is to be sent.
     pub fn rest(&self, now: Moment) -> Option<Moment> {
         self.rest_until.filter(|until| *until > now)
@@ -147,16 +166,25 @@ mod tests {
     }
 
     #[test]
-    fn rounds_settle_at_half_the_budget() {
+    fn rounds_settle_at_a_third_of_the_budget_and_at_all_of_it_where_nobody_else_is() {
         let mut pace = Pace::new(BUDGET, 10);
         pace.connected(Duration::from_micros(50));
-        for _ in 0..100 {
-            let work = Duration::from_nanos(700) * pace.size() as u32;
-            pace.observe(pace.size(), work + Duration::from_micros(50), false, now());
-        }
-        let settled = Duration::from_nanos(700) * pace.size() as u32;
-        let error = settled.as_secs_f64() / BUDGET.as_secs_f64() * 2.0;
-        assert!((0.9..1.1).contains(&error), "{settled:?}");
+        let settle = |pace: &mut Pace, at: Duration| {
+            for _ in 0..100 {
+                let work = Duration::from_nanos(700) * pace.size() as u32;
+                pace.observe(pace.size(), work + Duration::from_micros(50), false, now());
+            }
+            let settled = Duration::from_nanos(700) * pace.size() as u32;
+            let error = settled.as_secs_f64() / at.as_secs_f64();
+            assert!((0.9..1.1).contains(&error), "{settled:?}");
+        };
+        settle(&mut pace, BUDGET / 3);
+        pace.observe_others(0.0, now());
+        settle(&mut pace, BUDGET / 3);
+        pace.observe_others(10e3, now() + Duration::from_secs(1));
+        settle(&mut pace, BUDGET);
+        pace.observe_others(150e3, now() + Duration::from_secs(2));
+        settle(&mut pace, BUDGET / 3);
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Ask {
             Self::Extend => {
                 vec![EXTEND.by_digest(&terms.contender.extend_args().unwrap_or_default())]
             }
-            Self::Load => vec![info("persistence"), info("cpu")],
+            Self::Load => vec![info("persistence"), info("cpu"), info("stats")],
             Self::Checkpoint(kept) => {
                 vec![CHECKPOINT.by_digest(&checkpoint(kept.as_deref(), terms))]
             }
@@ -204,7 +204,7 @@ impl Ask {
     /// Server time, in units of about half a microsecond.
     pub fn units(&self) -> usize {
         match self {
-            Self::Page { count, .. } => 2 + count / 4,
+            Self::Page { count, .. } => 2 + count * 3 / 2,
             Self::Recall(_) => 5,
             Self::Read { .. } => 8,
             Self::Look(batch) => 2 + weight(batch) / 3,
@@ -217,7 +217,7 @@ impl Ask {
             Self::Records(records) => 4 * records.len(),
             Self::Tidy { .. } => 400,
             Self::Forget { fields, .. } => 4 + fields.len(),
-            Self::Load => 40,
+            Self::Load => 80,
         }
     }
 }

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Rounds under way at once: the server works on one while we read the other.
-const DEPTH: usize = 3;
+const DEPTH: usize = 2;
 
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
@@ -87,6 +87,8 @@ pub(super) struct Running<'a> {
     pub(super) begun: Moment,
     pub(super) extended: Moment,
     pub(super) observed: Moment,
+    /// Bytes that we had sent then.
+    pub(super) sent: u64,
     /// Since when there was no answer, and how many attempts were made.
     outage: Option<(Moment, u32)>,
     /// The connection is to be made anew.
@@ -161,6 +163,7 @@ impl<'a> Running<'a> {
             begun: now,
             extended: now,
             observed: now,
+            sent: 0,
             outage: None,
             cut_off: false,
             server_id: facts.run_id.clone(),
@@ -341,6 +344,7 @@ impl<'a> Running<'a> {
         }
         if now.since(self.observed) >= LOAD_EVERY {
             self.observed = now;
+            self.sent = self.link.sent();
             self.ready.push_front(Ask::Load);
         }
     }
@@ -693,14 +697,20 @@ impl<'a> Running<'a> {
 
     // ---- rounds ----
 
-    /// The next round: the most advanced work first, then as much of a new page as there is room.
+    /// The next round: a full script, or questions, and a page if there is room for a good one. Many
+    /// small scripts and pages would cost the server more than a few large ones.
     fn compose(&mut self) -> Vec<Ask> {
         let size = self.pace.size();
+        let script = BATCH.min(size * 2 / 3);
         let (mut asks, mut units) = (Vec::new(), 0);
         let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
         let mut reads = self.memory.reads().saturating_sub(under_way);
         while units < size {
-            let next = match self.next_prune() {
+            let full = self.condemns(script);
+            if full && units > size / 3 {
+                return asks;
+            }
+            let next = match full.then(|| self.next_prune(script)).flatten() {
                 Some(batches) => Some(Ask::Prune(self.noted(batches))),
                 None => self.next_ready(&mut reads),
             };
@@ -708,14 +718,32 @@ impl<'a> Running<'a> {
             units += ask.units();
             asks.push(ask);
         }
-        if units < size
-            && self.may_walk()
-            && let Some(cursor) = self.walk.ask()
-        {
-            let count = ((size - units) * 4).clamp(50, 1000).min(self.memory.count());
-            asks.push(Ask::Page { cursor, count });
+        asks.extend(self.next_page(size.saturating_sub(units)));
+        let idle = asks.is_empty() && self.flights.is_empty();
+        if let Some(batches) = idle.then(|| self.next_prune(script)).flatten() {
+            asks.push(Ask::Prune(self.noted(batches)));
         }
         asks
+    }
+
+    /// Whether so many members are condemned.
+    fn condemns(&self, members: usize) -> bool {
+        let lengths = self.condemned.iter().map(|batch| batch.members.len());
+        let mut sums = lengths.scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        });
+        sums.any(|sum| sum >= members)
+    }
+
+    /// The next page, if so many units are room enough.
+    fn next_page(&mut self, units: usize) -> Option<Ask> {
+        if units < self.pace.size() / 2 || !self.may_walk() {
+            return None;
+        }
+        let cursor = self.walk.ask()?;
+        let count = (units * 2 / 3).clamp(50, 1000).min(self.memory.count());
+        Some(Ask::Page { cursor, count })
     }
 
     /// The next question, unless it is a read and enough of them are under way.
@@ -733,13 +761,13 @@ impl<'a> Running<'a> {
             && !self.unverified.is_full()
     }
 
-    /// Batches for one script: of like terms, and not too much.
-    fn next_prune(&mut self) -> Option<Vec<Batch>> {
+    /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
+    fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
         let terms = self.condemned.front()?.visit.idle.get();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
             let more = members + batch.members.len();
-            let full = more > BATCH || bytes > BATCH_BYTES;
+            let full = more > most || bytes > BATCH_BYTES;
             if batch.visit.idle.get() != terms || (!batches.is_empty() && full) {
                 break;
             }
