@@ -1,13 +1,14 @@
 //! Writers of every order hammer a tagged cache while sweeps run without pause: at every instant and
 //! afterwards, every live entry is in its tag. So that we know that such a race would find a fault,
-//! weakened sweeps run it, too, and must be caught. `TAGSWEEP_RACE_SECONDS` sets the time of the
-//! sound one (default 12).
+//! weakened sweeps run it, too, and must be caught. And sweeps run two at once, are killed, stopped and
+//! deposed. `TAGSWEEP_RACE_SECONDS` sets the time of the sound ones (default 12).
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod support;
 
 use redis::{Commands, Connection};
 use std::collections::VecDeque;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -68,6 +69,8 @@ struct Race {
     writes: AtomicU64,
     /// Live entries that were missing from their tag when they should not have been.
     missing: Mutex<Vec<String>>,
+    /// By when a removed reference of a live entry is back.
+    repaired: Duration,
 }
 
 impl Race {
@@ -78,6 +81,7 @@ impl Race {
             done: AtomicBool::new(false),
             writes: AtomicU64::new(0),
             missing: Mutex::new(Vec::new()),
+            repaired: REPAIRED,
         }
     }
 
@@ -154,7 +158,7 @@ impl Race {
             } else {
                 let _: () = con.pset_ex(&entry, "v", 50).unwrap();
             }
-            while retired.front().is_some_and(|(at, _)| at.elapsed() > REPAIRED) {
+            while retired.front().is_some_and(|(at, _)| at.elapsed() > self.repaired) {
                 let (_, entry) = retired.pop_front().unwrap();
                 self.check(&mut con, &tag, &entry);
             }
@@ -196,18 +200,23 @@ impl Race {
         }
     }
 
+    /// Starts all writers.
+    fn start<'a>(&'a self, scope: &'a std::thread::Scope<'a, '_>) {
+        for (n, order) in (0..).zip(ORDERS.iter().cycle().take(3 * WRITERS as usize)) {
+            scope.spawn(move || self.write(n, *order));
+        }
+        (0..SLOW).for_each(|n| {
+            scope.spawn(move || self.write_slowly(n));
+        });
+    }
+
     /// Runs for some time, and to the first finding if `one_is_enough`; answers what was missing.
     fn run(self, time: Duration, one_is_enough: bool) -> Vec<String> {
         let way = self.way();
         let (mut removed, mut restored, mut runs) = (0, 0, 0);
         std::thread::scope(|scope| {
             let race = &self;
-            for (n, order) in (0..).zip(ORDERS.iter().cycle().take(3 * WRITERS as usize)) {
-                scope.spawn(move || race.write(n, *order));
-            }
-            (0..SLOW).for_each(|n| {
-                scope.spawn(move || race.write_slowly(n));
-            });
+            race.start(scope);
             let begun = Instant::now();
             let found = || one_is_enough && !race.missing.lock().unwrap().is_empty();
             let mut watch = |_: &Progress| if found() { Flow::Stop } else { Flow::Continue };
@@ -288,6 +297,101 @@ fn no_live_entry_leaves_its_tag() {
     let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
     let missing = Race::new(Weakness::None).run(Duration::from_secs(seconds.unwrap_or(12)), false);
     assert!(missing.is_empty(), "live entries missing from their tags: {missing:?}");
+}
+
+/// Not a test: a sweeper that is tormented. `TAGSWEEP_SWEEPER` names its server.
+#[test]
+fn a_sweeper() {
+    let Ok(url) = std::env::var("TAGSWEEP_SWEEPER") else { return };
+    let options = Options { wait: Duration::from_secs(60), ..durable() };
+    loop {
+        let _ = Sweep::new(Config::from_url(&url).unwrap(), options.clone())
+            .unwrap()
+            .run(&mut |_| Flow::Continue);
+    }
+}
+
+/// Killed sweeps leave to the next what they have not verified.
+fn durable() -> Options {
+    let lock_ttl = Duration::from_secs(1);
+    let sound = Options { grace: GRACE, verify: VERIFY, lock_ttl, ..Options::default() };
+    Options { durable: true, trust_mapping: true, ..sound }
+}
+
+fn sweeper(server: &Server) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["a_sweeper", "--exact"])
+        .env("TAGSWEEP_SWEEPER", server.url())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Kills, stops and deposes two sweepers for some time. Answers how often.
+fn torment(race: &Race, time: Duration) -> [u32; 3] {
+    let (mut dice, mut faults) = (Random::new(1), [0; 3]);
+    let mut sweepers = [sweeper(&race.server), sweeper(&race.server)];
+    let mut con = race.server.connect();
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::thread::sleep(Duration::from_millis(dice.below(1500)));
+        let (kind, victim) = (dice.below(3) as usize, &mut sweepers[dice.below(2) as usize]);
+        match kind {
+            0 => {
+                let _ = victim.kill();
+                let _ = victim.wait();
+                *victim = sweeper(&race.server);
+            }
+            1 => {
+                support::signal(victim.id(), "STOP");
+                std::thread::sleep(Duration::from_millis(dice.below(2500)));
+                support::signal(victim.id(), "CONT");
+            }
+            _ => {
+                let _: () = con.del("lock:cache_tag_cleanup").unwrap();
+            }
+        }
+        faults[kind] += 1;
+    }
+    for sweeper in &mut sweepers {
+        let _ = sweeper.kill();
+        let _ = sweeper.wait();
+    }
+    faults
+}
+
+#[test]
+fn sweeps_that_are_killed_stopped_and_deposed_lose_nothing() {
+    let _alone = TRACK.lock();
+    let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
+    let time = Duration::from_secs(seconds.unwrap_or(12));
+    // What a killed sweep removed by mistake is back after the next one, whenever that comes.
+    let race = Race { repaired: Duration::MAX, ..Race::new(Weakness::None) };
+    let faults = std::thread::scope(|scope| {
+        race.start(scope);
+        let faults = torment(&race, time);
+        race.done.store(true, Ordering::Relaxed);
+        faults
+    });
+    let mut con = race.server.connect();
+    let totals = tagsweep::sweep::totals(&race.server.link(), b"cache_tag_cleanup").unwrap();
+    let before = references(&mut con);
+    let options = Options { wait: Duration::from_secs(10), ..durable() };
+    let mut sweep = Sweep::new(race.server.config(), options).unwrap();
+    let Ended::Swept(last) = sweep.run(&mut |_| Flow::Continue).unwrap() else { panic!("held") };
+    eprintln!(
+        "{:?} writes; killed, stopped, deposed {faults:?} times; {:?}; the last one removed {}",
+        race.writes, totals.runs, last.references_removed
+    );
+    assert!(faults.iter().all(|n| *n > 0) && totals.runs.values().sum::<u64>() > 1);
+    let went = last.references_removed - last.references_restored;
+    assert!(last.complete && before.abs_diff(references(&mut con)) == went, "{last:?}");
+    let missing = race.missing.lock().unwrap().clone();
+    assert!(missing.is_empty(), "live entries missing from their tags: {missing:?}");
+    let (lost, stale) = compare(&mut con);
+    assert!(lost.is_empty(), "live entries missing from their tags: {lost:?}");
+    assert_eq!(stale, 0, "stale references older than the grace");
 }
 
 /// Time in which a weakened sweep must be caught.

@@ -17,13 +17,15 @@
 //! with its last member.
 //!
 //! # How it is done
-//! Rounds of commands travel three at a time, so that the server works while we read. Each question
+//! Rounds of commands travel two at a time, so that the server works while we read. Each question
 //! ([`Ask`]) is answered by replies that lead to further questions; a question whose answer is lost
 //! is asked again. The size of a round is steered by [`Pace`]. Memory is bounded: when the quarantine
 //! is full, the walk pauses.
 //!
 //! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
-//! stale a share of a script and one EXISTS more.
+//! stale a share of a script and one EXISTS more. Where most tags have something stale, the script
+//! looks for itself, and the EXISTS before it is spared. A sweep that remembers asks for a record and
+//! SCARD, and for the rest only where those do not vouch for the tag.
 
 mod answers;
 mod checkpoint;

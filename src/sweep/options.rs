@@ -50,7 +50,7 @@ pub struct Options {
     /// Go on where an earlier sweep was cut short, if that is fresh.
     pub resume: bool,
     /// How much longer others may have to wait for the server because of us: a round of commands
-    /// takes half of it.
+    /// takes a third of it where others are at work, and all of it where hardly anybody is.
     pub max_latency: Duration,
     /// How much of the server's time to take at most, in tenths: 1 to 10.
     pub effort: u8,
