@@ -139,11 +139,12 @@ fn set(size: u64) {
     println!();
 }
 
-/// Cost by size: tags of ten members, half of them stale.
+/// Cost by size: tags of ten members, half of them stale. Draws `benches/linear.svg`.
 fn linear(most: u64) {
     println!("references,wall_s,server_s,client_MiB");
-    let mut references = 10_000;
-    while references <= most {
+    let mut points = Vec::new();
+    let sizes = (0..7).map(|n| 10f64.powf(4.0 + f64::from(n) / 2.0) / 10.0);
+    for references in sizes.map(|tags| 10 * tags.round() as u64).filter(|size| *size <= most) {
         let server = Server::start();
         let mut con = server.connect();
         let tags = "for i = ARGV[1], ARGV[2] - 1 do for j = 0, 9 do local e = 'item:' .. i .. ':' .. j \
@@ -153,9 +154,46 @@ fn linear(most: u64) {
         let run = tagsweep(&server, &["sweep", "--grace", "0s", "--verify", "0s"]);
         assert_eq!(run.report["references_removed"], references / 2);
         println!("{references},{:.4},{:.4},{:.1}", run.wall.as_secs_f64(), run.cpu, run.memory);
-        references = (references as f64 * 10f64.sqrt()).round() as u64 / 10 * 10;
+        points.push((references as f64, run.wall.as_secs_f64(), run.cpu));
     }
     println!();
+    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/linear.svg");
+    std::fs::write(picture, plot(&points)).unwrap();
+}
+
+/// Both scales logarithmic: what is linear is a straight line of slope one.
+fn plot(points: &[(f64, f64, f64)]) -> String {
+    let x = |references: f64| 70.0 + (references.log10() - 4.0) * 170.0;
+    let y = |seconds: f64| 300.0 - (seconds.log10() + 2.0) * 70.0;
+    let mut out = String::from(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 620 360\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"620\" height=\"360\" fill=\"white\"/>\n",
+    );
+    for (at, text) in [(1e4, "10^4"), (1e5, "10^5"), (1e6, "10^6"), (1e7, "10^7")] {
+        let x = x(at);
+        out += &format!("<path d=\"M{x:.0} 20V300\" stroke=\"#ddd\"/>\n");
+        out += &format!("<text x=\"{x:.0}\" y=\"318\" text-anchor=\"middle\">{text}</text>\n");
+    }
+    for at in [0.01, 0.1, 1.0, 10.0, 100.0] {
+        let y = y(at);
+        out += &format!("<path d=\"M70 {y:.0}H580\" stroke=\"#ddd\"/>\n");
+        out += &format!("<text x=\"62\" y=\"{:.0}\" text-anchor=\"end\">{at} s</text>\n", y + 4.0);
+    }
+    let mut line = |color: &str, name: &str, row: f64, of: fn(&(f64, f64, f64)) -> f64| {
+        let path: Vec<String> = points
+            .iter()
+            .map(|point| format!("{:.1},{:.1}", x(point.0), y(of(point).max(0.01))))
+            .collect();
+        out += &format!(
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>\n\
+             <text x=\"90\" y=\"{row}\" fill=\"{color}\">{name}</text>\n",
+            path.join(" ")
+        );
+    };
+    line("#2f6fdd", "from start to end", 40.0, |point| point.1);
+    line("#d9822b", "the server's CPU", 58.0, |point| point.2);
+    out + "<text x=\"325\" y=\"345\" text-anchor=\"middle\">references looked at, half of them \
+           removed</text>\n</svg>\n"
 }
 
 fn main() {

@@ -44,7 +44,7 @@ pub struct Options {
     pub durable: bool,
     /// Note for each tag until when none of its entries expires, but for this long at most, and pass it
     /// over until then unless its number of references changes. Saves later sweeps most of their work
-    /// and costs the server some 30 bytes a tag; entries that are deleted or evicted meanwhile leave
+    /// and costs the server some 45 bytes a tag; entries that are deleted or evicted meanwhile leave
     /// references that stay for as long. `None` to look at every tag.
     pub remember: Option<Duration>,
     /// Go on where an earlier sweep was cut short, if that is fresh.

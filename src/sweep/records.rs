@@ -11,7 +11,7 @@
 //! is stale, unless an entry was deleted, evicted or given a shorter life by itself.
 //!
 //! Records are 8 or 16 bytes under 8 bytes of the key's hash, in small hashes that the server packs: some
-//! 20 or 30 bytes a tag. A collision makes two tags look younger. They go with their tag, or, if the
+//! 20 or 45 bytes a tag. A collision makes two tags look younger. They go with their tag, or, if the
 //! application removed that, with the next complete sweep, or with time.
 
 use std::time::Duration;
