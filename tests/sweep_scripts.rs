@@ -15,7 +15,7 @@ const QUARANTINE: &str = "{lock:sweep}:quarantine";
 const CHECKPOINT: &str = "{lock:sweep}:checkpoint";
 const OURS: &str = "0000000000000042:ours";
 const TAGS: [&str; 3] = ["tag:a", "tag:b", "tag:c"];
-const MEMBERS: u64 = 6;
+const MEMBERS: u64 = 40;
 
 /// Seconds that an old tag has been idle, and those that are asked for.
 const OLD: u64 = 60;
@@ -26,7 +26,8 @@ fn one_in(dice: &mut Random, sides: u64) -> bool {
 }
 
 fn members(dice: &mut Random, least: u64) -> Vec<String> {
-    (0..least + dice.below(MEMBERS)).map(|_| format!("m{}", dice.below(MEMBERS))).collect()
+    let most = if one_in(dice, 2) { 6 } else { MEMBERS };
+    (0..least + dice.below(most)).map(|_| format!("m{}", dice.below(most))).collect()
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -82,8 +83,10 @@ impl World {
                 }
             };
         }
+        // Few alive, or many, or most.
+        let alive = [2, 15, 48][dice.below(3) as usize];
         for n in 0..MEMBERS {
-            let names = ["", "x:"].into_iter().filter(|_| one_in(dice, 3));
+            let names = ["", "x:"].into_iter().filter(|_| dice.below(50) < alive);
             world.entries.extend(names.map(|prefix| format!("{prefix}m{n}")).collect::<Vec<_>>());
         }
         if one_in(dice, 4) {
