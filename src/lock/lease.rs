@@ -2,6 +2,7 @@
 
 use crate::clock::Moment;
 use crate::error::{Error, Result};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Shortest and longest TTL. Redis deletes a key whose TTL is set to 0, and counts milliseconds in
@@ -153,10 +154,12 @@ impl std::fmt::Display for Holder {
 
 /// Who we are, for the value of the lock key. No field holds a separator.
 pub(crate) fn whoami() -> String {
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    let host = host.to_string_lossy();
-    let clean: String = host.chars().filter(|c| !c.is_control() && *c != '|').take(64).collect();
-    format!("{clean}|{}|tagsweep/{}", std::process::id(), env!("CARGO_PKG_VERSION"))
+    static HOST: LazyLock<String> = LazyLock::new(|| {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let host = host.to_string_lossy();
+        host.chars().filter(|c| !c.is_control() && *c != '|').take(64).collect()
+    });
+    format!("{}|{}|tagsweep/{}", *HOST, std::process::id(), env!("CARGO_PKG_VERSION"))
 }
 
 #[cfg(test)]

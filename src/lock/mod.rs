@@ -418,10 +418,8 @@ pub(crate) fn acquire_within(
     let manner = contender.manner(budget);
     let ttl = manner.ttl;
     let mut attempt = Attempt::new(manner, begun)?;
-    let keys = contender.keys().clone();
-    let drive = Drive { keys: &keys, link, go_on, end: begun + budget, line: None };
-    let ended = drive.run(&mut attempt);
-    match ended {
+    let drive = Drive { keys: contender.keys(), link, go_on, end: begun + budget, line: None };
+    match drive.run(&mut attempt) {
         Ok(Ok(lease)) => {
             let fence = lease.fence;
             let waited = lease.begun.since(begun);

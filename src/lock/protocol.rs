@@ -180,11 +180,11 @@ impl Request {
         let Keys { lock, fence, waiters, baton, stats, runs } = keys;
         match self {
             Self::Acquire { token, ttl, claim, count } => {
-                let none = (Vec::new(), "0".to_owned());
-                let (popped, ticket) = claim.as_ref().unwrap_or(&none);
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(token);
                 let args = args.arg(whoami()).number(ms(*ttl)).number(MEMORY_MS);
-                (&ACQUIRE, args.arg(popped).arg(ticket).number(*count as u8))
+                let args = args.number(*count as u8);
+                let claimed = |args: Args, (baton, ticket): &(_, _)| args.arg(baton).arg(ticket);
+                (&ACQUIRE, claim.iter().fold(args, claimed))
             }
             Self::Wait { waiter, transit, life, join } => {
                 let args = on(&[lock, waiters, baton]).arg(waiter).arg(transit);
@@ -204,7 +204,11 @@ impl Request {
                 let grant = format!("{number}|{}", ttl.as_millis());
                 let args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
                 let args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
-                let args = args.number(keep.as_millis()).arg(run.as_deref().unwrap_or_default());
+                let Some(run) = run else {
+                    let keep = (!keep.is_zero()).then(|| keep.as_millis());
+                    return (&RELEASE, keep.into_iter().fold(args, Args::number));
+                };
+                let args = args.number(keep.as_millis()).arg(run);
                 let grow = |args: Args, (field, by): &(String, u64)| args.arg(field).number(by);
                 (&RELEASE, counts.iter().fold(args, grow))
             }
@@ -214,7 +218,8 @@ impl Request {
     /// Reads the reply to this request.
     pub(crate) fn read(&self, reply: &Value) -> Result<Answer> {
         let understood = match (self, reply) {
-            (Self::Acquire { .. }, Value::Array(items)) => granted(items),
+            (Self::Acquire { .. }, Value::BulkString(value)) => Some(Answer::Granted(value.clone())),
+            (Self::Acquire { .. }, Value::Array(items)) => held(items),
             (Self::Wait { .. }, Value::Array(items)) => waiting(items),
             (Self::Leave { .. }, Value::Int(1)) => Some(Answer::Left),
             (Self::Extend { .. }, Value::Array(items)) => extended(items),
@@ -232,10 +237,9 @@ fn ms(span: Duration) -> u64 {
     ttl_ms(span).unwrap_or(1)
 }
 
-fn granted(items: &[Value]) -> Option<Answer> {
+fn held(items: &[Value]) -> Option<Answer> {
     match items {
-        [Value::Int(1), Value::BulkString(value)] => Some(Answer::Granted(value.clone())),
-        [Value::Int(0), Value::BulkString(value), Value::Int(ttl)] => {
+        [Value::BulkString(value), Value::Int(ttl)] => {
             Some(Answer::Held(value.clone(), left(*ttl)))
         }
         _ => None,

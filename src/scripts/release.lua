@@ -15,13 +15,13 @@
 -- ARGV[3] TTL of the fence key in ms, and of statistics and runs
 -- ARGV[4] value in transit: a fresh token and ':0||'
 -- ARGV[5] time to claim it in ms
--- ARGV[6] how long the lock must stay taken in ms, or '0'
--- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms; or ''
+-- ARGV[6] how long the lock must stay taken in ms, or '0'; like all that follows it may be left out
+-- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms
 -- ARGV[8..] pairs of a statistic and what it grows by
 -- Returns 1 when released, 0 when the key is gone or somebody else's.
 -- Cost: O(statistics given), 4 commands without a waiter, 5 with one, and those of the statistics.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[6] ~= '0' then
+if (ARGV[6] or '0') ~= '0' then
   redis.call('PEXPIRE', KEYS[1], ARGV[6])
 elseif redis.call('EXISTS', KEYS[3]) == 1 then
   -- The claim sets the fence key. Out of memory, nothing is handed over: waiters will look.
@@ -36,7 +36,7 @@ else
   if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 end
 -- Nothing below may undo what is done: a statistic that cannot be kept is not.
-if ARGV[7] ~= '' then
+if ARGV[7] then
   redis.pcall('LPUSH', KEYS[6], ARGV[7])
   redis.pcall('LTRIM', KEYS[6], 0, 9)
   redis.pcall('PEXPIRE', KEYS[6], ARGV[3])
