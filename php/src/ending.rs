@@ -7,11 +7,11 @@
 //! again, as a nudge, until the interrupt has come. A second signal, or one without any lease, ends the
 //! process at once.
 
-use crate::gate::{disposition, sigaction};
+use crate::gate::{handler, sigaction};
 use crate::lock::release_all;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
 use std::mem::MaybeUninit;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -62,8 +62,7 @@ pub(crate) fn prepare() {
 /// Takes those signals over that nobody handles. In a PHP with threads the process is a server's, and so
 /// are its signals.
 pub(crate) fn watch() {
-    // SAFETY: looks a symbol up in the running program.
-    if !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"tsrm_get_ls_cache".as_ptr()) }.is_null() {
+    if !is_alone() {
         return;
     }
     static FOUND: Once = Once::new();
@@ -72,9 +71,18 @@ pub(crate) fn watch() {
         FLAG.store(flag.cast_mut().cast(), Ordering::Release);
     });
     create_timers();
-    for signal in SIGNALS.into_iter().filter(|signal| disposition(*signal) == libc::SIG_DFL) {
+    for signal in SIGNALS.into_iter().filter(|signal| handler(*signal) == libc::SIG_DFL) {
         sigaction(signal, on_signal as *const () as libc::sighandler_t);
     }
+}
+
+/// Whether this PHP is one without threads.
+fn is_alone() -> bool {
+    static ALONE: OnceLock<bool> = OnceLock::new();
+    *ALONE.get_or_init(|| {
+        // SAFETY: looks a symbol up in the running program.
+        unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"tsrm_get_ls_cache".as_ptr()) }.is_null()
+    })
 }
 
 /// Once in each process. Without a timer, a signal just before a wait is noticed after it.

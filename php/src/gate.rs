@@ -123,10 +123,16 @@ fn zend_sigaction() -> Option<Sigaction> {
 }
 
 /// What a signal does. Our own handler, which ends the process after all, stands for the default.
-pub(crate) fn disposition(signal: libc::c_int) -> libc::sighandler_t {
+fn disposition(signal: libc::c_int) -> libc::sighandler_t {
+    let handler = handler(signal);
+    if is_ours(handler) { libc::SIG_DFL } else { handler }
+}
+
+/// What is called for a signal.
+pub(crate) fn handler(signal: libc::c_int) -> libc::sighandler_t {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: only reads the disposition, into a struct for which all zeroes are a value.
-    let handler = unsafe {
+    unsafe {
         match zend_sigaction() {
             Some(ask) => ask(signal, std::ptr::null(), action.as_mut_ptr()),
             None => {
@@ -134,8 +140,7 @@ pub(crate) fn disposition(signal: libc::c_int) -> libc::sighandler_t {
             }
         }
         action.assume_init().sa_sigaction
-    };
-    if is_ours(handler) { libc::SIG_DFL } else { handler }
+    }
 }
 
 /// Sets what a signal does; system calls are cut short by it.
