@@ -493,3 +493,21 @@ fn ages_and_warrants_go_together() {
     assert_eq!((report.tags_removed, report.entries_invalidated), (1, 3));
     assert_eq!(members(&mut con, "tag:new").len(), 3);
 }
+
+#[test]
+fn what_is_condemned_goes_soon_and_does_not_wait_for_the_end_of_the_walk() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 200000 do redis.call('SET', 'other:' .. i, '') end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    (0..20).for_each(|n| tag(&mut con, "", &n.to_string(), 1, 1));
+    let (mut halfway, options) = (None, Options { effort: 2, ..quick() });
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.share > 0.8 {
+            halfway.get_or_insert(progress.report.references_removed);
+        }
+        Flow::Continue
+    });
+    assert_eq!(report.references_removed, 20);
+    assert!(halfway.is_some_and(|removed| removed > 5), "{halfway:?}");
+}

@@ -492,13 +492,13 @@ impl Running<'_> {
         let visit = &batch.visit;
         grow(&visit.removed, removed.unsigned_abs());
         visit.gone.set(*gone == 1);
-        let (visit, slip) = (Rc::clone(&batch.visit), None);
         let (went, alive) = match stayed {
             [] => (batch.members, Members::default()),
             _ => batch.members.split(|i| !stayed.contains(&(i as i64))),
         };
         if !alive.is_empty() {
-            self.vouch(Batch { visit, members: alive, stale: 0, slip });
+            let visit = Rc::clone(&batch.visit);
+            self.vouch(Batch { visit, members: alive, ..Batch::default() });
         }
         match *removed {
             0 => self.let_go(batch.visit),

@@ -40,6 +40,10 @@ const LAST_TRY: Duration = Duration::from_secs(1);
 /// Longest rest between two attempts to reach it.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
+/// Longest time between two scripts while anything is condemned: what proved that a tag was left alone
+/// gets old.
+const FRESH: Duration = Duration::from_millis(50);
+
 /// How often the server is asked whether it saves and how busy it is.
 const LOAD_EVERY: Duration = Duration::from_millis(500);
 
@@ -98,6 +102,8 @@ pub(super) struct Running<'a> {
     pub(super) stop: Option<Reason>,
     pub(super) visits: u64,
     pub(super) condemned_total: u64,
+    /// When the last script was put together.
+    pruned_at: Moment,
     /// Share of the last batches with something stale in them.
     pub(super) stale_share: f64,
     pub(super) weighed: (u64, u64),
@@ -170,6 +176,7 @@ impl<'a> Running<'a> {
             stop: None,
             visits: 0,
             condemned_total: 0,
+            pruned_at: now,
             stale_share: 0.0,
             weighed: (0, 0),
             report: Report { dry_run: options.dry_run, ..Report::default() },
@@ -706,7 +713,7 @@ impl<'a> Running<'a> {
         let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
         let mut reads = self.memory.reads().saturating_sub(under_way);
         while units < size {
-            let full = self.condemns(script);
+            let full = self.condemns(script) || self.is_overdue();
             if full && units > size / 3 {
                 return asks;
             }
@@ -724,6 +731,11 @@ impl<'a> Running<'a> {
             asks.push(Ask::Prune(self.noted(batches)));
         }
         asks
+    }
+
+    /// Whether what is condemned has waited for company for long enough.
+    fn is_overdue(&self) -> bool {
+        !self.condemned.is_empty() && Moment::now().since(self.pruned_at) >= FRESH
     }
 
     /// Whether so many members are condemned.
@@ -764,6 +776,7 @@ impl<'a> Running<'a> {
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
         let terms = self.condemned.front()?.visit.idle.get();
+        self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
             let more = members + batch.members.len();
