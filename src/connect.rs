@@ -10,7 +10,7 @@
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-pub use crate::socket::Transport;
+pub use crate::socket::{Pack, Transport};
 use crate::socket::{Socket, checked};
 use redis::{Cmd, Value};
 use std::sync::Arc;
@@ -119,9 +119,10 @@ impl Link {
     }
 
     /// Sends without waiting; the replies are then due, in order.
-    pub(crate) fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<()> {
-        let sent = self.transport(deadline)?.send(commands, deadline);
-        self.sent += self.keep_if(sent)? as u64;
+    pub(crate) fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
+        let sent = self.transport(deadline)?.send(pack, deadline);
+        self.keep_if(sent)?;
+        self.sent += pack.bytes() as u64;
         Ok(())
     }
 
@@ -142,7 +143,7 @@ impl Link {
 
     /// One command, one reply; an error of the server is an error.
     pub(crate) fn call(&mut self, command: &Cmd, deadline: Moment) -> Result<Value> {
-        self.send(std::slice::from_ref(command), deadline)?;
+        self.send(&std::iter::once(command).collect(), deadline)?;
         let reply = self.receive(deadline)?;
         checked(reply).map_err(|e| e.server(&self.label))
     }
@@ -156,7 +157,7 @@ impl Link {
 
     /// Several commands in one round trip; errors of the server stay in their places.
     pub(crate) fn calls(&mut self, commands: &[Cmd], deadline: Moment) -> Result<Vec<Value>> {
-        self.send(commands, deadline)?;
+        self.send(&commands.iter().collect(), deadline)?;
         commands.iter().map(|_| self.receive(deadline)).collect()
     }
 

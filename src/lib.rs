@@ -16,6 +16,7 @@ pub mod lock;
 pub mod metrics;
 mod script;
 mod socket;
+mod strings;
 pub mod sweep;
 mod topology;
 

@@ -5,8 +5,9 @@
 //! script under memory pressure, which is when cleaning is needed.
 
 use crate::clock::Moment;
-use crate::connect::Link;
+use crate::connect::{Link, Pack};
 use crate::error::Result;
+use crate::strings::Strings;
 use redis::{Cmd, Value};
 
 /// One of the scripts in `scripts/`.
@@ -41,18 +42,18 @@ script!(CHECKPOINT, "checkpoint.lua");
 /// Keys and arguments of one run, in the order of the script's header.
 #[derive(Clone, Default)]
 pub(crate) struct Args {
-    pub keys: Vec<Vec<u8>>,
-    pub argv: Vec<Vec<u8>>,
+    pub keys: Strings,
+    pub argv: Strings,
 }
 
 impl Args {
     pub fn key(mut self, key: &[u8]) -> Self {
-        self.keys.push(key.to_vec());
+        self.keys.push(key);
         self
     }
 
     pub fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
-        self.argv.push(arg.as_ref().to_vec());
+        self.argv.push(arg.as_ref());
         self
     }
 
@@ -65,6 +66,11 @@ impl Script {
     /// The short form, for a server that knows the script.
     pub fn by_digest(&self, args: &Args) -> Cmd {
         self.command("EVALSHA", &self.digest, args)
+    }
+
+    /// The short form, among other commands.
+    pub fn pack(&self, args: &Args, pack: &mut Pack) {
+        pack.write("EVALSHA", |cmd| fill(cmd, &self.digest, args));
     }
 
     /// The long form, which also teaches it.
@@ -81,7 +87,7 @@ impl Script {
 
     fn command(&self, how: &str, what: &str, args: &Args) -> Cmd {
         let mut cmd = redis::cmd(how);
-        cmd.arg(what).arg(args.keys.len()).arg(&args.keys).arg(&args.argv);
+        fill(&mut cmd, what, args);
         cmd
     }
 
@@ -92,4 +98,8 @@ impl Script {
             other => other,
         }
     }
+}
+
+fn fill<'a>(cmd: &'a mut Cmd, what: &str, args: &Args) -> &'a mut Cmd {
+    cmd.arg(what).arg(args.keys.len()).arg(&args.keys).arg(&args.argv)
 }

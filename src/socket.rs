@@ -23,12 +23,57 @@ use std::time::Duration;
 /// The crate's own transport is a socket; the PHP face has a second one, through a PHP client.
 #[doc(hidden)]
 pub trait Transport: Send {
-    /// Sends, without waiting for replies. Answers how many bytes it was.
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<usize>;
+    /// Sends, without waiting for replies.
+    fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()>;
     /// The next reply. An error of the server is a reply: [`Value::ServerError`].
     fn receive(&mut self, deadline: Moment) -> Result<Value>;
     /// The next reply, if it comes in time; it may be listened for again.
     fn listen(&mut self, until: Moment) -> Result<Option<Value>>;
+}
+
+/// Commands, to be sent in one write.
+#[derive(Default)]
+pub struct Pack {
+    bytes: Vec<u8>,
+    commands: usize,
+    /// What the last command was made in: sweeps send a million small ones.
+    scratch: Cmd,
+}
+
+impl Pack {
+    /// A command that is made here: its name, and what `fill` gives it.
+    pub fn write(&mut self, name: &str, fill: impl FnOnce(&mut Cmd) -> &mut Cmd) {
+        let mut cmd = std::mem::take(&mut self.scratch);
+        cmd.clear();
+        cmd.arg(name);
+        fill(&mut cmd);
+        self.add(&cmd);
+        self.scratch = cmd;
+    }
+
+    /// A command.
+    pub fn add(&mut self, cmd: &Cmd) {
+        cmd.write_packed_command(&mut self.bytes);
+        self.commands += 1;
+    }
+
+    /// How many there are.
+    pub fn commands(&self) -> usize {
+        self.commands
+    }
+
+    /// How many bytes they are.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+impl<'a> FromIterator<&'a Cmd> for Pack {
+    fn from_iter<I: IntoIterator<Item = &'a Cmd>>(commands: I) -> Self {
+        let mut pack = Self::default();
+        commands.into_iter().for_each(|cmd| pack.add(cmd));
+        pack
+    }
 }
 
 /// What carries the bytes.
@@ -66,7 +111,7 @@ impl Socket {
         if commands.is_empty() && !matches!(self.stream, Stream::Tls(_)) {
             return Ok(());
         }
-        let greeted = self.send(&commands, deadline).and_then(|_| {
+        let greeted = self.send(&commands.iter().collect(), deadline).and_then(|()| {
             commands.iter().try_for_each(|_| {
                 self.receive(deadline).and_then(|reply| checked(reply).map(drop).map_err(refused))
             })
@@ -98,11 +143,8 @@ impl Socket {
 }
 
 impl Transport for Socket {
-    fn send(&mut self, commands: &[Cmd], deadline: Moment) -> Result<usize> {
-        let mut bytes = Vec::new();
-        commands.iter().for_each(|c| c.write_packed_command(&mut bytes));
-        self.write(&bytes, deadline).map_err(|e| no_answer(&e))?;
-        Ok(bytes.len())
+    fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
+        self.write(&pack.bytes, deadline).map_err(|e| no_answer(&e))
     }
 
     fn receive(&mut self, deadline: Moment) -> Result<Value> {

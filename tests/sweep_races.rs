@@ -260,11 +260,10 @@ fn scripts(weakness: Weakness) -> (&'static str, String) {
         Weakness::Fence => (prune, without(prune, fence, "")),
         // What is found stale goes with the next call, a round or so later.
         _ => {
-            let slow = without(prune, "alive == 0 and prefix == 0", "false");
             let weak = without(
-                &slow,
-                "removed = try('SREM', tag, unpack(go))",
-                "for i = 1, #go do redis.call('RPUSH', 'pending', tag, go[i]) end removed = #go",
+                prune,
+                "removed = try('SREM', tag, unpack(go, from, to))",
+                "for i = from, to do redis.call('RPUSH', 'pending', tag, go[i]) end removed = to - from + 1",
             );
             let before = "local pending = redis.call('LRANGE', 'pending', 0, -1)\n\
                           redis.call('DEL', 'pending')\n\

@@ -193,17 +193,25 @@ struct Call {
     after: World,
 }
 
+/// What the script says of an item; whether its tag is gone shows when all items are done.
+enum Answer<'a> {
+    Plain(i64),
+    Pruned(&'a str, i64, Vec<i64>, bool),
+}
+
 fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
     let names = Names::roll(dice);
     let items: Vec<(&str, Vec<String>)> =
         (0..1 + dice.below(3)).map(|_| (TAGS[dice.below(3) as usize], members(dice, 1))).collect();
     let (asks, field) = (one_in(dice, 2), if one_in(dice, 2) { "42.0" } else { "" });
+    let others: Vec<bool> = items.iter().map(|_| one_in(dice, 2)).collect();
     let (mut after, mut noted, mut old) = (before.clone(), 0, old.clone());
-    let answers: Vec<Value> = items
+    let answers: Vec<Answer> = items
         .iter()
-        .map(|(tag, members)| {
+        .zip(&others)
+        .map(|((tag, members), others)| {
             if asks && after.tags.contains_key(*tag) && !old.contains(tag) {
-                return int(-1);
+                return Answer::Plain(-1);
             }
             let place =
                 |member: &String| names.of(member).position(|name| before.entries.contains(&name));
@@ -215,32 +223,40 @@ fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
             let stale: Vec<String> =
                 members.iter().filter(|m| place(m).is_none()).cloned().collect();
             if names.0.len() == 1 && stale.is_empty() {
-                return int(0);
+                return Answer::Plain(0);
             }
             let mut removed = Some(0);
             if !stale.is_empty() {
                 removed = after.remove(tag, &stale);
                 old.remove(tag);
             }
-            let Some(removed) = removed else { return int(-2) };
+            let Some(removed) = removed else { return Answer::Plain(-2) };
             noted += removed;
-            let gone = i64::from(stay.is_empty() && !after.tags.contains_key(*tag));
-            ints([gone, removed].into_iter().chain(stay))
+            Answer::Pruned(tag, removed, stay, *others)
         })
         .collect();
+    let answers = answers.into_iter().map(|answer| match answer {
+        Answer::Plain(n) => int(n),
+        Answer::Pruned(tag, removed, stay, others) => {
+            let gone = stay.is_empty() && !others && !after.tags.contains_key(tag);
+            ints([i64::from(gone), removed].into_iter().chain(stay))
+        }
+    });
+    let answers = answers.collect();
     after.note(noted, field);
     let ours = before.is_ours();
     let mut keys = vec![LOCK.to_owned(), QUARANTINE.to_owned()];
-    for (tag, members) in &items {
-        keys.push((*tag).to_owned());
-        keys.extend(names.keys(members));
-    }
+    keys.extend(items.iter().map(|(tag, _)| (*tag).to_owned()));
+    items.iter().for_each(|(_, members)| keys.extend(names.keys(members)));
     let asked = if asks { ASKED.to_string() } else { String::new() };
     let count = names.0.len().to_string();
     let length = names.0[0].len().to_string();
     let mut args: Vec<String> =
         [OURS, &count, &asked, &length, field, "noted", "60000"].map(str::to_owned).into();
-    args.extend(items.iter().map(|(_, members)| members.len().to_string()));
+    let signed = |((_, members), others): (&(_, Vec<String>), &bool)| {
+        format!("{}{}", if *others { "-" } else { "" }, members.len())
+    };
+    args.extend(items.iter().zip(&others).map(signed));
     let expected = if ours { Value::Array(answers) } else { fenced() };
     Call { keys, args, expected, after: if ours { after } else { before.clone() } }
 }

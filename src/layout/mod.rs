@@ -14,7 +14,12 @@ pub struct Mapping {
 impl Mapping {
     /// The key of the entry that a member names.
     pub fn entry(&self, member: &[u8]) -> Vec<u8> {
-        [&self.entry_prefix, member].concat()
+        self.parts(member).concat()
+    }
+
+    /// The same, in parts.
+    pub fn parts<'a>(&'a self, member: &'a [u8]) -> [&'a [u8]; 2] {
+        [&self.entry_prefix, member]
     }
 }
 

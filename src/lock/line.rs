@@ -54,7 +54,7 @@ impl Line {
         if spare.id.is_none() {
             commands.insert(0, redis::cmd("CLIENT").arg("ID").to_owned());
         }
-        spare.transport.send(&commands, deadline)?;
+        spare.transport.send(&commands.iter().collect(), deadline)?;
         if spare.id.is_none() {
             // Without the permission to ask, hanging up means to drop the connection.
             spare.id = match spare.transport.receive(deadline)? {

@@ -218,7 +218,9 @@ impl Request {
     /// Reads the reply to this request.
     pub(crate) fn read(&self, reply: &Value) -> Result<Answer> {
         let understood = match (self, reply) {
-            (Self::Acquire { .. }, Value::BulkString(value)) => Some(Answer::Granted(value.clone())),
+            (Self::Acquire { .. }, Value::BulkString(value)) => {
+                Some(Answer::Granted(value.clone()))
+            }
             (Self::Acquire { .. }, Value::Array(items)) => held(items),
             (Self::Wait { .. }, Value::Array(items)) => waiting(items),
             (Self::Leave { .. }, Value::Int(1)) => Some(Answer::Left),

@@ -7,8 +7,8 @@ use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::lock::companion;
 use crate::socket::checked;
+use crate::strings::Strings;
 use crate::sweep::judge::{self, Evidence, idle_needed};
-use crate::sweep::members::Members;
 use crate::sweep::options::OnAged;
 use crate::sweep::proof::Proof;
 use crate::sweep::records::{Record, Warrant};
@@ -49,7 +49,10 @@ impl Running<'_> {
             }
             Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies),
             Ask::Look(batch) => self.looked(batch, replies),
-            Ask::Sift(batch) => self.sifted(batch, replies),
+            Ask::Sift(batch, group) => {
+                self.sifted(batch, group, &replies);
+                Ok(())
+            }
             Ask::Lifetimes(batch) => {
                 self.vouched(batch, &replies);
                 Ok(())
@@ -170,9 +173,9 @@ impl Running<'_> {
 
     /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
     fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value]) {
-        let idle = replies.first().and_then(seconds);
+        let idle = replies.first().and_then(number);
         let kept = replies.get(1).and_then(kept);
-        let references = replies.get(2).and_then(seconds).unwrap_or(0);
+        let references = replies.get(2).and_then(number).unwrap_or(0);
         let prefix = &self.proof.in_force().entry_prefix;
         let warrant = kept.and_then(|record| record.warrant);
         let holds = warrant.is_some_and(|w| w.holds(self.server_time(), references, prefix));
@@ -208,13 +211,13 @@ impl Running<'_> {
         };
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
-            let idle = visit.idled.get().or_else(|| replies.first().and_then(seconds));
+            let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
             if visit.aging && visit.known.get().is_none() {
                 visit.known.set(replies.get(1).and_then(kept));
             }
             visit
                 .weight
-                .set(replies.get(1 + usize::from(visit.aging)).and_then(seconds).unwrap_or(0));
+                .set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
             if !members.is_empty() || next != 0 {
                 let age = self.age(&visit, idle);
                 self.first_seen(&visit, age);
@@ -224,13 +227,9 @@ impl Running<'_> {
                 return Ok(());
             }
         }
-        let looks = !self.may_skip_the_look(&visit);
         for members in bites(&members) {
-            let batch = Batch { visit: Rc::clone(&visit), members, stale: 0, slip: None };
-            match looks {
-                true => self.ready.push_back(Ask::Look(batch)),
-                false => self.condemned.push_back(batch),
-            }
+            let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
+            self.ready.push_back(Ask::Look(batch));
         }
         if next != 0 && self.stop.is_some() {
             self.give_up(&visit.page);
@@ -295,23 +294,8 @@ impl Running<'_> {
         evidence
     }
 
-    /// Where most tags have something stale, a look is a waste: the script looks for itself. Not where
-    /// a limit must know beforehand how much would go.
-    fn may_skip_the_look(&self, visit: &Visit) -> bool {
-        let options = self.options;
-        let limited = options.max_removals.is_some() || options.max_share < 1.0;
-        let plain = !visit.aged.get() && !visit.unclear.get() && !visit.looked;
-        let free = plain && !limited && !options.dry_run && self.stop.is_none();
-        free && self.proof.is_settled() && self.stale_share > 0.5
-    }
-
-    /// Takes in whether something of a batch was stale; slowly, for tags of a kind come together.
-    fn learn_share(&mut self, stale: bool) {
-        self.stale_share += (f64::from(u8::from(stale)) - self.stale_share) / 64.0;
-    }
-
     /// How many entries exist.
-    fn looked(&mut self, mut batch: Batch, replies: Vec<Value>) -> Result<()> {
+    fn looked(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
         let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
         let counts = counts.collect::<Result<Vec<u64>>>()?;
         let total = batch.members.len() as u64;
@@ -321,20 +305,20 @@ impl Running<'_> {
         }
         self.prove(&counts)?;
         let live = counts.iter().copied().max().unwrap_or(total);
-        batch.stale = (total - live) as usize;
-        self.learn_share(batch.stale > 0);
         let visit = &batch.visit;
         grow(&visit.checked, total);
+        visit.alive.set(visit.alive.get() || live > 0);
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
             self.invalidate(batch, live);
         } else if self.options.dry_run {
             self.foresee_or_sift(batch, total - live);
         } else if live == total {
             self.vouch(batch);
-        } else if batch.visit.unclear.get() {
-            self.ready.push_back(Ask::Sift(batch));
+        } else if live == 0 {
+            self.found_absent(batch);
         } else {
-            self.condemn(batch);
+            let group = judge::group(live.min(total - live) as usize, total as usize);
+            self.ready.push_back(Ask::Sift(batch, group));
         }
         Ok(())
     }
@@ -365,7 +349,7 @@ impl Running<'_> {
     /// Of a dry run: some are looked at one by one, to be shown.
     fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
         if stale > 0 && self.report.samples.len() < SAMPLES {
-            self.ready.push_back(Ask::Sift(batch));
+            self.ready.push_back(Ask::Sift(batch, 1));
         } else {
             self.foresee(batch, stale);
         }
@@ -380,22 +364,42 @@ impl Running<'_> {
         self.let_go(batch.visit);
     }
 
-    /// Which entries exist: the others wait for a second look.
-    fn sifted(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
-        let absent: Vec<bool> = replies.iter().map(|reply| *reply == Value::Int(0)).collect();
-        let members = batch.members.select(|i| absent.get(i) == Some(&true));
-        let batch = Batch { visit: batch.visit, stale: members.len(), members, slip: None };
-        if self.options.dry_run {
-            self.sample(&batch);
-            let stale = batch.members.len() as u64;
-            self.foresee(batch, stale);
-        } else if batch.members.is_empty() {
-            self.let_go(batch.visit);
-        } else {
-            let due = Moment::now() + self.options.grace;
-            self.waiting.put(Later::Absent(batch.clone()), batch.size(), due);
+    /// Which entries exist; those of a mixed group are looked for one by one.
+    fn sifted(&mut self, batch: Batch, group: usize, replies: &[Value]) {
+        let Batch { visit, members, .. } = batch;
+        // Of an error nothing follows: the reference stays.
+        let found = |i: usize| replies.get(i / group).and_then(number);
+        let size = |i: usize| (members.len() - i / group * group).min(group) as u64;
+        let is_mixed = |i: usize| found(i).is_some_and(|n| n > 0 && n < size(i));
+        let of = |members| Batch { visit: Rc::clone(&visit), members, slip: None };
+        let absent = of(members.select(|i| found(i) == Some(0)));
+        let mixed = of(members.select(is_mixed));
+        let alive = of(members.select(|i| found(i) != Some(0) && !is_mixed(i)));
+        drop(visit);
+        match mixed.members.is_empty() {
+            true => self.let_go(mixed.visit),
+            false => self.ready.push_back(Ask::Sift(mixed, 1)),
         }
-        Ok(())
+        if self.options.dry_run {
+            self.sample(&absent);
+            let stale = absent.members.len() as u64;
+            self.foresee(absent, stale);
+        } else {
+            self.found_absent(absent);
+        }
+        self.vouch(alive);
+    }
+
+    /// References whose entries were seen absent: they are condemned, or wait for a second look.
+    fn found_absent(&mut self, batch: Batch) {
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
+        } else if batch.visit.unclear.get() {
+            let (size, due) = (batch.size(), Moment::now() + self.options.grace);
+            self.waiting.put(Later::Absent(batch), size, due);
+        } else {
+            self.condemn(batch);
+        }
     }
 
     /// Shows a reference that would go.
@@ -420,13 +424,12 @@ impl Running<'_> {
         let Some(mut batch) = self.proof.admit(batch) else { return };
         let most = self.options.max_removals.unwrap_or(u64::MAX);
         let left = most.saturating_sub(self.condemned_total);
-        let too_many = batch.stale as u64 > left;
+        let too_many = batch.members.len() as u64 > left;
         if too_many {
             self.give_up(&batch.visit.page);
             batch.members = batch.members.select(|i| (i as u64) < left);
-            batch.stale = batch.members.len();
         }
-        self.condemned_total += batch.stale as u64;
+        self.condemned_total += batch.members.len() as u64;
         let checked = self.report.references_checked;
         if judge::exceeds_share(self.condemned_total, checked, self.options.max_share) {
             self.give_up(&batch.visit.page);
@@ -451,26 +454,19 @@ impl Running<'_> {
     fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
         let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
         for (batch, item) in batches.into_iter().zip(items) {
-            let looked = batch.stale > 0;
-            if !looked && !matches!(item, Value::Int(-1)) {
-                let total = batch.members.len() as u64;
-                self.report.references_checked += total;
-                grow(&batch.visit.page.checked, total);
-                grow(&batch.visit.checked, total);
-                self.learn_share(item != Value::Int(0));
-            }
+            let skipped = batch.members.len() as u64;
             match item {
                 Value::Int(0) => self.vouch(batch),
                 Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
-                    self.read_later(&batch.visit, looked, self.options.grace);
+                    self.read_later(&batch.visit, true, self.options.grace);
                 }
                 Value::Int(-1) => {
                     self.give_up(&batch.visit.page);
-                    self.report.references_skipped += batch.stale as u64;
+                    self.report.references_skipped += skipped;
                 }
                 Value::Int(-2) => {
                     self.report.tags_skipped += 1;
-                    self.report.references_skipped += batch.stale as u64;
+                    self.report.references_skipped += skipped;
                 }
                 Value::Array(figures) => self.removed(batch, figures)?,
                 _ => {}
@@ -493,23 +489,21 @@ impl Running<'_> {
         grow(&visit.removed, removed.unsigned_abs());
         visit.gone.set(*gone == 1);
         let (went, alive) = match stayed {
-            [] => (batch.members, Members::default()),
+            [] => (batch.members, Strings::default()),
             _ => batch.members.split(|i| !stayed.contains(&(i as i64))),
         };
-        if !alive.is_empty() {
-            let visit = Rc::clone(&batch.visit);
-            self.vouch(Batch { visit, members: alive, ..Batch::default() });
-        }
+        self.vouch(Batch { visit: Rc::clone(visit), members: alive, slip: None });
         match *removed {
             0 => self.let_go(batch.visit),
-            _ => self.verify_later(Batch { members: went, stale: 0, ..batch }),
+            _ => self.verify_later(Batch { members: went, ..batch }),
         }
         Ok(())
     }
 
     /// Asks for how long live entries live, if that is to be remembered.
     fn vouch(&mut self, batch: Batch) {
-        if self.options.remember.is_none() || self.options.dry_run || self.stop.is_some() {
+        let vouches = self.options.remember.is_some() && !self.options.dry_run;
+        if batch.members.is_empty() || !vouches || self.stop.is_some() {
             return self.let_go(batch.visit);
         }
         self.ready.push_back(Ask::Lifetimes(batch));
@@ -682,8 +676,8 @@ fn grow(count: &Cell<u64>, by: u64) {
 }
 
 /// Members in batches that one command takes, by number and by length.
-fn bites(members: &[Vec<u8>]) -> Vec<Members> {
-    let mut bites: Vec<Members> = Vec::new();
+fn bites(members: &[Vec<u8>]) -> Vec<Strings> {
+    let mut bites: Vec<Strings> = Vec::new();
     for member in members {
         match bites.last_mut() {
             Some(bite) if bite.len() < BATCH && bite.bytes() < BATCH_BYTES => bite.push(member),
@@ -720,7 +714,7 @@ fn kept(reply: &Value) -> Option<Record> {
     }
 }
 
-fn seconds(reply: &Value) -> Option<u64> {
+fn number(reply: &Value) -> Option<u64> {
     match reply {
         Value::Int(n) => u64::try_from(*n).ok(),
         _ => None,

@@ -57,6 +57,21 @@ pub(crate) fn exceeds_share(removed: u64, checked: u64, max_share: f64) -> bool 
     max_share < 1.0 && checked >= SAMPLE && removed as f64 > max_share * checked as f64
 }
 
+/// How many entries to look for with one command, where `few` of `all` are unlike the rest: a group of
+/// like ones is done with at once, and one that is mixed costs a second look at each. Two-stage group
+/// testing (R. Dorfman, "The Detection of Defective Members of Large Populations", 1943), where a command
+/// costs the server three times what a further entry in it does.
+pub(crate) fn group(few: usize, all: usize) -> usize {
+    const COMMAND: f64 = 3.0;
+    let unlike = few as f64 / all.max(1) as f64;
+    let cost = |size: usize| {
+        let again = if size == 1 { 0.0 } else { 1.0 - (1.0 - unlike).powi(size as i32) };
+        (COMMAND + size as f64) / size as f64 + again * (COMMAND + 1.0)
+    };
+    let sizes = [1, 2, 4, 8, 16, 32];
+    sizes.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +99,12 @@ mod tests {
         assert!(aged(Some(7), Some(Duration::from_secs(7))));
         assert!(!aged(Some(6), Some(Duration::from_secs(7))));
         assert!(!aged(None, Some(GRACE)) && !aged(Some(9), None));
+    }
+
+    #[test]
+    fn groups_are_large_where_few_are_unlike_the_rest() {
+        let sizes = [(5, 10), (2, 10), (1, 10), (26, 256), (5, 256), (1, 256), (0, 0)];
+        assert_eq!(sizes.map(|(few, all)| group(few, all)), [1, 2, 4, 4, 8, 16, 32]);
     }
 
     #[test]

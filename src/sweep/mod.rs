@@ -23,15 +23,15 @@
 //! is full, the walk pauses.
 //!
 //! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
-//! stale a share of a script and one EXISTS more. Where most tags have something stale, the script
-//! looks for itself, and the EXISTS before it is spared. A sweep that remembers asks for a record and
+//! stale a share of a script and one EXISTS more, and one for each member if not all are. A command
+//! inside a script costs the server three times what it costs outside, so scripts are asked to do
+//! only what must be done at one instant. A sweep that remembers asks for a record and
 //! SCARD, and for the rest only where those do not vouch for the tag.
 
 mod answers;
 mod checkpoint;
 mod history;
 mod judge;
-mod members;
 mod memory;
 mod options;
 mod pace;

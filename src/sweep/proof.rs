@@ -151,7 +151,7 @@ mod tests {
 
     fn batch() -> Batch {
         let members = [b"m".as_slice()].into_iter().collect();
-        Batch { visit: Rc::new(Visit::default()), members, stale: 1, slip: None }
+        Batch { visit: Rc::new(Visit::default()), members, slip: None }
     }
 
     #[test]

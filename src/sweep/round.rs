@@ -1,10 +1,11 @@
 //! What a sweep sends: the commands of each kind of question, and what they cost the server.
 
+use crate::connect::Pack;
 use crate::layout::Mapping;
 use crate::lock::{Contender, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::strings::Strings;
 use crate::sweep::checkpoint;
-use crate::sweep::members::Members;
 use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
 use crate::sweep::records::{self, Record};
@@ -35,6 +36,8 @@ pub(crate) struct Visit {
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
     pub gone: Cell<bool>,
+    /// Whether some of its members were seen alive.
+    pub alive: Cell<bool>,
     /// Whether its memory is asked for, as a sample.
     pub weigh: bool,
     /// What it takes, if that was asked (bytes).
@@ -56,9 +59,7 @@ pub(crate) struct Visit {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
     pub visit: Rc<Visit>,
-    pub members: Members,
-    /// How many of their entries were seen absent; 0 when nobody looked.
-    pub stale: usize,
+    pub members: Strings,
     /// Where their removal is noted, if it is.
     pub slip: Option<Rc<Slip>>,
 }
@@ -69,8 +70,14 @@ impl Batch {
         self.members.size() + self.visit.key.len() + std::mem::size_of::<Visit>()
     }
 
-    fn entries<'a>(&'a self, mapping: &'a Mapping) -> impl Iterator<Item = Vec<u8>> + 'a {
-        self.members.iter().map(|member| mapping.entry(member))
+    /// Names of all entries, under this mapping.
+    fn entries(&self, mapping: &Mapping, out: &mut Strings) {
+        self.members.iter().for_each(|member| out.push_joined(&mapping.parts(member)));
+    }
+
+    /// Names of all entries under every mapping, the one in force first.
+    fn all_entries(&self, proof: &Proof, out: &mut Strings) {
+        proof.in_order().for_each(|mapping| self.entries(mapping, out));
     }
 }
 
@@ -85,8 +92,8 @@ pub(crate) enum Ask {
     Read { visit: Rc<Visit>, cursor: u64, count: usize },
     /// How many entries exist, under each mapping that is not ruled out.
     Look(Batch),
-    /// Which entries exist.
-    Sift(Batch),
+    /// Which entries exist, so many looked for at once.
+    Sift(Batch, usize),
     /// For how long entries live.
     Lifetimes(Batch),
     /// Remove references whose entry is absent.
@@ -129,56 +136,56 @@ pub(crate) struct Terms<'a> {
     pub strict: bool,
 }
 
-/// Names of all entries of a batch under every mapping, the one in force first.
-fn all_entries(batch: &Batch, proof: &Proof) -> Vec<Vec<u8>> {
-    proof.in_order().flat_map(|mapping| batch.entries(mapping)).collect()
-}
-
 impl Ask {
-    /// Its commands; each brings one reply.
-    pub fn commands(&self, terms: &Terms) -> Vec<Cmd> {
+    /// Writes its commands; each brings one reply.
+    pub fn write(&self, terms: &Terms, out: &mut Pack) {
         match self {
-            Self::Page { cursor, count } => vec![scan(*cursor, terms.pattern, *count)],
+            Self::Page { cursor, count } => scan(*cursor, terms.pattern, *count, out),
             Self::Recall(visit) => {
-                vec![idle_time(visit), recall(visit, terms), on_key("SCARD", &visit.key)]
+                idle_time(visit, out);
+                recall(visit, terms, out);
+                on_key("SCARD", &visit.key, out);
             }
-            Self::Read { visit, cursor, count } => read(visit, *cursor, *count, terms),
-            Self::Look(batch) => {
-                terms.proof.open().iter().map(|m| exists(batch.entries(m))).collect()
-            }
-            Self::Sift(batch) => {
-                batch.entries(terms.proof.in_force()).map(|e| exists(std::iter::once(e))).collect()
-            }
-            Self::Lifetimes(batch) => {
-                batch.entries(terms.proof.in_force()).map(|e| on_key("PTTL", &e)).collect()
-            }
+            Self::Read { visit, cursor, count } => read(visit, *cursor, *count, terms, out),
+            Self::Look(batch) => terms.proof.open().iter().for_each(|mapping| {
+                let mut entries = Strings::default();
+                batch.entries(mapping, &mut entries);
+                exists(&entries, out);
+            }),
+            Self::Sift(batch, group) => by_groups("EXISTS", batch, *group, terms, out),
+            Self::Lifetimes(batch) => by_groups("PTTL", batch, 1, terms, out),
             Self::Verify { batches, .. } => {
-                vec![exists(batches.iter().flat_map(|batch| all_entries(batch, terms.proof)))]
+                let mut entries = Strings::default();
+                batches.iter().for_each(|batch| batch.all_entries(terms.proof, &mut entries));
+                exists(&entries, out);
             }
-            Self::Prune(batches) => vec![PRUNE.by_digest(&prune(batches, terms))],
-            Self::Invalidate(batch) => vec![INVALIDATE.by_digest(&invalidate(batch, terms))],
-            Self::Restore(batch) => vec![RESTORE.by_digest(&restore(batch, terms))],
-            Self::Extend => {
-                vec![EXTEND.by_digest(&terms.contender.extend_args().unwrap_or_default())]
-            }
-            Self::Load => vec![info("persistence"), info("cpu"), info("stats")],
-            Self::Checkpoint(kept) => {
-                vec![CHECKPOINT.by_digest(&checkpoint(kept.as_deref(), terms))]
-            }
+            Self::Prune(batches) => PRUNE.pack(&prune(batches, terms), out),
+            Self::Invalidate(batch) => INVALIDATE.pack(&invalidate(batch, terms), out),
+            Self::Restore(batch) => RESTORE.pack(&restore(batch, terms), out),
+            Self::Extend => EXTEND.pack(&terms.contender.extend_args().unwrap_or_default(), out),
+            Self::Load => ["persistence", "cpu", "stats"].iter().for_each(|section| {
+                out.write("INFO", |cmd| cmd.arg(section));
+            }),
+            Self::Checkpoint(kept) => CHECKPOINT.pack(&checkpoint(kept.as_deref(), terms), out),
             Self::Records(records) => {
-                records.iter().map(|(tag, age)| keep_record(tag, *age, terms)).collect()
+                records.iter().for_each(|(tag, age)| keep_record(tag, *age, terms, out));
             }
-            Self::Tidy { first } => (*first..*first + records::TIDIED)
-                .flat_map(|n| [on_bucket("HGETALL", n, terms), outlive(n, terms)])
-                .collect(),
+            Self::Tidy { first } => (*first..*first + records::TIDIED).for_each(|n| {
+                on_bucket("HGETALL", n, terms, out, |cmd| cmd);
+                let life = records::LIFE.as_secs();
+                on_bucket("EXPIRE", n, terms, out, |cmd| cmd.arg(life));
+            }),
             Self::Forget { bucket, fields } => {
-                let mut cmd = on_bucket("HDEL", *bucket, terms);
-                cmd.arg(fields);
-                vec![cmd]
+                on_bucket("HDEL", *bucket, terms, out, |cmd| cmd.arg(fields));
             }
-            Self::Recover { cursor } => vec![recover(*cursor, terms)],
-            Self::CrossOut(ids) => vec![cross_out(ids, terms)],
-            Self::Remember { key, proof } => vec![remember(key, proof)],
+            Self::Recover { cursor } => out
+                .write("HSCAN", |cmd| cmd.arg(quarantine(terms)).arg(*cursor).arg("COUNT").arg(8)),
+            Self::CrossOut(ids) => {
+                out.write("HDEL", |cmd| cmd.arg(quarantine(terms)).arg(ids));
+            }
+            Self::Remember { key, proof } => {
+                out.write("SET", |cmd| cmd.arg(key).arg(proof).arg("PX").arg(PROOF_TTL_MS))
+            }
         }
     }
 
@@ -193,7 +200,7 @@ impl Ask {
             Self::Read { visit, .. } | Self::Recall(visit) => {
                 vec![Batch { visit, ..Batch::default() }]
             }
-            Self::Look(batch) | Self::Sift(batch) | Self::Invalidate(batch) => vec![batch],
+            Self::Look(batch) | Self::Sift(batch, _) | Self::Invalidate(batch) => vec![batch],
             Self::Lifetimes(batch) => vec![batch],
             Self::Restore(batch) => vec![batch],
             Self::Prune(batches) | Self::Verify { batches, .. } => batches,
@@ -209,8 +216,9 @@ impl Ask {
             Self::Read { .. } => 8,
             Self::Look(batch) => 2 + weight(batch) / 3,
             Self::Verify { batches, .. } => 2 + weights(batches) / 3,
-            Self::Sift(batch) | Self::Lifetimes(batch) => 2 * weight(batch),
-            Self::Prune(batches) => 10 + 4 * batches.len() + weights(batches),
+            Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 2,
+            Self::Lifetimes(batch) => 2 * weight(batch),
+            Self::Prune(batches) => 12 + 6 * batches.len() + weights(batches),
             Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,
@@ -231,89 +239,68 @@ fn weights(batches: &[Batch]) -> usize {
     batches.iter().map(weight).sum()
 }
 
-fn remember(key: &[u8], proof: &[u8]) -> Cmd {
-    let mut cmd = redis::cmd("SET");
-    cmd.arg(key).arg(proof).arg("PX").arg(PROOF_TTL_MS);
-    cmd
-}
-
-fn info(section: &str) -> Cmd {
-    let mut cmd = redis::cmd("INFO");
-    cmd.arg(section);
-    cmd
-}
-
-fn scan(cursor: u64, pattern: &[u8], count: usize) -> Cmd {
-    let mut cmd = redis::cmd("SCAN");
-    cmd.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
-    cmd
+fn scan(cursor: u64, pattern: &[u8], count: usize, out: &mut Pack) {
+    out.write("SCAN", |cmd| cmd.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count));
 }
 
 /// Idle time before anything that resets it, then the members. A key of another type answers the
 /// last command with an error, which does no harm.
-fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms) -> Vec<Cmd> {
-    let mut cmds = Vec::with_capacity(3);
+fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms, out: &mut Pack) {
     if cursor == 0 {
-        cmds.push(idle_time(visit));
+        idle_time(visit, out);
     }
     if cursor == 0 && visit.aging {
-        cmds.push(recall(visit, terms));
+        recall(visit, terms, out);
     }
     if cursor == 0 && visit.weigh {
-        let mut weight = redis::cmd("MEMORY");
-        weight.arg("USAGE").arg(&visit.key);
-        cmds.push(weight);
+        out.write("MEMORY", |cmd| cmd.arg("USAGE").arg(&visit.key));
     }
-    let mut members = redis::cmd("SSCAN");
-    members.arg(&visit.key).arg(cursor).arg("COUNT").arg(count);
-    cmds.push(members);
-    cmds
+    out.write("SSCAN", |cmd| cmd.arg(&visit.key).arg(cursor).arg("COUNT").arg(count));
 }
 
-fn on_key(command: &str, key: &[u8]) -> Cmd {
-    let mut cmd = redis::cmd(command);
-    cmd.arg(key);
-    cmd
+fn on_key(command: &str, key: &[u8], out: &mut Pack) {
+    out.write(command, |cmd| cmd.arg(key));
 }
 
-fn idle_time(visit: &Visit) -> Cmd {
-    let mut cmd = redis::cmd("OBJECT");
-    cmd.arg("IDLETIME").arg(&visit.key);
-    cmd
+fn idle_time(visit: &Visit, out: &mut Pack) {
+    out.write("OBJECT", |cmd| cmd.arg("IDLETIME").arg(&visit.key));
 }
 
-fn recall(visit: &Visit, terms: &Terms) -> Cmd {
+fn recall(visit: &Visit, terms: &Terms, out: &mut Pack) {
     let (bucket, field) = records::place(&visit.key);
-    let mut cmd = on_bucket("HGET", bucket, terms);
-    cmd.arg(&field);
-    cmd
+    on_bucket("HGET", bucket, terms, out, |cmd| cmd.arg(&field));
 }
 
-fn on_bucket(command: &str, bucket: u32, terms: &Terms) -> Cmd {
-    let mut cmd = redis::cmd(command);
-    cmd.arg(companion(&terms.contender.keys().lock, &format!("records:{bucket}")));
-    cmd
-}
-
-fn keep_record(tag: &[u8], age: Option<Record>, terms: &Terms) -> Cmd {
-    let (bucket, field) = records::place(tag);
-    let mut cmd = on_bucket(if age.is_some() { "HSET" } else { "HDEL" }, bucket, terms);
-    cmd.arg(&field).arg(age.map(Record::to_bytes));
-    cmd
-}
-
-fn outlive(bucket: u32, terms: &Terms) -> Cmd {
-    let mut cmd = on_bucket("EXPIRE", bucket, terms);
-    cmd.arg(records::LIFE.as_secs());
-    cmd
-}
-
-fn exists(entries: impl Iterator<Item = Vec<u8>>) -> Cmd {
-    let mut cmd = redis::cmd("EXISTS");
-    entries.for_each(|entry| {
-        cmd.arg(entry);
+fn on_bucket(
+    command: &str,
+    bucket: u32,
+    terms: &Terms,
+    out: &mut Pack,
+    more: impl FnOnce(&mut Cmd) -> &mut Cmd,
+) {
+    out.write(command, |cmd| {
+        more(cmd.arg(companion(&terms.contender.keys().lock, &format!("records:{bucket}"))))
     });
-    cmd
+}
+
+fn keep_record(tag: &[u8], age: Option<Record>, terms: &Terms, out: &mut Pack) {
+    let (bucket, field) = records::place(tag);
+    let command = if age.is_some() { "HSET" } else { "HDEL" };
+    let bytes = age.map(Record::to_bytes);
+    on_bucket(command, bucket, terms, out, |cmd| cmd.arg(&field).arg(bytes));
+}
+
+fn exists(entries: &Strings, out: &mut Pack) {
+    out.write("EXISTS", |cmd| cmd.arg(entries));
+}
+
+fn by_groups(command: &str, batch: &Batch, group: usize, terms: &Terms, out: &mut Pack) {
+    let mut entries = Strings::default();
+    batch.entries(terms.proof.in_force(), &mut entries);
+    let mut entries = entries.iter().peekable();
+    while entries.peek().is_some() {
+        out.write(command, |cmd| entries.by_ref().take(group).fold(cmd, |cmd, e| cmd.arg(e)));
+    }
 }
 
 fn value<'a>(terms: &'a Terms) -> &'a [u8] {
@@ -337,18 +324,6 @@ fn note(args: Args, batches: &[Batch]) -> Args {
     }
 }
 
-fn recover(cursor: u64, terms: &Terms) -> Cmd {
-    let mut cmd = redis::cmd("HSCAN");
-    cmd.arg(quarantine(terms)).arg(cursor).arg("COUNT").arg(8);
-    cmd
-}
-
-fn cross_out(ids: &[Vec<u8>], terms: &Terms) -> Cmd {
-    let mut cmd = redis::cmd("HDEL");
-    cmd.arg(quarantine(terms)).arg(ids);
-    cmd
-}
-
 fn checkpoint(kept: Option<&[u8]>, terms: &Terms) -> Args {
     let lock = &terms.contender.keys().lock;
     let args = Args::default().key(lock).key(&companion(lock, "checkpoint")).arg(value(terms));
@@ -365,10 +340,12 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
         .arg(asked)
         .number(terms.proof.in_force().entry_prefix.len());
     args = note(args, batches);
+    batches.iter().for_each(|batch| args.keys.push(&batch.visit.key));
     for batch in batches {
-        args.keys.push(batch.visit.key.clone());
-        args.keys.extend(all_entries(batch, terms.proof));
-        args.argv.push(batch.members.len().to_string().into());
+        batch.all_entries(terms.proof, &mut args.keys);
+        // A tag with live members stays; whether others are gone is looked at.
+        let sign = if batch.visit.alive.get() { "-" } else { "" };
+        args = args.arg(format!("{sign}{}", batch.members.len()));
     }
     args
 }
@@ -381,8 +358,8 @@ fn invalidate(batch: &Batch, terms: &Terms) -> Args {
         .arg(value(terms))
         .arg(idle(&batch.visit));
     let mut args = note(args, std::slice::from_ref(batch));
-    args.keys.extend(batch.entries(terms.proof.in_force()));
-    args.argv.extend(batch.members.iter().map(<[u8]>::to_vec));
+    batch.entries(terms.proof.in_force(), &mut args.keys);
+    batch.members.iter().for_each(|member| args.argv.push(member));
     args
 }
 
@@ -390,7 +367,7 @@ fn restore(batch: &Batch, terms: &Terms) -> Args {
     let deletes = if terms.strict { value(terms) } else { b"" };
     let lock = &terms.contender.keys().lock;
     let mut args = Args::default().key(&batch.visit.key).key(lock).arg(deletes);
-    args.keys.extend(all_entries(batch, terms.proof));
-    args.argv.extend(batch.members.iter().map(<[u8]>::to_vec));
+    batch.all_entries(terms.proof, &mut args.keys);
+    batch.members.iter().for_each(|member| args.argv.push(member));
     args
 }

@@ -1,7 +1,7 @@
 //! A run: the loop of rounds. What follows from their answers is in `answers.rs`.
 
 use crate::clock::Moment;
-use crate::connect::{Link, passes};
+use crate::connect::{Link, Pack, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{Contender, Histogram, companion, whoami};
@@ -104,8 +104,6 @@ pub(super) struct Running<'a> {
     pub(super) condemned_total: u64,
     /// When the last script was put together.
     pruned_at: Moment,
-    /// Share of the last batches with something stale in them.
-    pub(super) stale_share: f64,
     pub(super) weighed: (u64, u64),
     pub(super) report: Report,
     /// Keys on the server, when the sweep began.
@@ -177,7 +175,6 @@ impl<'a> Running<'a> {
             visits: 0,
             condemned_total: 0,
             pruned_at: now,
-            stale_share: 0.0,
             weighed: (0, 0),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             keys: 0,
@@ -594,16 +591,16 @@ impl<'a> Running<'a> {
         let terms = Terms { pattern, proof: &self.proof, contender: self.contender, strict };
         let units = asks.iter().map(Ask::units).sum();
         let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
-        let mut commands = Vec::new();
+        let mut pack = Pack::default();
         let mut due = VecDeque::with_capacity(asks.len());
         for ask in asks {
-            let before = commands.len();
-            commands.extend(ask.commands(&terms));
-            due.push_back((ask, commands.len() - before));
+            let before = pack.commands();
+            ask.write(&terms, &mut pack);
+            due.push_back((ask, pack.commands() - before));
         }
         self.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
         let deadline = self.link.deadline();
-        self.link.send(&commands, deadline)
+        self.link.send(&pack, deadline)
     }
 
     /// Reads the oldest round and follows its answers.

@@ -1,7 +1,7 @@
 //! What a durable quarantine keeps on the server: which references a script removed, until they are
 //! verified. Whoever sweeps next finds what a crash left unverified, and verifies it.
 
-use crate::sweep::members::Members;
+use crate::strings::Strings;
 use crate::sweep::round::{Batch, Visit};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -60,12 +60,12 @@ pub(crate) fn read(mut bytes: &[u8], slip: &Rc<Slip>) -> Vec<Batch> {
 fn next(bytes: &mut &[u8], slip: &Rc<Slip>) -> Option<Batch> {
     let count = number(bytes)?;
     let key = name(bytes)?.to_vec();
-    let mut members = Members::default();
+    let mut members = Strings::default();
     for _ in 0..count {
         members.push(name(bytes)?);
     }
     let visit = Rc::new(Visit { key, again: true, looked: true, ..Visit::default() });
-    Some(Batch { visit, members, stale: 0, slip: Some(Rc::clone(slip)) })
+    Some(Batch { visit, members, slip: Some(Rc::clone(slip)) })
 }
 
 fn number(bytes: &mut &[u8]) -> Option<usize> {
@@ -87,7 +87,7 @@ mod tests {
 
     fn batch(key: &[u8], members: &[&[u8]]) -> Batch {
         let visit = Rc::new(Visit { key: key.to_vec(), ..Visit::default() });
-        Batch { visit, members: members.iter().copied().collect(), stale: 0, slip: None }
+        Batch { visit, members: members.iter().copied().collect(), slip: None }
     }
 
     #[test]
