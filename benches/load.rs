@@ -110,25 +110,53 @@ fn work(engine: &str, server: &Server) -> Duration {
     begun.elapsed()
 }
 
-fn fill(server: &Server, tags: u64) {
-    let script = "for i = ARGV[1], ARGV[2] - 1 do for j = 0, 9 do \
-                  local e = 'item:' .. i .. ':' .. j \
-                  if i % 2 == 0 and j % 2 == 0 then redis.call('SET', e, 'value') end \
-                  redis.call('SADD', 'tag:' .. i, e) end \
-                  redis.call('SET', 'other:' .. i, '') redis.call('SET', 'more:' .. i, '') end";
+/// A server with its data, as an engine knows it.
+struct Cache {
+    server: Server,
+    references: u64,
+}
+
+/// How a reference `e` of tag `i`, whose entry is there or not, is written: plainly, by Laravel, by
+/// Symfony.
+const PLAIN: &str = "redis.call('SADD', 'tag:' .. i, e)";
+const LARAVEL: &str = "redis.call('ZADD', 'tag:t' .. i .. ':entries', live and 4e9 or 1, e)";
+const SYMFONY: &str = "redis.call('SADD', '\\0tags\\0t' .. i, e)";
+
+impl Cache {
+    fn new(reference: &str, tags: u64) -> Self {
+        // The LRU policy keeps idle times in the snapshot.
+        let server = Server::with(&["--maxmemory-policy", "volatile-lru"]);
+        fill(&server, reference, tags);
+        std::thread::sleep(Duration::from_secs(7)); // the grace, so that no engine waits for it
+        support::run::<()>(&mut server.connect(), "SAVE");
+        let references = references(&server);
+        Self { server, references }
+    }
+}
+
+fn fill(server: &Server, reference: &str, tags: u64) {
+    let script = format!(
+        "for i = ARGV[1], ARGV[2] - 1 do for j = 0, 9 do \
+         local e, live = 'item:' .. i .. ':' .. j, i % 2 == 0 and j % 2 == 0 \
+         if live then redis.call('SET', e, 'value') end \
+         {reference} end \
+         redis.call('SET', 'other:' .. i, '') redis.call('SET', 'more:' .. i, '') end"
+    );
     let mut con = server.connect();
     for n in 0..tags.div_ceil(10_000) {
         let mut eval = redis::cmd("EVAL");
-        eval.arg(script).arg(0).arg(n * 10_000).arg((n * 10_000 + 10_000).min(tags));
+        eval.arg(&script).arg(0).arg(n * 10_000).arg((n * 10_000 + 10_000).min(tags));
         eval.exec(&mut con).unwrap();
     }
 }
 
 /// References in all tags.
 fn references(server: &Server) -> u64 {
-    let script = "local n, c = 0, '0' repeat local p = redis.call('SCAN', c, 'MATCH', 'tag:*', \
-                  'COUNT', 10000) c = p[1] for _, k in ipairs(p[2]) do n = n + redis.call('SCARD', k) \
-                  end until c == '0' return n";
+    let script = "local size, n, c = {set = 'SCARD', zset = 'ZCARD'}, 0, '0' \
+                  repeat local p = redis.call('SCAN', c, 'MATCH', '*tag*', 'COUNT', 10000) \
+                  c = p[1] for _, k in ipairs(p[2]) do \
+                  local command = size[redis.call('TYPE', k).ok] \
+                  n = n + (command and redis.call(command, k) or 0) end until c == '0' return n";
     redis::cmd("EVAL").arg(script).arg(0).query(&mut server.connect()).unwrap()
 }
 
@@ -136,12 +164,8 @@ fn main() {
     let told: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let tags = told.first().and_then(|tags| tags.parse().ok()).unwrap_or(200_000);
     let wanted = |engine: &str| told.get(1).is_none_or(|wanted| wanted == engine);
-    // The LRU policy keeps idle times in the snapshot.
-    let mut server = Server::with(&["--maxmemory-policy", "volatile-lru"]);
-    fill(&server, tags);
-    std::thread::sleep(Duration::from_secs(7)); // the grace, so that no engine waits for it
-    support::run::<()>(&mut server.connect(), "SAVE");
-    let all = references(&server);
+    let [mut plain, mut laravel, mut symfony] =
+        [PLAIN, LARAVEL, SYMFONY].map(|reference| Cache::new(reference, tags));
     for (clients, rate) in [(8, 4_000), (50, 20_000)] {
         println!(
             "{clients} clients, {rate} requests/s; {tags} tags of 10; ms from the intended start\n"
@@ -156,15 +180,22 @@ fn main() {
             "php-loop",
             "php-pipelined",
             "lua-pages",
+            "laravel-prune",
+            "symfony-invalidate",
             "nobody",
         ] {
             if !wanted(engine) && engine != "nobody" {
                 continue;
             }
+            let Cache { server, references: all } = match engine {
+                "laravel-prune" => &mut laravel,
+                "symfony-invalidate" => &mut symfony,
+                _ => &mut plain,
+            };
             server.restart();
             let mut took = Duration::ZERO;
-            let load = load(&server.socket(), clients, rate, || took = work(engine, &server));
-            let removed = all - references(&server);
+            let load = load(&server.socket(), clients, rate, || took = work(engine, server));
+            let removed = *all - references(server);
             println!(
                 "| {engine} | {:.2} | {:.2} | {:.2} | {:.1} | {:.0} | {:.0} |",
                 load.quantile(0.5),

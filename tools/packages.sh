@@ -7,8 +7,10 @@ set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-target/packages}
 
-symfony='php-symfony-lock php-psr-log php-symfony-deprecation-contracts'
+symfony='php-symfony-lock php-psr-log php-symfony-deprecation-contracts php-symfony-cache
+  php-symfony-cache-contracts php-symfony-service-contracts php-symfony-var-exporter php-psr-cache'
 laravel='php-illuminate-cache php-illuminate-contracts php-illuminate-support php-illuminate-collections
+  php-illuminate-redis
   php-illuminate-macroable php-nesbot-carbon php-doctrine-inflector php-psr-simple-cache
   php-psr-container php-psr-log php-symfony-deprecation-contracts php-symfony-translation-contracts
   php-symfony-translation'
@@ -16,7 +18,8 @@ laravel='php-illuminate-cache php-illuminate-contracts php-illuminate-support ph
 # fetch NAME SUITE PACKAGES…
 fetch() {
   place=$folder/$1-$2
-  [ -e "$place/complete" ] && return
+  [ "$(cat "$place/complete" 2>/dev/null)" = "$*" ] && return
+  wanted=$*
   rm -rf "$place"
   mkdir -p "$place/debs" "$apt/lists/$2/partial" "$apt/cache/$2/archives/partial"
   config="-o Dir::Etc::SourceList=$apt/$2.list -o Dir::Etc::SourceParts=/dev/null
@@ -42,9 +45,9 @@ fetch() {
   for deb in "$place"/debs/*.deb; do
     dpkg-deb -x "$deb" "$place"
   done
-  ls "$place/debs" > "$place/complete"
+  echo "unpacked $name of $suite: $(ls "$place/debs" | head -n 1)"
   rm -rf "$place/debs"
-  echo "unpacked $name of $suite: $(head -n 1 "$place/complete")"
+  echo "$wanted" > "$place/complete"
 }
 
 # Everything but the kernel: the dynamic loader of the suite and what its servers link to.
@@ -79,7 +82,7 @@ trap 'rm -rf "$apt"' EXIT INT TERM
   fetch symfony bookworm $symfony
   fetch symfony trixie $symfony
   fetch laravel bookworm $laravel
-  fetch laravel trixie $laravel
+  fetch laravel trixie $laravel php-illuminate-conditionable
   fetch prometheus bookworm prometheus
   server redis trixie redis-server "redis-server redis-tools"
   server valkey trixie valkey-server "valkey-server valkey-tools"

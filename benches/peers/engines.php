@@ -10,6 +10,8 @@ echo match ($engine) {
     'php-pipelined' => pipelined(connect($socket), true),
     'php-look' => pipelined(connect($socket), false),
     'lua-pages' => pages(connect($socket)),
+    'laravel-prune' => prune($socket),
+    'symfony-invalidate' => invalidate(connect($socket)),
     'tagsweep-php' => (new Tagsweep\TagCleanupManager(connect($socket)))->cleanup(),
 }, "\n";
 fwrite(STDERR, (string) getrusage()['ru_maxrss']);
@@ -115,4 +117,38 @@ function pages(Redis $redis): int
     } while ($cursor !== '0');
 
     return $count;
+}
+
+/** Laravel's own pruning of its tags, as `cache:prune-stale-tags` does it. */
+function prune(string $socket): int
+{
+    $illuminate = framework('laravel-trixie') . '/usr/share/php/Illuminate';
+    require "$illuminate/Collections/helpers.php";
+    require "$illuminate/Support/helpers.php";
+    $servers = ['default' => ['host' => $socket, 'port' => 0, 'database' => 0]];
+    $store = new Illuminate\Cache\RedisStore(new Illuminate\Redis\RedisManager(null, 'phpredis', $servers));
+    $store->flushStaleTags();
+
+    return 0;
+}
+
+/** Symfony's own invalidation of all tags, a hundred at a time. */
+function invalidate(Redis $redis): int
+{
+    framework('symfony-bookworm');
+    $adapter = new Symfony\Component\Cache\Adapter\RedisTagAwareAdapter($redis);
+    for ($count = 0; $redis->exists("\0tags\0t$count"); $count += 100) {
+        $adapter->invalidateTags(array_map(fn (int $tag) => "t$tag", range($count, $count + 99)));
+    }
+
+    return $count;
+}
+
+function framework(string $name): string
+{
+    error_reporting(E_ALL & ~E_DEPRECATED & ~E_USER_DEPRECATED);
+    require __DIR__ . '/../../php/tests/frameworks/autoload.php';
+    load_framework($folder = dirname(__DIR__, 2) . "/target/packages/$name");
+
+    return $folder;
 }

@@ -11,8 +11,8 @@ use crate::gate::{handler, sigaction};
 use crate::lock::release_all;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
 use std::mem::MaybeUninit;
-use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 unsafe extern "C" {

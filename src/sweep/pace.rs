@@ -49,6 +49,8 @@ pub(crate) struct Pace {
     server: Duration,
     owed: Duration,
     rest_until: Option<Moment>,
+    /// When the last round or rest ended.
+    free_since: Moment,
     /// The least that a unit took (s), slowly forgotten.
     unit: f64,
     /// Our own work since the server's CPU time was read last, by that least (s).
@@ -71,6 +73,7 @@ impl Pace {
             server: Duration::ZERO,
             owed: Duration::ZERO,
             rest_until: None,
+            free_since: Moment::at(Duration::ZERO),
             unit: f64::INFINITY,
             own: 0.0,
             cpu: None,
@@ -89,12 +92,22 @@ impl Pace {
         self.size as usize
     }
 
+    /// Rounds that may be under way at once: two, so that the server works on one while we read the
+    /// other; one where the server's time is not all ours, for after each rest two would meet.
+    pub fn depth(&self) -> usize {
+        if self.share < 1.0 { 1 } else { 2 }
+    }
+
     /// Takes in a round that ended now: units sent, and the time that the server was ours.
     /// `overlapped`: the server had the round before it was done with the one before, so no round
     /// trip is in the time.
     pub fn observe(&mut self, units: usize, took: Duration, overlapped: bool, now: Moment) {
         let own = if overlapped { took } else { took.saturating_sub(self.bare) };
         self.server += own;
+        // While we read and thought, the server was left alone as well.
+        let left_alone = now.since(self.free_since).saturating_sub(took);
+        self.owed = self.owed.saturating_sub(left_alone);
+        self.free_since = now;
         self.owe(own, now);
         let (units, seconds) = (units as f64, own.as_secs_f64());
         self.own += if self.unit.is_finite() { units * self.unit } else { seconds };
@@ -112,7 +125,8 @@ impl Pace {
             self.owed += own.min(LONGEST);
         }
         if self.owed >= SPELL {
-            self.rest_until = Some(now + std::mem::take(&mut self.owed));
+            self.free_since = now + std::mem::take(&mut self.owed);
+            self.rest_until = Some(self.free_since);
         }
     }
 

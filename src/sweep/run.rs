@@ -25,9 +25,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Rounds under way at once: the server works on one while we read the other.
-const DEPTH: usize = 2;
-
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
 
@@ -286,7 +283,7 @@ impl<'a> Running<'a> {
             self.reconnect()?;
             self.cut_off = false;
         }
-        while self.flights.len() < DEPTH && self.pace.rest(Moment::now()).is_none() {
+        while self.flights.len() < self.pace.depth() && self.pace.rest(Moment::now()).is_none() {
             let asks = self.compose();
             if asks.is_empty() {
                 break;

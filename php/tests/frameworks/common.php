@@ -5,19 +5,8 @@
 declare(strict_types=1);
 
 [, $framework, $dsn] = $argv;
-is_dir("$framework/usr/share/php") || exit("$framework is missing; run tools/packages.sh\n");
-// Debian keeps classes under their full names.
-spl_autoload_register(static function (string $class) use ($framework): void {
-    foreach (['', 'Illuminate/Macroable/', 'Illuminate/Collections/'] as $room) {
-        $file = "$framework/usr/share/php/" . ($room === '' ? str_replace('\\', '/', $class)
-            : $room . str_replace(['Illuminate\\Support\\', '\\'], ['', '/'], $class)) . '.php';
-        if (is_file($file)) {
-            require_once $file;
-
-            return;
-        }
-    }
-});
+require __DIR__ . '/autoload.php';
+load_framework($framework);
 require __DIR__ . '/../../glue/autoload.php';
 
 function check(string $what, bool $holds): void
