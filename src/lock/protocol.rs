@@ -205,7 +205,7 @@ impl Request {
                 let args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
                 let args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
                 let Some(run) = run else {
-                    let keep = (!keep.is_zero()).then(|| keep.as_millis());
+                    let keep = (!keep.is_zero()).then_some(keep.as_millis());
                     return (&RELEASE, keep.into_iter().fold(args, Args::number));
                 };
                 let args = args.number(keep.as_millis()).arg(run);
