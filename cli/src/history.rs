@@ -55,11 +55,11 @@ fn table(runs: &[Run]) -> String {
             size(report.bytes_reclaimed),
             span(report.round_p99),
             report.reason.name(),
-            run.host,
+            plain(&run.host),
             run.pid,
         );
         if let Some(error) = &run.error {
-            let _ = writeln!(text, "{:<20} {error}", "");
+            let _ = writeln!(text, "{:<20} {}", "", plain(error));
         }
     }
     text.push('\n');
@@ -69,6 +69,11 @@ fn table(runs: &[Run]) -> String {
         let _ = writeln!(text, "{name:<28} {}  up to {}", sparkline(&values), amount(most, unit));
     }
     text
+}
+
+/// Text from the server, of which nothing steers a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn amount(value: f64, unit: &str) -> String {

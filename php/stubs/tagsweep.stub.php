@@ -433,7 +433,7 @@ namespace Tagsweep {
         public int $removedBefore;
         /** Whether every tag was seen and judged. */
         public bool $complete;
-        /** complete, lost, stopped, max_duration, max_removals, max_share or error. */
+        /** complete, lost, stopped, max_duration, max_removals, max_share or error; running in progress. */
         public string $reason;
         /** Nothing was written. */
         public bool $dryRun;

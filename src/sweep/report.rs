@@ -8,8 +8,10 @@ use std::time::Duration;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Every tag was seen and judged.
+    /// It has not ended: figures of progress.
     #[default]
+    Running,
+    /// Every tag was seen and judged.
     Complete,
     /// The lock was lost; the server refused what came after.
     Lost,
@@ -29,6 +31,7 @@ impl Reason {
     /// As the JSON report names it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Running => "running",
             Self::Complete => "complete",
             Self::Lost => "lost",
             Self::Stopped => "stopped",
@@ -42,6 +45,7 @@ impl Reason {
     /// In words, for people.
     pub fn text(self) -> &'static str {
         match self {
+            Self::Running => "it has not ended",
             Self::Complete => "complete",
             Self::Lost => "the lock was lost",
             Self::Stopped => "stopped on request",
