@@ -5,9 +5,10 @@ mod support;
 
 use redis::{Commands, Connection};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{Server, age, run, until};
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::lock::{Lock, Options as Terms, Outcome, status};
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 use tagsweep::{Config, ErrorKind};
 
@@ -510,4 +511,38 @@ fn what_is_condemned_goes_soon_and_does_not_wait_for_the_end_of_the_walk() {
     });
     assert_eq!(report.references_removed, 20);
     assert!(halfway.is_some_and(|removed| removed > 5), "{halfway:?}");
+}
+
+/// Servers crash when a client in NO-TOUCH mode wakes one that blocks (Redis 8.0, Valkey 8.1).
+#[test]
+fn who_waits_for_a_sweep_or_for_a_lock_after_it_is_woken_and_the_server_lives() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let patient = || Options { wait: Duration::from_secs(20), ..quick() };
+    let link = server.link();
+    std::thread::scope(|scope| {
+        let mut second = None;
+        let first = Sweep::on(Arc::clone(&link), patient()).unwrap().run(&mut |_| {
+            second.get_or_insert_with(|| {
+                let second = scope.spawn(|| sweep(server.config(), patient()));
+                let status = || status(&server.link(), b"cache_tag_cleanup").unwrap();
+                until("it waits", || status().waiting == 1);
+                second
+            });
+            Flow::Continue
+        });
+        assert!(matches!(first.unwrap(), Ended::Swept(report) if report.complete));
+        assert!(second.unwrap().join().unwrap().complete);
+        // The same connection, after the sweep.
+        let mut lock = Lock::on(link, b"job", Terms::new(Duration::from_secs(30))).unwrap();
+        assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+        let waiter = scope.spawn(|| {
+            let mut lock = Lock::new(server.config(), b"job", Duration::from_secs(30)).unwrap();
+            lock.acquire_within(Duration::from_secs(20), &mut |_| true).unwrap()
+        });
+        until("it waits", || status(&server.link(), b"job").unwrap().waiting == 1);
+        assert!(lock.release().unwrap());
+        assert!(matches!(waiter.join().unwrap(), Outcome::Acquired { .. }));
+    });
 }

@@ -179,6 +179,7 @@ pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs_f64();
     match seconds {
         s if s < 0.001 => format!("{:.0} us", s * 1e6),
+        s if s < 0.01 => format!("{:.1} ms", s * 1e3),
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),
         s if s < 120.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),

@@ -67,6 +67,10 @@ impl Running<'_> {
             Ask::Extend => self.extended(replies, sent),
             Ask::Recover { .. } => self.recovered(replies),
             Ask::Tidy { first } => self.tidied_up(first, replies),
+            Ask::Untouch(on) => {
+                self.untouching &= !on || replies.first() == Some(&Value::Okay);
+                Ok(())
+            }
             Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
             Ask::Records(_) | Ask::Forget { .. } => Ok(()),
             Ask::Load => {

@@ -104,6 +104,8 @@ pub(crate) enum Ask {
     Verify { batches: Vec<Batch>, again: bool },
     /// Put back the references of those that do.
     Restore(Batch),
+    /// Whether our reads leave idle times alone, from here on.
+    Untouch(bool),
     /// Keep the lock.
     Extend,
     /// Whether a child of the server saves, and how busy the server is.
@@ -162,6 +164,9 @@ impl Ask {
             Self::Prune(batches) => PRUNE.pack(&prune(batches, terms), out),
             Self::Invalidate(batch) => INVALIDATE.pack(&invalidate(batch, terms), out),
             Self::Restore(batch) => RESTORE.pack(&restore(batch, terms), out),
+            Self::Untouch(on) => {
+                out.write("CLIENT", |cmd| cmd.arg("NO-TOUCH").arg(if *on { "ON" } else { "OFF" }))
+            }
             Self::Extend => EXTEND.pack(&terms.contender.extend_args().unwrap_or_default(), out),
             Self::Load => ["persistence", "cpu", "stats"].iter().for_each(|section| {
                 out.write("INFO", |cmd| cmd.arg(section));
@@ -189,6 +194,11 @@ impl Ask {
         }
     }
 
+    /// Whether the server would take it for use of a tag.
+    pub fn makes_young(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Recall(_) | Self::Prune(_))
+    }
+
     /// Whether it is done even when the sweep is to end: what was removed is verified.
     pub fn is_owed(&self) -> bool {
         matches!(self, Self::Verify { .. } | Self::Restore(_) | Self::CrossOut(_))
@@ -213,6 +223,7 @@ impl Ask {
         match self {
             Self::Page { count, .. } => 2 + count * 3 / 2,
             Self::Recall(_) => 5,
+            Self::Untouch(_) => 2,
             Self::Read { .. } => 8,
             Self::Look(batch) => 2 + weight(batch) / 3,
             Self::Verify { batches, .. } => 2 + weights(batches) / 3,

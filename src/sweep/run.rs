@@ -538,9 +538,12 @@ impl<'a> Running<'a> {
     fn prepare(&mut self) -> Result<()> {
         let mut setup = vec![self.kept("mapping"), self.kept("checkpoint")];
         if self.untouching {
-            let mut cmd = redis::cmd("CLIENT");
-            cmd.arg("NO-TOUCH").arg("ON");
-            setup.push(cmd);
+            // On for the answer, and off at once: see `in_its_mode`.
+            for mode in ["ON", "OFF"] {
+                let mut cmd = redis::cmd("CLIENT");
+                cmd.arg("NO-TOUCH").arg(mode);
+                setup.push(cmd);
+            }
         }
         let told = setup.len();
         if !self.options.dry_run {
@@ -590,7 +593,7 @@ impl<'a> Running<'a> {
         let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
         let mut pack = Pack::default();
         let mut due = VecDeque::with_capacity(asks.len());
-        for ask in asks {
+        for ask in in_its_mode(asks, self.untouching) {
             let before = pack.commands();
             ask.write(&terms, &mut pack);
             due.push_back((ask, pack.commands() - before));
@@ -668,7 +671,7 @@ impl<'a> Running<'a> {
         let soon = Moment::now() + self.options.verify;
         match ask {
             Ask::Page { .. } => self.walk.again(),
-            Ask::Extend | Ask::Load | Ask::Remember { .. } => {}
+            Ask::Extend | Ask::Load | Ask::Remember { .. } | Ask::Untouch(_) => {}
             ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
                 self.ready.push_back(ask)
             }
@@ -782,5 +785,54 @@ impl<'a> Running<'a> {
             batches.extend(self.condemned.pop_front());
         }
         Some(batches)
+    }
+}
+
+/// The questions of a round, in NO-TOUCH mode those that would make tags look used, and nothing else: a
+/// server whose client in that mode wakes another one that blocks crashes (Redis 8.0.2, Valkey 8.1.1),
+/// which a release, a deleted entry or an expired key on the way of SCAN may do. So no connection is ever
+/// left in that mode.
+fn in_its_mode(asks: Vec<Ask>, untouching: bool) -> Vec<Ask> {
+    let mut round = Vec::with_capacity(asks.len() + 2);
+    let mut mode = false;
+    for ask in asks {
+        let wanted = untouching && ask.makes_young();
+        if wanted != mode {
+            round.push(Ask::Untouch(wanted));
+            mode = wanted;
+        }
+        round.push(ask);
+    }
+    round.extend(mode.then_some(Ask::Untouch(false)));
+    round
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modes(asks: Vec<Ask>, untouching: bool) -> String {
+        let letter = |ask: &Ask| match ask {
+            Ask::Untouch(true) => '(',
+            Ask::Untouch(false) => ')',
+            ask if ask.makes_young() => 'y',
+            _ => 'n',
+        };
+        in_its_mode(asks, untouching).iter().map(letter).collect()
+    }
+
+    #[test]
+    fn nothing_else_is_sent_in_no_touch_mode_and_no_round_ends_in_it() {
+        let asks = || {
+            let visit = Rc::new(Visit::default());
+            let batch = || Batch { visit: Rc::clone(&visit), ..Batch::default() };
+            let read = || Ask::Read { visit: Rc::clone(&visit), cursor: 0, count: 1 };
+            let page = Ask::Page { cursor: 0, count: 1 };
+            vec![read(), Ask::Look(batch()), read(), Ask::Prune(vec![batch()]), page, read()]
+        };
+        assert_eq!(modes(asks(), true), "(y)n(yy)n(y)");
+        assert_eq!(modes(asks(), false), "ynyyny");
+        let others = vec![Ask::Load, Ask::Extend, Ask::Invalidate(Batch::default())];
+        assert_eq!(modes(others, true), "nnn");
     }
 }
