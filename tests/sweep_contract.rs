@@ -546,3 +546,70 @@ fn who_waits_for_a_sweep_or_for_a_lock_after_it_is_woken_and_the_server_lives() 
         assert!(matches!(waiter.join().unwrap(), Outcome::Acquired { .. }));
     });
 }
+
+#[test]
+fn a_large_tag_that_is_used_meanwhile_is_read_once_more_and_no_more() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 100000 do redis.call('SADD', 'tag:big', 'item:' .. i) end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:other", "item:live").unwrap();
+    age(&mut con, "tag:big", 3600);
+    age(&mut con, "tag:other", 3600);
+    let (mut used, grace) = (false, Duration::from_secs(1));
+    let report = sweep_watched(server.config(), Options { grace, ..quick() }, &mut |progress| {
+        if progress.report.references_removed > 1000 && !std::mem::replace(&mut used, true) {
+            let _: () = con.sadd("tag:big", "item:live").unwrap();
+        }
+        Flow::Continue
+    });
+    assert!(used && report.complete, "{report:?}");
+    assert_eq!(members(&mut con, "tag:big"), BTreeSet::from(["item:live".to_owned()]));
+    assert_eq!((report.references_removed, report.tags_pruned), (100_000, 1), "{report:?}");
+    assert!(report.references_checked <= 100_002 + 1000, "{report:?}");
+}
+
+/// A user who may do everything but that.
+fn restricted(server: &Server, rights: &str) -> Config {
+    let mut con = server.connect();
+    run::<()>(&mut con, &format!("ACL SETUSER some on >pw {rights}"));
+    let url = format!("unix://{}?user=some&pass=pw", server.socket().display());
+    Config::from_url(&url).unwrap()
+}
+
+#[test]
+fn a_removal_that_is_refused_is_an_error_that_names_the_tag() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let config = restricted(&server, "~* &* +@all -srem");
+    let e = Sweep::new(config, quick()).unwrap().run(&mut |_| Flow::Continue).unwrap_err();
+    assert!(e.to_string().contains("tag:a"), "{e}");
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap(), "the lock was given back");
+}
+
+#[test]
+fn what_may_not_be_looked_for_stays_and_everything_else_goes() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..50).for_each(|n| tag(&mut con, "", &n.to_string(), 1, 1));
+    let _: () = con.sadd("tag:7", "secret:1").unwrap();
+    age(&mut con, "tag:7", 3600);
+    let config = restricted(&server, "~tag:* ~item:* ~*lock:* &* +@all");
+    let report = sweep(config, quick());
+    assert!(report.complete && report.warnings.iter().any(|w| w.contains("tag:7")), "{report:?}");
+    let kept = BTreeSet::from(["item:7:l0".to_owned(), "secret:1".to_owned()]);
+    assert_eq!((report.references_removed, members(&mut con, "tag:7")), (50, kept));
+}
+
+#[test]
+fn a_large_aged_tag_that_is_invalidated_counts_as_removed() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "large", 1, 1500);
+    let (age, on_aged) = (Some(Duration::from_secs(60)), OnAged::Invalidate);
+    let report = sweep(server.config(), Options { max_tag_age: age, on_aged, ..quick() });
+    assert!(!con.exists::<_, bool>("tag:large").unwrap());
+    assert_eq!((report.tags_removed, report.tags_pruned), (1, 0), "{report:?}");
+}

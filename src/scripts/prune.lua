@@ -22,7 +22,7 @@
 -- ARGV[7] TTL of the quarantine in ms
 -- ARGV[8..] per item: the number of members, negative if the tag is known to have others
 -- Returns {'FENCED'} or, per item, one of: 0 (every entry exists under its first name), -1 (used of
---   late, left alone), -2 (another type, left alone), or {1 if all references given went, no
+--   late, left alone), -2 (another type, left alone), the error that kept it from being done, or {1 if all references given went, no
 --   others are known, and the tag key is absent now, else 0, number removed, then the positions (from 0) of members that stayed
 --   under their first name, as p, or under their second name alone, as -p-1}.
 -- Cost: O(members); 3 commands and 1 or 2 per item; if entries exist after all, 2 more per such item
@@ -66,7 +66,7 @@ for item = 1, items do
     local removed = 0
     if from <= to then removed = try('SREM', tag, unpack(go, from, to)) end
     if type(removed) ~= 'number' then
-      out[item] = -2
+      out[item] = string.find(removed.err, 'WRONGTYPE', 1, true) and -2 or removed
     elseif names == 1 and #stay == n then
       out[item] = 0
     else

@@ -28,6 +28,10 @@ const WEIGHED: u64 = 64;
 /// References that a dry run shows.
 const SAMPLES: usize = 20;
 
+/// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
+/// then their entries are looked for a second time, a grace later.
+const FRESH: Duration = Duration::from_millis(10);
+
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
 
@@ -47,7 +51,7 @@ impl Running<'_> {
                 self.recalled(visit, &replies);
                 Ok(())
             }
-            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies),
+            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent),
             Ask::Look(batch) => self.looked(batch, replies),
             Ask::Sift(batch, group) => {
                 self.sifted(batch, group, &replies);
@@ -136,11 +140,11 @@ impl Running<'_> {
     fn recovered(&mut self, replies: Vec<Value>) -> Result<()> {
         let reply = match checked(first(replies)) {
             // Where nothing can be noted, a sweep that is to note must not begin.
-            Err(e) if self.options.durable || e.kind() != ErrorKind::WrongType => {
+            Err(e) if self.options.durable => {
                 return Err(e.key(&companion(&self.contender.keys().lock, "quarantine")));
             }
-            Err(_) => {
-                self.warn("the quarantine of this lock holds another type, and was passed over");
+            Err(e) => {
+                self.warn(&format!("the quarantine of this lock was passed over: {e}"));
                 return Ok(());
             }
             Ok(reply) => reply,
@@ -202,7 +206,13 @@ impl Running<'_> {
         self.let_go(visit);
     }
 
-    fn read(&mut self, visit: Rc<Visit>, cursor: u64, mut replies: Vec<Value>) -> Result<()> {
+    fn read(
+        &mut self,
+        visit: Rc<Visit>,
+        cursor: u64,
+        mut replies: Vec<Value>,
+        sent: Moment,
+    ) -> Result<()> {
         let (next, members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
             Err(e) if e.kind() == ErrorKind::WrongType => {
                 if !visit.again {
@@ -211,10 +221,15 @@ impl Running<'_> {
                 }
                 return Ok(());
             }
-            other => understood(other?)?,
+            other => understood(other.map_err(|e| e.key(&visit.key))?)?,
         };
+        if visit.reread.get() {
+            self.let_go(visit);
+            return Ok(());
+        }
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
+            visit.idled_at.set(Some(sent));
             let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
             if visit.aging && visit.known.get().is_none() {
                 visit.known.set(replies.get(1).and_then(kept));
@@ -227,7 +242,7 @@ impl Running<'_> {
                 self.first_seen(&visit, age);
             }
             if let Evidence::Young(span) = self.evidence(&visit, idle) {
-                self.read_later(&visit, visit.looked, span);
+                self.read_later(&visit, span);
                 return Ok(());
             }
         }
@@ -258,11 +273,23 @@ impl Running<'_> {
         Some(record.age(now))
     }
 
-    fn read_later(&mut self, visit: &Visit, looked: bool, span: Duration) {
-        let key = visit.key.clone();
-        let (size, page) = (key.capacity(), Rc::clone(&visit.page));
-        let record = visit.record.get();
-        self.waiting.put(Later::Tag { key, page, looked, record }, size, Moment::now() + span);
+    fn read_later(&mut self, visit: &Visit, span: Duration) {
+        let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
+        let (size, record, earlier) = (key.capacity(), visit.record.get(), None);
+        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
+    }
+
+    /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed.
+    fn read_again(&mut self, visit: Rc<Visit>, span: Duration) {
+        if visit.reread.replace(true) {
+            return self.let_go(visit);
+        }
+        let counted = if visit.looked { 0 } else { visit.checked.get() };
+        self.report.references_checked -= counted;
+        visit.page.checked.set(visit.page.checked.get() - counted);
+        let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
+        let (size, earlier) = (key.capacity() + size_of::<Visit>(), Some(visit));
+        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
@@ -300,6 +327,14 @@ impl Running<'_> {
 
     /// How many entries exist.
     fn looked(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        if batch.visit.reread.get() {
+            self.let_go(batch.visit);
+            return Ok(());
+        }
+        if let Some(Err(e)) = replies.iter().cloned().map(checked).find(Result::is_err) {
+            self.not_to_be_seen(batch, e);
+            return Ok(());
+        }
         let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
         let counts = counts.collect::<Result<Vec<u64>>>()?;
         let total = batch.members.len() as u64;
@@ -311,10 +346,12 @@ impl Running<'_> {
         let live = counts.iter().copied().max().unwrap_or(total);
         let visit = &batch.visit;
         grow(&visit.checked, total);
-        visit.alive.set(visit.alive.get() || live > 0);
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
             self.invalidate(batch, live);
-        } else if self.options.dry_run {
+            return Ok(());
+        }
+        visit.alive.set(visit.alive.get() || live > 0);
+        if self.options.dry_run {
             self.foresee_or_sift(batch, total - live);
         } else if live == total {
             self.vouch(batch);
@@ -325,6 +362,23 @@ impl Running<'_> {
             self.ready.push_back(Ask::Sift(batch, group));
         }
         Ok(())
+    }
+
+    /// Entries that we are not let see: each is looked for by itself, and what cannot be seen stays.
+    fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
+        let key = printable(&batch.visit.key);
+        self.warn(&format!("entries of some tags cannot be looked for, such as of {key}: {e}"));
+        if !batch.visit.looked {
+            let total = batch.members.len() as u64;
+            self.report.references_checked += total;
+            grow(&batch.visit.page.checked, total);
+        }
+        grow(&batch.visit.checked, batch.members.len() as u64);
+        batch.visit.alive.set(true);
+        match self.proof.is_settled() {
+            true => self.ready.push_back(Ask::Sift(batch, 1)),
+            false => self.let_go(batch.visit),
+        }
     }
 
     /// Takes in how many entries exist under each mapping that is still open.
@@ -339,7 +393,7 @@ impl Running<'_> {
             if now.since(since) <= HELD_FRESH {
                 self.condemn(batch);
             } else {
-                self.read_later(&batch.visit, true, Duration::ZERO);
+                self.read_again(batch.visit, Duration::ZERO);
             }
         }
         if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
@@ -457,26 +511,37 @@ impl Running<'_> {
 
     fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
         let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let mut refused = Ok(());
         for (batch, item) in batches.into_iter().zip(items) {
             let skipped = batch.members.len() as u64;
             match item {
                 Value::Int(0) => self.vouch(batch),
                 Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
-                    self.read_later(&batch.visit, true, self.options.grace);
+                    self.read_again(batch.visit, self.options.grace);
                 }
                 Value::Int(-1) => {
                     self.give_up(&batch.visit.page);
                     self.report.references_skipped += skipped;
+                    self.let_go(batch.visit);
                 }
                 Value::Int(-2) => {
                     self.report.tags_skipped += 1;
                     self.report.references_skipped += skipped;
+                    self.let_go(batch.visit);
                 }
-                Value::Array(figures) => self.removed(batch, figures)?,
-                _ => {}
+                Value::Array(figures) => {
+                    let done = self.removed(batch, figures);
+                    refused = refused.and(done);
+                }
+                other => {
+                    let key = batch.visit.key.clone();
+                    self.give_up(&batch.visit.page);
+                    self.let_go(batch.visit);
+                    refused = refused.and(checked(other).map(drop).map_err(|e| e.key(&key)));
+                }
             }
         }
-        Ok(())
+        refused
     }
 
     /// Counts what the script removed, and sees to its verification.
@@ -485,23 +550,25 @@ impl Running<'_> {
         let [gone, removed, stayed @ ..] = figures.as_slice() else {
             return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
         };
-        if stayed.iter().any(|position| *position < 0) {
-            return Err(Proof::ambiguous());
-        }
         self.report.references_removed += removed.unsigned_abs();
         let visit = &batch.visit;
         grow(&visit.removed, removed.unsigned_abs());
-        visit.gone.set(*gone == 1);
+        visit.gone.set(visit.gone.get() || (*gone == 1 && *removed > 0));
+        let ambiguous = stayed.iter().any(|position| *position < 0);
+        let stays = |i: usize| {
+            let i = i as i64;
+            stayed.contains(&i) || stayed.contains(&(-i - 1))
+        };
         let (went, alive) = match stayed {
             [] => (batch.members, Strings::default()),
-            _ => batch.members.split(|i| !stayed.contains(&(i as i64))),
+            _ => batch.members.split(|i| !stays(i)),
         };
         self.vouch(Batch { visit: Rc::clone(visit), members: alive, slip: None });
         match *removed {
             0 => self.let_go(batch.visit),
             _ => self.verify_later(Batch { members: went, ..batch }),
         }
-        Ok(())
+        if ambiguous { Err(Proof::ambiguous()) } else { Ok(()) }
     }
 
     /// Asks for how long live entries live, if that is to be remembered.
@@ -539,12 +606,19 @@ impl Running<'_> {
         if batch.members.is_empty() {
             return self.let_go(batch.visit);
         }
-        let wait = match self.stop {
-            Some(_) => self.options.verify.min(STOPPING),
-            None => self.options.verify,
+        let wait = match self.is_hurried() {
+            true => self.options.verify.min(STOPPING),
+            false => self.options.verify,
         };
-        let again = batch.visit.unclear.get();
+        let again = batch.visit.unclear.get() || self.is_old(&batch.visit);
         self.unverified.put((batch.clone(), again), batch.size(), Moment::now() + wait);
+    }
+
+    /// Whether a writer may have begun between the idle time that we go by and the script, which could not
+    /// ask for it again.
+    fn is_old(&self, visit: &Visit) -> bool {
+        let asked = visit.idle.get().is_some() || self.options.grace.is_zero();
+        !asked && visit.idled_at.get().is_none_or(|at| Moment::now().since(at) > FRESH)
     }
 
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.
@@ -596,7 +670,7 @@ impl Running<'_> {
     fn verified(&mut self, batches: Vec<Batch>, again: bool, reply: Value) {
         let clean = reply == Value::Int(0);
         let grace = self.options.grace.saturating_sub(self.options.verify);
-        let again = again && !grace.is_zero() && self.stop.is_none();
+        let again = again && !grace.is_zero() && !self.is_hurried();
         for batch in batches {
             if again {
                 let size = batch.size();
@@ -636,7 +710,10 @@ impl Running<'_> {
 
     /// Lets go of a tag; the last one who does settles its figures.
     pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
-        let Some(visit) = Rc::into_inner(visit) else { return };
+        let Some(mut visit) = Rc::into_inner(visit) else { return };
+        if let Some(earlier) = visit.earlier.take().and_then(Rc::into_inner) {
+            grow(&visit.removed, earlier.removed.get());
+        }
         if visit.weight.get() > 0 {
             self.weighed.0 += visit.weight.get();
             self.weighed.1 += visit.checked.get();

@@ -135,6 +135,9 @@ impl Sweep {
         let report = run.report();
         let commands = run.entry(swept.as_ref().err().map(ToString::to_string));
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
+        if swept.is_err() {
+            link.drop_connection(); // replies may be due on it
+        }
         link.hurry(LAST_WORDS, |link| {
             history::write(link, &commands);
             let _ = release(&mut contender, link);

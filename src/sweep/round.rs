@@ -1,5 +1,6 @@
 //! What a sweep sends: the commands of each kind of question, and what they cost the server.
 
+use crate::clock::Moment;
 use crate::connect::Pack;
 use crate::layout::Mapping;
 use crate::lock::{Contender, companion};
@@ -51,6 +52,12 @@ pub(crate) struct Visit {
     /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
     pub vouched: Cell<u64>,
     pub until: Cell<Option<u64>>,
+    /// When its idle time was asked for.
+    pub idled_at: Cell<Option<Moment>>,
+    /// It is to be read again, for it was used after all, or what was known of it is too old.
+    pub reread: Cell<bool>,
+    /// The visit that this one repeats, whose removals count here.
+    pub earlier: Option<Rc<Visit>>,
     /// Where the walk found it.
     pub page: Rc<Page>,
 }

@@ -47,8 +47,8 @@ const LOAD_EVERY: Duration = Duration::from_millis(500);
 /// What waits for its grace.
 #[derive(Debug)]
 pub(super) enum Later {
-    /// A tag to be read again, because it was young; and whether its entries were looked for.
-    Tag { key: Vec<u8>, page: Rc<Page>, looked: bool, record: Option<Record> },
+    /// A tag to be read again: it was young, or something of it was found to be.
+    Tag { key: Vec<u8>, page: Rc<Page>, record: Option<Record>, earlier: Option<Rc<Visit>> },
     /// References seen absent once.
     Absent(Batch),
     /// The next slips that an earlier sweep left.
@@ -94,6 +94,8 @@ pub(super) struct Running<'a> {
     outage: Option<(Moment, u32)>,
     /// The connection is to be made anew.
     cut_off: bool,
+    /// What ended the sweep, while what was removed is verified.
+    failure: Option<Error>,
     /// Which server process it is, if it says so.
     server_id: Option<String>,
     pub(super) stop: Option<Reason>,
@@ -167,6 +169,7 @@ impl<'a> Running<'a> {
             sent: 0,
             outage: None,
             cut_off: false,
+            failure: None,
             server_id: facts.run_id.clone(),
             stop: None,
             visits: 0,
@@ -271,10 +274,33 @@ impl<'a> Running<'a> {
             self.look_at_the_clock();
             match self.step() {
                 Ok(true) => {}
-                Ok(false) => return self.verdict(),
-                Err(e) => self.endure(e)?,
+                Ok(false) => match self.failure.take() {
+                    Some(failure) => return Err(failure),
+                    None => return self.verdict(),
+                },
+                Err(e) => {
+                    if let Err(failure) = self.endure(e) {
+                        self.fail(failure)?;
+                    }
+                }
             }
         }
+    }
+
+    /// An error that does not pass ends the sweep; but what it removed is still verified, if that can be.
+    fn fail(&mut self, failure: Error) -> Result<()> {
+        let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
+        self.lose_flights();
+        if let Some(first) = self.failure.take() {
+            return Err(first);
+        }
+        if !reachable || self.contender.lease().is_none() {
+            return Err(failure);
+        }
+        self.outage = None;
+        self.failure = Some(failure);
+        self.stop(Reason::Error);
+        Ok(())
     }
 
     /// Sends what can be sent and takes in one round. False when there is nothing left to do.
@@ -312,11 +338,11 @@ impl<'a> Running<'a> {
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, page, looked, record }) => {
+                Some(Later::Tag { key, page, record, earlier }) => {
                     self.visit(Visit {
                         key,
                         page,
-                        looked,
+                        earlier,
                         again: true,
                         known: record.into(),
                         ..Visit::default()
@@ -356,7 +382,8 @@ impl<'a> Running<'a> {
 
     fn cross_out(&mut self) {
         let ids = self.crossed.take();
-        if !ids.is_empty() {
+        // What was verified in a hurry is left to the next sweep as well.
+        if !ids.is_empty() && !self.is_hurried() {
             self.ready.push_back(Ask::CrossOut(ids));
         }
     }
@@ -444,14 +471,16 @@ impl<'a> Running<'a> {
     /// Batches whose verification is due, as many as one command may look for.
     fn next_verify(&mut self, now: Moment) -> Option<Ask> {
         let (first, again) = self.unverified.take(now)?;
-        let (mut members, mut batches) = (first.members.len(), vec![first]);
-        let fits = |(batch, other): &(Batch, bool), members: usize| {
-            *other == again && members + batch.members.len() <= BATCH
+        let (mut members, mut bytes) = (first.members.len(), first.members.bytes());
+        let mut batches = vec![first];
+        let fits = |(batch, other): &(Batch, bool), members: usize, bytes: usize| {
+            *other == again && members + batch.members.len() <= BATCH && bytes <= BATCH_BYTES
         };
-        while self.unverified.peek(now).is_some_and(|next| fits(next, members))
+        while self.unverified.peek(now).is_some_and(|next| fits(next, members, bytes))
             && let Some((batch, _)) = self.unverified.take(now)
         {
             members += batch.members.len();
+            bytes += batch.members.bytes();
             batches.push(batch);
         }
         Some(Ask::Verify { batches, again })
@@ -474,7 +503,10 @@ impl<'a> Running<'a> {
         for later in self.waiting.drain() {
             match later {
                 Later::Absent(batch) => batches.push(batch),
-                Later::Tag { page, .. } => self.give_up(&page),
+                Later::Tag { page, earlier, .. } => {
+                    self.give_up(&page);
+                    earlier.into_iter().for_each(|visit| self.let_go(visit));
+                }
                 Later::Recover(_) => {}
             }
         }
@@ -484,7 +516,14 @@ impl<'a> Running<'a> {
             self.give_up(&batch.visit.page);
             self.let_go(batch.visit);
         }
-        self.unverified.hurry(Moment::now() + STOPPING);
+        if self.is_hurried() {
+            self.unverified.hurry(Moment::now() + STOPPING);
+        }
+    }
+
+    /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
+    pub(super) fn is_hurried(&self) -> bool {
+        matches!(self.stop, Some(Reason::Stopped | Reason::Lost | Reason::Error))
     }
 
     fn is_done(&self) -> bool {
@@ -642,6 +681,15 @@ impl<'a> Running<'a> {
             return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
         }
         self.outage = Some((since, tries + 1));
+        self.lose_flights();
+        // The first attempt at once: most often it was the connection alone.
+        let pause = Duration::from_millis(10) * tries.min(100);
+        std::thread::sleep(pause.min(PAUSE_MAX));
+        Ok(())
+    }
+
+    /// The connection goes, and what was not answered is to be asked again.
+    fn lose_flights(&mut self) {
         self.cut_off = true;
         self.link.drop_connection();
         let lost: Vec<Ask> =
@@ -649,10 +697,6 @@ impl<'a> Running<'a> {
         for ask in lost.into_iter().rev() {
             self.ask_again(ask);
         }
-        // The first attempt at once: most often it was the connection alone.
-        let pause = Duration::from_millis(10) * tries.min(100);
-        std::thread::sleep(pause.min(PAUSE_MAX));
-        Ok(())
     }
 
     /// A server that was restarted, or another one in its place, is not held to what the old one
@@ -662,7 +706,8 @@ impl<'a> Running<'a> {
         let (known, found) = (self.server_id.as_ref(), self.link.server_id()?);
         if known.is_some() && found.is_some() && known != found.as_ref() {
             self.warn("the server was restarted or replaced during the sweep");
-            self.lost();
+            // If it kept its data, our lock is there, too, and is given back in the end.
+            self.stop(Reason::Lost);
         }
         Ok(())
     }
@@ -757,10 +802,14 @@ impl<'a> Running<'a> {
 
     /// The next question, unless it is a read and enough of them are under way.
     fn next_ready(&mut self, reads: &mut usize) -> Option<Ask> {
-        if let Ask::Read { .. } = self.ready.front()? {
+        let full = self.waiting.is_full() || self.unverified.is_full();
+        // More of a large tag would only wait, too.
+        let may_wait = |ask: &Ask| matches!(ask, Ask::Read { cursor: 1.., .. });
+        let at = self.ready.iter().position(|ask| !full || !may_wait(ask))?;
+        if let Ask::Read { .. } = self.ready.get(at)? {
             *reads = reads.checked_sub(1)?;
         }
-        self.ready.pop_front()
+        self.ready.remove(at)
     }
 
     fn may_walk(&self) -> bool {
