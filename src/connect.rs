@@ -29,6 +29,7 @@ pub struct Link {
     spares: Vec<Spare>,
     pid: u32,
     sent: u64,
+    given_up: Option<Moment>,
 }
 
 /// A connection besides the link's own, for commands that block.
@@ -37,6 +38,9 @@ pub(crate) struct Spare {
     /// What the server calls it, once asked.
     pub id: Option<i64>,
 }
+
+/// For how long last words are not tried again.
+const GIVEN_UP: Duration = Duration::from_secs(2);
 
 /// Spare connections that are kept.
 const SPARES: usize = 4;
@@ -58,7 +62,16 @@ impl Link {
     pub fn over(config: Config, dial: Dial) -> Result<Self> {
         config.check()?;
         let label = config.label();
-        Ok(Self { config, label, dial, transport: None, spares: Vec::new(), pid: 0, sent: 0 })
+        Ok(Self {
+            config,
+            label,
+            dial,
+            transport: None,
+            spares: Vec::new(),
+            pid: 0,
+            sent: 0,
+            given_up: None,
+        })
     }
 
     /// Where this link leads.
@@ -71,8 +84,12 @@ impl Link {
         Moment::now() + self.config.timeout
     }
 
-    /// Connects, if that is not done.
-    pub(crate) fn connect(&mut self, deadline: Moment) -> Result<()> {
+    /// Connects, if that is not done or the peer has hung up: what is sent into a connection that is
+    /// gone may have taken effect for all we know.
+    pub(crate) fn check(&mut self, deadline: Moment) -> Result<()> {
+        if self.transport.as_ref().is_some_and(|transport| !transport.is_quiet()) {
+            self.transport = None;
+        }
         self.transport(deadline).map(|_| ())
     }
 
@@ -183,6 +200,21 @@ impl Link {
         let done = act(self);
         self.config.timeout = usual;
         done
+    }
+
+    /// Whether there is a connection, as far as we know.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.transport.is_some()
+    }
+
+    /// The last words were said in vain: whoever has others need not try for a while.
+    pub(crate) fn give_up(&mut self) {
+        self.given_up = Some(Moment::now());
+    }
+
+    /// Whether that was just now.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.is_some_and(|at| Moment::now().since(at) < GIVEN_UP)
     }
 
     /// Drops the connection; the next use makes a new one.

@@ -67,6 +67,7 @@ impl Text<'_> {
                 ("held", stats.held),
                 ("timeout", stats.timeouts),
                 ("unknown", stats.unknown),
+                ("error", stats.errors),
             ] {
                 line(out, "lock_acquire_total", name, &[("result", result)], n);
             }
@@ -113,7 +114,7 @@ impl Text<'_> {
                 "1 while it is held.",
             ),
             ("waiters", |s| Some(s.status?.waiting as f64), "Waiters in line."),
-            ("fence", |s| Some(s.status?.fence? as f64), "Fencing token of the last grant."),
+            ("token", |s| Some(s.status?.fence? as f64), "Fencing token of the last grant."),
             (
                 "ttl_seconds",
                 |s| Some(s.status?.holder.as_ref()?.ttl?.as_secs_f64()),

@@ -7,14 +7,20 @@
 use crate::clock::Moment;
 use crate::config::{Address, Config};
 use crate::error::{Error, ErrorKind, Result};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, setsockopt, socket,
+    sockopt,
+};
 use redis::{Cmd, Value};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +33,8 @@ pub trait Transport: Send {
     fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()>;
     /// The next reply. An error of the server is a reply: [`Value::ServerError`].
     fn receive(&mut self, deadline: Moment) -> Result<Value>;
+    /// Whether nothing came that is not due, nor the end.
+    fn is_quiet(&self) -> bool;
     /// The next reply, if it comes in time; it may be listened for again.
     fn listen(&mut self, until: Moment) -> Result<Option<Value>>;
 }
@@ -154,6 +162,12 @@ impl Transport for Socket {
         }
     }
 
+    fn is_quiet(&self) -> bool {
+        let fd = self.stream.tcp_or_unix(AsRawFd::as_raw_fd, AsRawFd::as_raw_fd);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(fd, &mut [0], flags), Err(Errno::EAGAIN | Errno::EINTR))
+    }
+
     fn listen(&mut self, until: Moment) -> Result<Option<Value>> {
         let Self { stream, parser, reading, .. } = self;
         let fault = match parser.parse_value(Bounded { stream, reading, deadline: until }) {
@@ -218,7 +232,7 @@ impl Stream {
     fn connect(config: &Config, deadline: Moment) -> Result<Self> {
         match &config.address {
             Address::Unix(path) => {
-                UnixStream::connect(path).map(Self::Unix).map_err(|e| not_connected(&e))
+                reach_unix(path, deadline).map(Self::Unix).map_err(|e| not_connected(&e))
             }
             Address::Tcp { host, port, tls } => {
                 let tcp = reach(host, *port, deadline).map_err(|e| not_connected(&e))?;
@@ -280,6 +294,26 @@ fn reach(host: &str, port: u16, deadline: Moment) -> io::Result<TcpStream> {
     }
     Err(last)
 }
+
+/// A unix socket. One whose queue is full, because its server does not accept, is tried until the deadline.
+fn reach_unix(path: &Path, deadline: Moment) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    loop {
+        match connect(fd.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EAGAIN | Errno::EINTR) => std::thread::sleep(QUEUE.min(patience(deadline)?)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Time between two attempts to get into a full queue.
+const QUEUE: Duration = Duration::from_millis(5);
 
 /// Small packets at once; a peer that vanished is noticed even while we only wait.
 fn settle(tcp: &TcpStream, config: &Config) -> io::Result<()> {

@@ -6,7 +6,7 @@ mod support;
 use redis::Commands;
 use std::time::Duration;
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::lock::{Lock, Options, Outcome};
 use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -223,4 +223,76 @@ fn works_without_memory_and_after_the_scripts_are_forgotten() {
     let _: () = run(&mut other, "SCRIPT FLUSH");
     assert!(lock.extend(None).unwrap());
     assert!(lock.release().unwrap());
+}
+
+#[test]
+fn asking_after_a_lease_never_ends_it() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let _: () = run(&mut other, "PERSIST lock:job");
+    let owner = lock.owner().unwrap().to_vec();
+    assert!(lock.verify().unwrap() && lock.is_owned_by(&owner).unwrap());
+    assert_eq!(run::<i64>(&mut other, "PTTL lock:job"), -1);
+}
+
+#[test]
+fn a_lease_that_may_not_be_held_longer_is_given_back() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let options = Options {
+        max_hold: Some(Duration::from_millis(300)),
+        ..Options::new(Duration::from_secs(20))
+    };
+    let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+    fence(lock.acquire().unwrap());
+    assert!(run::<i64>(&mut other, "PTTL lock:job") <= 300);
+    until("its time is over", || !lock.extend(None).unwrap());
+    assert!(!lock.is_held());
+    assert!(!run::<bool>(&mut other, "EXISTS lock:job"));
+}
+
+#[test]
+fn a_lock_that_stays_for_a_time_was_given_back_all_the_same() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let at_least = Duration::from_millis(200);
+    let options = Options { at_least, ..Options::new(Duration::from_secs(20)) };
+    let mut first = Lock::on(server.link(), b"job", options).unwrap();
+    fence(first.acquire().unwrap());
+    assert!(first.release().unwrap());
+    let mut next = lock(&server);
+    until("it is free", || matches!(next.acquire().unwrap(), Outcome::Acquired { .. }));
+    assert_eq!(run::<Option<u64>>(&mut other, "HGET {lock:job}:stats takeover"), None);
+}
+
+#[test]
+fn a_release_over_a_connection_that_died_tells_the_truth() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let _: () = run(&mut other, "SET lock:job another");
+    let _: () = run(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
+    assert!(!lock.release().unwrap());
+}
+
+#[test]
+fn a_server_that_accepts_nobody_is_not_waited_for_for_ever() {
+    let server = Server::with(&["--tcp-backlog", "1"]);
+    support::signal(server.pid(), "STOP");
+    // The queue of a unix socket, filled.
+    let mut queue = Vec::new();
+    for _ in 0..4 {
+        let socket = server.socket();
+        queue.push(std::thread::spawn(move || std::os::unix::net::UnixStream::connect(socket)));
+    }
+    let config = server.config().timeout(Duration::from_millis(500));
+    let begun = std::time::Instant::now();
+    let mut lock = Lock::new(config, b"job", Duration::from_secs(1)).unwrap();
+    assert!(lock.acquire().is_err());
+    assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+    support::signal(server.pid(), "CONT");
+    queue.into_iter().for_each(|one| drop(one.join().unwrap()));
 }

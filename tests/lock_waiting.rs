@@ -176,3 +176,50 @@ fn waiting_for_oneself_is_refused() {
     assert_eq!(e.kind(), tagsweep::ErrorKind::Reentrant);
     assert!(e.to_string().contains("holds the lock already"), "{e}");
 }
+
+#[test]
+fn the_dead_behind_a_waiter_do_not_make_it_sleep() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for (holder, patience) in [("an old program", MS(1500)), ("token:7|host|1|tagsweep", MS(4500))]
+    {
+        let _: () = con.set_ex("lock:a", holder, 3600).unwrap();
+        let next = waiter(&server, b"a", MS(30_000), MS(20_000));
+        // Three that came after it, and died without a word.
+        for n in 1..=3 {
+            let _: () =
+                con.zadd("{lock:a}:waiters", format!("dead{n}"), 9e15 + f64::from(n)).unwrap();
+        }
+        let looks = |con: &mut redis::Connection| -> String { run(con, "INFO commandstats") };
+        let looked = |text: &str| text.matches("cmdstat_zrevrank").count();
+        until("it has seen them", || looked(&looks(&mut con)) == 1);
+        let deleted = Instant::now();
+        let _: () = con.del("lock:a").unwrap();
+        let (fence, had, mut lock) = next.recv().unwrap();
+        assert!(fence.is_some() && had - deleted < patience, "{holder}: {:?}", had - deleted);
+        assert!(lock.release().unwrap());
+        let _: () = con.del("{lock:a}:waiters").unwrap();
+        let _: () = run(&mut con, "CONFIG RESETSTAT");
+    }
+}
+
+#[test]
+fn a_waiter_whose_connection_dies_comes_back_and_leaves_nothing_behind() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.set_ex("lock:a", "an old program", 3600).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(1500));
+    let _: () = run(&mut con, "CLIENT KILL TYPE normal SKIPME yes");
+    assert!(next.recv().unwrap().0.is_none());
+    assert!(!con.exists::<_, bool>("{lock:a}:waiters").unwrap());
+}
+
+#[test]
+fn a_waiter_outlasts_a_restart_of_the_server() {
+    let mut server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.set_ex("lock:a", "an old program", 3600).unwrap();
+    let next = waiter(&server, b"a", MS(30_000), MS(20_000));
+    server.restart();
+    assert!(next.recv().unwrap().0.is_some(), "the lock went with the data");
+}

@@ -39,8 +39,17 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     }
     let family = start(args, fence, tell)?;
     let code = watch(&family, args.kill_after, &events)?;
-    if let Err(e) = lock.release() {
-        eprintln!("tagsweep: the lock could not be released and ends with its TTL: {e}");
+    let held = lock.fence().is_some() && lock.lost().is_none();
+    let name = args.name.to_string_lossy();
+    match lock.release() {
+        Ok(false) if held => {
+            eprintln!("tagsweep: the lock {name} was lost while the command ran, to its end");
+            return Ok(exit::PARTIAL);
+        }
+        Ok(_) => {}
+        Err(e) => {
+            eprintln!("tagsweep: the lock could not be released and ends with its TTL: {e}");
+        }
     }
     Ok(code)
 }
@@ -68,7 +77,7 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
 }
 
 fn listen(tell: Sender<Event>, interrupted: Arc<AtomicBool>) -> std::io::Result<()> {
-    signals::listen(&signals::FORWARDED, move |signal| {
+    signals::listen(&signals::forwarded(), move |signal| {
         let ends = signals::ENDING.contains(&signal);
         interrupted.fetch_or(ends, Ordering::Relaxed);
         let _ = tell.send(Event::Signal(signal));
@@ -91,6 +100,16 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Waits until nobody is left, at most until then.
+    fn wait_until(&self, then: Option<Instant>) {
+        let Self::Group(group) = self else { return };
+        while killpg(*group, None).is_ok() && then.is_some_and(|then| Instant::now() < then) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 /// Starts the command; a thread waits for its end. Without a terminal it leads a group of its own, so
 /// that a signal reaches its children, too; with one it must stay in the terminal's group.
 fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Family> {
@@ -100,7 +119,7 @@ fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Fa
     if alone {
         command.process_group(0);
     }
-    let spawned = signals::unblocked(&signals::FORWARDED, || command.spawn())?;
+    let spawned = signals::unblocked(&signals::forwarded(), || command.spawn())?;
     let mut child: Child = spawned.map_err(|e| {
         let name = args.command[0].to_string_lossy();
         std::io::Error::new(e.kind(), format!("{name} could not be started: {e}"))
@@ -120,7 +139,8 @@ fn watch(family: &Family, kill_after: Duration, events: &Receiver<Event>) -> Don
         match events.recv_timeout(patience.min(Duration::from_secs(3600))) {
             Ok(Event::Exited(status)) if kill_at.is_none() => return Ok(code(status?)),
             Ok(Event::Exited(_)) => {
-                // What the command started must not outlive the lock either.
+                // What the command started must not outlive the lock either, but has its grace, too.
+                family.wait_until(kill_at);
                 family.send(Signal::SIGKILL);
                 return Ok(exit::PARTIAL);
             }

@@ -19,11 +19,22 @@ pub(crate) fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
 
 /// The locks that were named, or all.
 fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Vec<(Vec<u8>, Status)>> {
-    let names = match names {
-        [] => lock::names(link)?,
-        some => some.iter().map(|name| bytes(name)).collect(),
-    };
-    names.into_iter().map(|name| lock::status(link, &name).map(|status| (name, status))).collect()
+    let look = |name: Vec<u8>| lock::status(link, &name).map(|status| (name, status));
+    if names.is_empty() {
+        return Ok(lock::names(link)?
+            .into_iter()
+            .filter_map(|name| look_or_say(name, look))
+            .collect());
+    }
+    let mut named: Vec<Vec<u8>> = names.iter().map(|name| bytes(name)).collect();
+    named.sort();
+    named.dedup();
+    named.into_iter().map(look).collect()
+}
+
+/// Of all locks, one that is none (`lock:cart` of another program) is told of, and passed over.
+fn look_or_say<T>(name: Vec<u8>, look: impl Fn(Vec<u8>) -> tagsweep::Result<T>) -> Option<T> {
+    look(name).inspect_err(|e| eprintln!("tagsweep: passed over: {e}")).ok()
 }
 
 pub(crate) fn status(args: &StatusArgs) -> Done {
@@ -221,7 +232,8 @@ fn as_json(name: &[u8], status: &Status) -> Value {
         "waiters": status.waiters.iter().map(waiter).collect::<Vec<_>>(),
         "runs": status.runs.iter().map(run).collect::<Vec<_>>(),
         "ttl_configured_s": seconds(stats.ttl), "acquired": stats.acquired, "held": stats.held,
-        "timeouts": stats.timeouts, "unknown": stats.unknown, "takeovers": stats.takeovers,
+        "timeouts": stats.timeouts, "unknown": stats.unknown,
+        "errors": stats.errors, "takeovers": stats.takeovers,
         "renewed": stats.renewed, "renew_failed": stats.renew_failed, "lost": lost,
         "time": seconds(status.time),
     })

@@ -11,8 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Those that ask a program to end.
 pub(crate) const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Those that a wrapped command is to have, too.
-pub(crate) const FORWARDED: [Signal; 7] = [
+/// Those that a wrapped command is to have, too; not those that are ignored, as `nohup` has it, for then
+/// the command is to ignore them as well.
+pub(crate) fn forwarded() -> Vec<Signal> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let is_ignored = |signal: &Signal| mask >> (*signal as i32 - 1) & 1 == 1;
+    FORWARDED.into_iter().filter(|signal| !is_ignored(signal)).collect()
+}
+
+const FORWARDED: [Signal; 7] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,

@@ -513,3 +513,22 @@ fn a_sweep_goes_on_where_another_was_stopped_unless_told_otherwise() {
 fn leavings(con: &mut redis::Connection) -> i64 {
     con.keys::<_, Vec<String>>("{lock:*").unwrap().len() as i64
 }
+
+#[test]
+fn a_lock_that_is_gone_when_the_command_ends_is_told() {
+    let server = Server::start();
+    let url = server.url();
+    let delete = format!("redis-cli -s {} del lock:d", server.socket().display());
+    let (code, _, err) = tagsweep(&["lock", "d", "--url", &url, "--", "sh", "-c", &delete]);
+    assert!(code == 4 && err.contains("the lock d was lost"), "{code}: {err}");
+}
+
+#[test]
+fn a_key_that_is_no_lock_does_not_hide_the_others() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.hset("lock:cart", "a", 1).unwrap();
+    let _: () = con.set_ex("lock:job", "x", 60).unwrap();
+    let (code, out, err) = tagsweep(&["status", "--url", &server.url()]);
+    assert!(code == 0 && out.contains("job") && err.contains("lock:cart"), "{out}{err}");
+}

@@ -154,8 +154,8 @@ impl DistributedLock {
     /// A lease that was lost while PHP did something else is told of once, by the next operation.
     fn complain(&self, lock: &mut Lock) -> PhpResult<()> {
         let Some(reason) = lock.lost() else { return Ok(()) };
-        if reason == LossReason::Unknown {
-            // Nobody knows whether it is still there: it should not be.
+        if matches!(reason, LossReason::Unknown | LossReason::MaxHold) {
+            // It may still be there, and should not be.
             let _ = lock.release();
         }
         lock.forget();
@@ -386,6 +386,7 @@ fn stats_array(stats: &Stats) -> PhpResult<ZBox<ZendHashTable>> {
         ("held", stats.held),
         ("timeouts", stats.timeouts),
         ("unknown", stats.unknown),
+        ("errors", stats.errors),
         ("takeovers", stats.takeovers),
         ("renewed", stats.renewed),
         ("renewFailed", stats.renew_failed),

@@ -4,7 +4,8 @@
 //!
 //! | state | event | next | step |
 //! |---|---|---|---|
-//! | Asking | granted | – | done: ours |
+//! | Asking, Claiming | granted | – | done: ours |
+//! | | granted, but the answer took as long as the lease | the same | extend it, once |
 //! | | held, no time left | – | done: held |
 //! | | held | Queued (Pausing with back-off) | join the line (pause) |
 //! | Pausing | time | Asking | ask again |
@@ -14,15 +15,14 @@
 //! | | the line broke, or passed us over | Queued | join anew, at its end |
 //! | | blocking is refused | Pausing | back-off from now on |
 //! | | time up, or cancelled | Leaving | hang up |
-//! | Claiming | granted | – | done: ours |
-//! | | held (the claim came too late) | Queued or Leaving | join anew, or leave |
+//! | Claiming | held (the claim came too late) | Queued or Leaving | join anew, or leave |
 //! | Leaving | no baton came | Leaving | leave |
 //! | | a baton came at the last moment | Claiming | claim; if cancelled, hand it on instead |
 //! | | left, handed on | – | done: held |
 
 use crate::clock::Moment;
 use crate::error::Result;
-use crate::lock::lease::{Holder, Lease, names, transit, transit_of_lost, whoami};
+use crate::lock::lease::{Holder, Lease, names, safe_until, transit, transit_of_lost, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
@@ -95,7 +95,7 @@ pub struct Attempt {
     /// Names waiters and transits; not the owner token, for it shows to others.
     name: String,
     serial: u32,
-    /// Who waits: new for each place in the line.
+    /// Who waits. A new place in the line takes the old one's away.
     waiter: String,
     ticket: String,
     holder: Holder,
@@ -104,6 +104,8 @@ pub struct Attempt {
     next_look: Moment,
     pauses: u32,
     cancelled: bool,
+    /// A grant whose answer came when it was over.
+    late: Option<Vec<u8>>,
 }
 
 impl Attempt {
@@ -132,6 +134,7 @@ impl Attempt {
             next_look: end,
             pauses: 0,
             cancelled: false,
+            late: None,
         }
     }
 
@@ -161,9 +164,12 @@ impl Attempt {
             }
             (_, Event::Answered(Answer::Waiting { holder, ttl, younger, ticket }, _)) => {
                 self.holder = Holder::read(&holder, ttl);
-                self.next_look = now + next_look(ttl, younger);
+                let strange = self.holder.fence.is_none();
+                self.next_look = now + next_look(ttl, younger, strange);
                 self.in_line(ticket, now)
             }
+            (_, Event::Answered(Answer::Extended(_), sent)) => self.extended(sent, now),
+            (_, Event::Answered(Answer::NotOurs(_), _)) => self.held(now),
             (State::Queued | State::Claiming, Event::Baton(baton)) => self.claim(baton),
             (State::Pausing, Event::Time) => self.ask(None),
             (State::Queued, Event::Time) if now >= self.end => self.leave(),
@@ -199,8 +205,21 @@ impl Attempt {
 
     /// Ours; unless the answer took so long that the lease must not be acted upon any more.
     fn granted(&mut self, value: Vec<u8>, sent: Moment, now: Moment) -> Step {
-        match Lease::new(value, sent) {
-            Some(lease) => Step::Done(Ok(lease)),
+        let ttl = self.manner.ttl;
+        match Lease::new(value.clone(), sent) {
+            Some(lease) if now < safe_until(sent, ttl) => Step::Done(Ok(lease)),
+            Some(_) if self.late.is_none() => {
+                self.late = Some(value.clone());
+                Step::Ask(Request::Extend { value, ttl, exact: true })
+            }
+            _ => self.held(now),
+        }
+    }
+
+    /// A lease that was granted late has its time again, unless that took too long, too.
+    fn extended(&mut self, sent: Moment, now: Moment) -> Step {
+        match self.late.clone() {
+            Some(value) => self.granted(value, sent, now),
             None => self.held(now),
         }
     }
@@ -232,7 +251,9 @@ impl Attempt {
     fn join(&mut self) -> Step {
         self.state = State::Queued;
         self.ticket.clear();
-        self.waiter = format!("{}|{}", self.new_name(), whoami());
+        if self.waiter.is_empty() {
+            self.waiter = format!("{}|{}", self.new_name(), whoami());
+        }
         Step::Join(self.wait_request(true))
     }
 
@@ -302,5 +323,32 @@ mod tests {
         let mean = draws.iter().sum::<f64>() / 1000.0;
         assert!((0.45..0.55).contains(&mean), "{mean}");
         assert!(draws.iter().any(|d| *d < 0.05) && draws.iter().any(|d| *d > 0.95));
+    }
+
+    #[test]
+    fn a_grant_that_comes_when_it_is_over_is_extended_once_and_else_it_is_none() {
+        let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
+        let (ttl, budget) = (Duration::from_millis(300), Duration::ZERO);
+        let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+        let granted = || Event::Answered(Answer::Granted(b"t:7|h|1|p".to_vec()), ms(0));
+        let extended = |at| Event::Answered(Answer::Extended(ttl), ms(at));
+        let attempt = || {
+            let manner = manner.clone();
+            let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
+            attempt.begin();
+            attempt
+        };
+        let taken = |step: Step| matches!(step, Step::Done(Ok(_)));
+        assert!(taken(attempt().on(granted(), ms(200))));
+        let mut late = attempt();
+        assert!(matches!(late.on(granted(), ms(400)), Step::Ask(Request::Extend { .. })));
+        assert!(taken(late.on(extended(400), ms(500))));
+        let mut later = attempt();
+        later.on(granted(), ms(400));
+        assert!(matches!(later.on(extended(400), ms(800)), Step::Done(Err(_))));
+        let mut gone = attempt();
+        gone.on(granted(), ms(400));
+        let answer = Event::Answered(Answer::NotOurs(false), ms(400));
+        assert!(matches!(gone.on(answer, ms(450)), Step::Done(Err(_))));
     }
 }

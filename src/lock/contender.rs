@@ -71,7 +71,8 @@ impl Contender {
     /// How the next attempt is made, with this wait budget.
     pub fn manner(&self, budget: Duration) -> Manner {
         let (mode, record) = (self.options.wait_mode, self.options.record);
-        Manner { ttl: self.ttl, budget, mode, record }
+        let ttl = self.options.max_hold.map_or(self.ttl, |most| self.ttl.min(most));
+        Manner { ttl, budget, mode, record }
     }
 
     /// The lease and what is known of it, unless it belongs to the process that we were forked from.
@@ -124,13 +125,16 @@ impl Contender {
     }
 
     /// Counts what an attempt without a lease came to.
-    pub fn not_granted(&mut self, waited: bool, unknown: bool) {
+    pub fn not_granted(&mut self, waited: bool) {
         for stats in [&mut self.total, &mut self.untold] {
-            match (unknown, waited) {
-                (true, _) => stats.unknown += 1,
-                (false, true) => stats.timeouts += 1,
-                (false, false) => stats.held += 1,
-            }
+            *(if waited { &mut stats.timeouts } else { &mut stats.held }) += 1;
+        }
+    }
+
+    /// Counts an attempt that failed, or of which nobody knows how it ended.
+    pub fn failed(&mut self, unknown: bool) {
+        for stats in [&mut self.total, &mut self.untold] {
+            *(if unknown { &mut stats.unknown } else { &mut stats.errors }) += 1;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Does what an attempt's steps say: speaks to the server, listens, sleeps.
 
 use crate::clock::Moment;
-use crate::connect::Link;
+use crate::connect::{Link, passes};
 use crate::error::{Error, Result};
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
@@ -9,6 +9,7 @@ use crate::lock::guard;
 use crate::lock::lease::{Holder, Lease};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::wait::pause;
 use std::time::Duration;
 
 /// How often a waiter looks up: for a signal, or a caller who has had enough. No traffic.
@@ -27,6 +28,11 @@ pub(crate) struct Drive<'a> {
     pub go_on: GoOn<'a>,
     pub end: Moment,
     pub line: Option<Line>,
+    /// By when everything must be said, once patience has ended.
+    pub last_word: Option<Moment>,
+    /// Requests that were answered, and failures since the last one.
+    pub answered: u32,
+    pub failures: u32,
 }
 
 impl Drive<'_> {
@@ -39,8 +45,14 @@ impl Drive<'_> {
                     self.put_line_away();
                     return Ok(outcome);
                 }
-                Step::Ask(request) => self.ask(&request)?,
-                Step::Join(request) => self.join(&request)?,
+                Step::Ask(request) => {
+                    let asked = self.ask(&request);
+                    self.or_bear(asked, &request, attempt.holder())?
+                }
+                Step::Join(request) => {
+                    let joined = self.join(&request);
+                    self.or_bear(joined, &request, attempt.holder())?
+                }
                 Step::Listen(until) => self.listen(until, attempt.holder()),
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
@@ -54,34 +66,65 @@ impl Drive<'_> {
         if let Request::Leave { .. } = request {
             return Ok(self.leave(request));
         }
+        // While waiting, a call ends with our patience, not with its own.
+        let patience = if self.answered > 0 { self.patience() } else { Duration::MAX };
         let mut link = guard(self.link);
-        let asked = match &self.line {
-            // While waiting, a call ends with our patience, not with its own.
-            Some(_) => {
-                let patience = self.end.left() + FAREWELL;
-                link.hurry(patience, |link| ask(link, self.keys, request))
+        let asked = link.hurry(patience, |link| ask(link, self.keys, request))?;
+        Ok(Event::Answered(asked.answer, asked.sent))
+    }
+
+    /// Time for what is left to say.
+    fn patience(&mut self) -> Duration {
+        let now = Moment::now();
+        if now < self.end {
+            return (self.end + FAREWELL).since(now);
+        }
+        self.last_word.get_or_insert(now + FAREWELL).since(now)
+    }
+
+    /// While we wait, a server out of reach is waited for, too. Not with a claim: of that we must know
+    /// what it came to.
+    fn or_bear(
+        &mut self,
+        event: Result<Event>,
+        request: &Request,
+        holder: &Holder,
+    ) -> Result<Event> {
+        let fault = match event {
+            Ok(event) => {
+                (self.answered, self.failures) = (self.answered + 1, 0);
+                return Ok(event);
             }
-            None => ask(&mut link, self.keys, request),
+            Err(fault) => fault,
         };
-        asked.map(|asked| Event::Answered(asked.answer, asked.sent))
+        let again = matches!(request, Request::Wait { .. } | Request::Acquire { claim: None, .. });
+        if !again || self.answered == 0 || self.end.passed() || !passes(&fault) {
+            return Err(fault);
+        }
+        let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
+        let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
+        self.failures += 1;
+        std::thread::sleep(rest);
+        if !(self.go_on)(holder) {
+            self.end = Moment::now();
+            return Ok(Event::Cancel);
+        }
+        Ok(Event::Broken)
     }
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
     fn leave(&mut self, request: &Request) -> Event {
+        let deadline = Moment::now() + self.patience();
         let mut link = guard(self.link);
         let (script, args) = request.script(self.keys);
-        let _ = script.run(&mut link, &args, self.farewell());
+        let _ = script.run(&mut link, &args, deadline);
         Event::Answered(Answer::Left, Moment::now())
-    }
-
-    fn farewell(&self) -> Moment {
-        self.end.max(Moment::now()) + FAREWELL
     }
 
     fn join(&mut self, request: &Request) -> Result<Event> {
         self.put_line_away();
+        let patience = self.patience();
         let mut link = guard(self.link);
-        let patience = self.end.left() + FAREWELL;
         let joined = link.hurry(patience, |link| {
             link.persist(|link, deadline| Line::join(link, self.keys, request, deadline))
         });
@@ -118,7 +161,7 @@ impl Drive<'_> {
     }
 
     fn hang_up(&mut self) -> Event {
-        let farewell = self.farewell();
+        let farewell = Moment::now() + self.patience();
         let Some(mut line) = self.line.take() else { return Event::HungUp(None) };
         let mut link = guard(self.link);
         match line.hang_up(&mut link, farewell) {
@@ -154,7 +197,7 @@ pub(crate) fn ask(link: &mut Link, keys: &Keys, request: &Request) -> Result<Ask
     let (reply, sent) = link
         .persist(|link, deadline| {
             // A connection made meanwhile would make the lease look younger than it is.
-            link.connect(deadline)?;
+            link.check(deadline)?;
             let sent = Moment::now();
             let reply = script.run(link, &args, deadline);
             reply.inspect_err(|e| repeated |= e.is_unknown()).map(|reply| (reply, sent))

@@ -96,6 +96,8 @@ pub struct Lock {
     on_lost: Option<OnLost>,
     /// When the TTL was learned last.
     learned: Option<Moment>,
+    /// The lease is somebody else's grant, which nobody renews yet.
+    restored: bool,
 }
 
 impl std::fmt::Debug for Lock {
@@ -129,7 +131,7 @@ impl Lock {
     /// As [`Lock::new`].
     pub fn on(link: SharedLink, name: &[u8], options: Options) -> Result<Self> {
         let contender = Contender::new(&guard(&link), name, options)?;
-        Ok(Self { link, contender, on_lost: None, learned: None })
+        Ok(Self { link, contender, on_lost: None, learned: None, restored: false })
     }
 
     /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
@@ -143,6 +145,7 @@ impl Lock {
         let lease = Lease::new(owner.to_vec(), Moment::now())
             .ok_or_else(|| Error::invalid("this is not the owner of a lease"))?;
         lock.contender.restored(lease);
+        lock.restored = true;
         Ok(lock)
     }
 
@@ -177,6 +180,7 @@ impl Lock {
         self.contender.forget();
         self.learn()?;
         let outcome = acquire_within(&mut self.contender, &self.link, budget, go_on)?;
+        self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
             self.confirm()?;
             self.watch()?;
@@ -194,9 +198,22 @@ impl Lock {
         match self.contender.extend(ttl, Moment::now())? {
             Some(request) => self.extended(&request, ttl.is_some()),
             None => {
-                self.lose(LossReason::MaxHold);
+                self.give_up_held_too_long();
                 Ok(false)
             }
+        }
+    }
+
+    /// The lease was held for as long as it may be: others need not wait for its TTL.
+    fn give_up_held_too_long(&mut self) {
+        if self.contender.lease().is_none() {
+            return;
+        }
+        // Over on our side, whatever this comes to.
+        let _ = self.release();
+        self.contender.count_loss(LossReason::MaxHold);
+        if let Some(tell) = &self.on_lost {
+            tell(LossReason::MaxHold);
         }
     }
 
@@ -308,15 +325,11 @@ impl Lock {
             }
             return Ok(false);
         }
-        Ok(self.contender.extended(&asked.answer, asked.sent, exact))
-    }
-
-    fn lose(&mut self, reason: LossReason) {
-        if self.contender.lose(reason)
-            && let Some(tell) = &self.on_lost
-        {
-            tell(reason);
+        let ours = self.contender.extended(&asked.answer, asked.sent, exact);
+        if ours && std::mem::take(&mut self.restored) {
+            self.watch()?;
         }
+        Ok(ours)
     }
 
     /// Learns the TTL from the past, if it is to be learned.
@@ -387,9 +400,16 @@ impl Drop for Lock {
         if self.contender.lease().is_none() && self.contender.is_told() {
             return;
         }
-        guard(&self.link).hurry(LAST_WORDS, |link| {
-            // Nobody is left to tell; a lease ends with its TTL.
+        let mut link = guard(&self.link);
+        if link.is_given_up() {
+            return self.contender.forget();
+        }
+        link.hurry(LAST_WORDS, |link| {
+            // Nobody is left to tell; a lease ends with its TTL. Other leases on this link need not try.
             if release(&mut self.contender, link).is_err() {
+                return link.give_up();
+            }
+            if !link.is_connected() {
                 return;
             }
             let words = self.contender.last_words();
@@ -418,7 +438,9 @@ pub(crate) fn acquire_within(
     let manner = contender.manner(budget);
     let ttl = manner.ttl;
     let mut attempt = Attempt::new(manner, begun)?;
-    let drive = Drive { keys: contender.keys(), link, go_on, end: begun + budget, line: None };
+    let (line, last_word, answered, failures) = (None, None, 0, 0);
+    let (keys, end) = (contender.keys(), begun + budget);
+    let drive = Drive { keys, link, go_on, end, line, last_word, answered, failures };
     match drive.run(&mut attempt) {
         Ok(Ok(lease)) => {
             let fence = lease.fence;
@@ -427,11 +449,11 @@ pub(crate) fn acquire_within(
             Ok(Outcome::Acquired { fence })
         }
         Ok(Err(holder)) => {
-            contender.not_granted(!budget.is_zero(), false);
+            contender.not_granted(!budget.is_zero());
             Ok(Outcome::Held(holder))
         }
         Err(e) => {
-            contender.not_granted(false, e.is_unknown());
+            contender.failed(e.is_unknown());
             Err(e)
         }
     }

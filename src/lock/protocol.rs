@@ -201,7 +201,7 @@ impl Request {
             }
             Self::Release { value, fence: number, ttl, transit, keep, run, counts } => {
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(value);
-                let grant = format!("{number}|{}", ttl.as_millis());
+                let grant = format!("{number}|{}", ttl.max(keep).as_millis());
                 let args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
                 let args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
                 let Some(run) = run else {

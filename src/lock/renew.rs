@@ -67,7 +67,7 @@ struct State {
 const PARTS: u32 = 3;
 
 /// Longest time for one renewal; leases of other servers wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longest time between a failed renewal and the next attempt.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -106,6 +106,7 @@ impl Watchdog {
         let mut state = lock(&shared.state);
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
         let due = Moment::now() + ward.ttl / PARTS;
+        let due = ward.end.map_or(due, |end| due.min(end));
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
         state.wards.push((due, ward));
         if !state.running {
@@ -158,12 +159,9 @@ fn keep_watch(shared: &Shared) {
     let _watch = Watch(shared);
     let mut links = HashMap::new();
     loop {
-        let Some(due) = wait_for_due(shared) else { return };
-        for (_, ward) in due {
-            let next = tend(&ward, &mut links);
-            if let Some(next) = next {
-                lock(&shared.state).wards.push((next, ward));
-            }
+        let Some(ward) = wait_for_due(shared) else { return };
+        if let Some(next) = tend(&ward, &mut links) {
+            lock(&shared.state).wards.push((next, ward));
         }
     }
 }
@@ -178,8 +176,9 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// Sleeps until a lease is due; `None` when the watch is over.
-fn wait_for_due(shared: &Shared) -> Option<Vec<(Moment, Ward)>> {
+/// Sleeps until a lease is due, and gives the one that ends first: a server out of reach must not cost
+/// leases of another. `None` when the watch is over.
+fn wait_for_due(shared: &Shared) -> Option<Ward> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
@@ -187,9 +186,9 @@ fn wait_for_due(shared: &Shared) -> Option<Vec<(Moment, Ward)>> {
         }
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
         let now = Moment::now();
-        let due: Vec<_> = state.wards.extract_if(.., |(due, _)| *due <= now).collect();
-        if !due.is_empty() {
-            return Some(due);
+        let due = state.wards.iter().enumerate().filter(|(_, (due, _))| *due <= now);
+        if let Some((at, _)) = due.min_by_key(|(_, (_, ward))| ward.pulse.safe_until()) {
+            return Some(state.wards.swap_remove(at).1);
         }
         let first = state.wards.iter().map(|(due, _)| *due).min();
         let nap = first.map_or(NAP, |due| due.since(now).min(NAP));

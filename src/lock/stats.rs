@@ -132,6 +132,8 @@ pub struct Stats {
     pub timeouts: u64,
     /// Attempts of which nobody knows how they ended.
     pub unknown: u64,
+    /// Attempts that failed.
+    pub errors: u64,
     /// Grants that followed one that was never given back.
     pub takeovers: u64,
     /// Renewals.
@@ -161,6 +163,7 @@ impl Stats {
         let counters = [
             ("acquired", self.acquired),
             ("unknown", self.unknown),
+            ("error", self.errors),
             ("renewed", self.renewed),
             ("renew_failed", self.renew_failed),
         ];
@@ -187,6 +190,7 @@ impl Stats {
                 "held" => stats.held = value,
                 "timeout" => stats.timeouts = value,
                 "unknown" => stats.unknown = value,
+                "error" => stats.errors = value,
                 "takeover" => stats.takeovers = value,
                 "renewed" => stats.renewed = value,
                 "renew_failed" => stats.renew_failed = value,

@@ -2,9 +2,10 @@
 //!
 //! In line, a waiter is woken by the baton and looks at the lock only for what no baton tells: a lease
 //! that expired, a key deleted by hand, a program that gives back without knowing of the line, a
-//! woken waiter that was stopped before its claim. The youngest waiter looks every [`WATCH`], each
-//! older one [`SPREAD`] times as rarely: about one look a second for the whole line, however long it
-//! is, and a youngest that died is stood in for. All look when the holder's TTL ends.
+//! woken waiter that was stopped before its claim. The youngest waiter looks every [`WATCH`], the one
+//! before it half as often, then a third: a few looks a second for the whole line, as many as the
+//! logarithm of its length, and a youngest that died is stood in for. While a program that knows no line
+//! has the lock, each looks every [`WATCH`]. All look when the holder's TTL ends.
 //!
 //! Where blocking is not possible, exponential back-off with full jitter (a uniform draw between
 //! nothing and the growing bound); see M. Brooker, "Exponential Backoff And Jitter", AWS Architecture
@@ -26,9 +27,6 @@ pub enum WaitMode {
 /// How often the youngest waiter looks.
 pub(crate) const WATCH: Duration = Duration::from_millis(900);
 
-/// How much more rarely each older one does.
-const SPREAD: u32 = 4;
-
 /// Longest time between two looks: the line's key must outlive it.
 const RAREST: Duration = Duration::from_secs(3600);
 
@@ -36,9 +34,9 @@ const RAREST: Duration = Duration::from_secs(3600);
 const STAGGER: Duration = Duration::from_millis(20);
 
 /// How long after the last look the next one is due, for a waiter with `younger` ones behind it and a
-/// holder whose TTL has `left`.
-pub(crate) fn next_look(left: Option<Duration>, younger: u32) -> Duration {
-    let watch = SPREAD.checked_pow(younger).map_or(RAREST, |rarer| WATCH.saturating_mul(rarer));
+/// holder whose TTL has `left`; a `strange` one will give back without a word.
+pub(crate) fn next_look(left: Option<Duration>, younger: u32, strange: bool) -> Duration {
+    let watch = WATCH.saturating_mul(if strange { 1 } else { younger.saturating_add(1) });
     let expiry = left.map_or(RAREST, |left| left + SOON + STAGGER * younger.min(50));
     watch.min(expiry).min(RAREST)
 }
@@ -75,11 +73,15 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_any_length_looks_about_once_a_second() {
-        let looks: f64 = (0..100).map(|rank| 1.0 / next_look(None, rank).as_secs_f64()).sum();
-        assert!(looks < 1.6, "{looks}");
-        let expiry = next_look(Some(Duration::from_millis(40)), 0);
+    fn a_long_line_looks_a_few_times_a_second_and_one_that_died_is_stood_in_for() {
+        let looks = |length: u32| -> f64 {
+            (0..length).map(|rank| 1.0 / next_look(None, rank, false).as_secs_f64()).sum()
+        };
+        assert!(looks(1) < 1.2 && looks(10) < 3.5 && looks(100) < 6.0, "{}", looks(100));
+        assert!(next_look(None, 1, false) < Duration::from_secs(2));
+        assert!(next_look(None, 50, true) < Duration::from_secs(1));
+        let expiry = next_look(Some(Duration::from_millis(40)), 0, false);
         assert_eq!(expiry, Duration::from_millis(42));
-        assert!(next_look(Some(Duration::from_millis(40)), 3) > expiry);
+        assert!(next_look(Some(Duration::from_millis(40)), 3, false) > expiry);
     }
 }

@@ -44,7 +44,6 @@ if #us < 6 then us = string.rep('0', 6 - #us) .. us end
 local fence = time[1] .. us
 local ours, baton = value(fence), ARGV[6]
 local stored = not baton and redis.pcall('SET', KEYS[1], ours, 'NX', 'PX', ARGV[3])
-local given
 if not stored or stored.err then
   -- Held; or out of memory, which is when a sweep is wanted.
   local held = redis.call('GET', KEYS[1])
@@ -70,8 +69,6 @@ if not stored or stored.err then
     redis.call('SET', KEYS[1], ours, 'PX', ARGV[3])
   end
   if baton then redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[7]) end
-  -- Handed over by a release, and not by a waiter that found it gone: that is no takeover.
-  given = held and string.sub(held, -1) == '|'
 end
 
 local last = leave(fence)
@@ -91,7 +88,7 @@ if number and tonumber(number) >= tonumber(fence) then
   redis.call('SET', KEYS[1], ours, 'PX', ARGV[3])
   leave(fence)
 end
-if open == '+' and not given and ARGV[5] ~= '0' then
+if open == '+' and ARGV[5] ~= '0' then
   redis.pcall('HINCRBY', KEYS[5], 'takeover', 1)
   redis.pcall('LPUSH', KEYS[6], number .. '|' .. rest .. '|-1')
   redis.pcall('LTRIM', KEYS[6], 0, 9)

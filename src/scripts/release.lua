@@ -19,12 +19,14 @@
 -- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms
 -- ARGV[8..] pairs of a statistic and what it grows by
 -- Returns 1 when released, 0 when the key is gone or somebody else's.
--- Cost: O(statistics given), 4 commands without a waiter, 5 with one, and those of the statistics.
+-- Cost: O(statistics given), 4 commands without a waiter, 6 with one, and those of the statistics.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+-- Whatever becomes of the lock, this grant was given back. (Out of memory, that may not be kept.)
+if ARGV[2] ~= '0' then redis.pcall('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 if (ARGV[6] or '0') ~= '0' then
   redis.call('PEXPIRE', KEYS[1], ARGV[6])
 elseif redis.call('EXISTS', KEYS[3]) == 1 then
-  -- The claim sets the fence key. Out of memory, nothing is handed over: waiters will look.
+  -- Out of memory, nothing is handed over: waiters will look.
   if redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5]).err then
     redis.call('DEL', KEYS[1])
   else
@@ -33,7 +35,6 @@ elseif redis.call('EXISTS', KEYS[3]) == 1 then
   end
 else
   redis.call('DEL', KEYS[1])
-  if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 end
 -- Nothing below may undo what is done: a statistic that cannot be kept is not.
 if ARGV[7] then

@@ -120,9 +120,8 @@ impl Server {
             self.data.waiters.clear();
         }
         let last = self.data.fence.map_or(0, |(last, _)| last);
-        let given = self.data.lock.as_ref().is_some_and(|(held, _)| held.ends_with(b"|"));
         let open = self.data.fence.is_some_and(|(_, open)| open);
-        self.takeovers += u64::from(open && !given);
+        self.takeovers += u64::from(open);
         let fence = match self.mutation {
             Mutation::CountingFence => last + 1,
             _ => (last + 1).max(now),
@@ -202,13 +201,13 @@ impl Server {
         if !ours && self.mutation != Mutation::BlindRelease {
             return Answer::NotOurs(false);
         }
+        if fence != 0 {
+            self.data.fence = Some((fence, false));
+        }
         if !give {
             self.data.lock = Some((value.to_vec(), now + keep));
         } else if self.data.waiters.is_empty() || self.mutation == Mutation::SilentRelease {
             self.data.lock = None;
-            if fence != 0 {
-                self.data.fence = Some((fence, false));
-            }
         } else {
             self.put_in_transit(transit, now);
             self.handovers += 1;

@@ -30,7 +30,8 @@ final class LaravelLock extends Lock
         private readonly int|float $forEver,
     ) {
         parent::__construct($name, $seconds, $owner);
-        if ($owner !== null) {
+        // An owner that is not one of ours holds nothing here.
+        if ($owner !== null && str_contains($owner, ':')) {
             $this->lock = DistributedLock::restore($redis, $name, $owner, $this->native());
         }
     }

@@ -61,5 +61,5 @@ check('refresh', abs($redis->pttl('lock:app:endless') - 10_000) < 1_000 && $endl
 $short = $provider->lock('short', 0.2);
 $short->get();
 check('expiry', $provider->lock('short', 5)->block(2) === true && $short->release() === false);
-check('an owner that is none', thrown(fn () => $provider->restoreLock('job', 'nonsense')) === Tagsweep\Exception\InvalidArgumentException::class);
+check('an owner that is none', $provider->restoreLock('job', 'nonsense')->release() === false);
 echo "done\n";
