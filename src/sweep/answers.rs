@@ -30,7 +30,7 @@ const SAMPLES: usize = 20;
 
 /// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
 /// then their entries are looked for a second time, a grace later.
-const FRESH: Duration = Duration::from_millis(10);
+const FRESH: Duration = Duration::from_millis(60);
 
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
@@ -186,7 +186,10 @@ impl Running<'_> {
         let references = replies.get(2).and_then(number).unwrap_or(0);
         let prefix = &self.proof.in_force().entry_prefix;
         let warrant = kept.and_then(|record| record.warrant);
-        let holds = warrant.is_some_and(|w| w.holds(self.server_time(), references, prefix));
+        let now = self.server_time();
+        let used = |record: Record| idle.is_none_or(|idle| record.is_used_since(idle, now));
+        let changed = self.untouching && kept.is_some_and(used);
+        let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
         visit.known.set(kept);
         visit.idled.set(idle);
         let age = if holds { self.age(&visit, idle) } else { None };

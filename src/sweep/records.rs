@@ -7,8 +7,9 @@
 //! idle time says.
 //!
 //! **Warrants**, for sweeps that are to remember: until when none of a tag's entries can expire, and how
-//! many references it had then. While the number is the same and that time has not come, nothing in it
-//! is stale, unless an entry was deleted, evicted or given a shorter life by itself.
+//! many references it had then. While the number is the same, nobody has used the tag (as far as the
+//! server tells in spite of our own reads) and that time has not come, nothing in it is stale, unless an
+//! entry was deleted, evicted or given a shorter life by itself.
 //!
 //! Records are 8 or 16 bytes under 8 bytes of the key's hash, in small hashes that the server packs: some
 //! 20 or 45 bytes a tag. A collision makes two tags look younger. They go with their tag, or, if the
@@ -75,6 +76,12 @@ impl Record {
     /// Time since the application used the tag (s).
     pub fn age(self, now: u64) -> u64 {
         now.saturating_sub(u64::from(self.used))
+    }
+
+    /// Whether the application has used the tag since this was noted, where our own reads leave idle times
+    /// alone.
+    pub fn is_used_since(self, idle: u64, now: u64) -> bool {
+        now.saturating_sub(idle) > u64::from(self.used) + SLOP
     }
 
     pub fn to_bytes(self) -> Vec<u8> {
@@ -171,6 +178,8 @@ mod tests {
         assert!(warrant.holds(999, 10, b"app:"));
         assert!(!warrant.holds(1000, 10, b"app:") && !warrant.holds(999, 11, b"app:"));
         assert!(!warrant.holds(999, 10, b""));
+        let record = Record { used: 900, touched: 950, warrant: Some(warrant) };
+        assert!(!record.is_used_since(60, 960) && record.is_used_since(5, 960));
         let record = Record { used: 1, touched: 500, warrant: Some(warrant) };
         assert!(record.is_unseen(600, 1000) && !record.is_unseen(600, 999));
         assert!(!record.is_unseen(400, 2000));
