@@ -32,6 +32,9 @@ const SAMPLES: usize = 20;
 /// then their entries are looked for a second time, a grace later.
 const FRESH: Duration = Duration::from_millis(60);
 
+/// How soon a tag is read again that could not be judged before the mapping was proven.
+const PROVEN_SOON: Duration = Duration::from_millis(100);
+
 /// For how long what was held back for the proof of the mapping stays fresh.
 const HELD_FRESH: Duration = Duration::from_secs(1);
 
@@ -369,6 +372,10 @@ impl Running<'_> {
 
     /// Entries that we are not let see: each is looked for by itself, and what cannot be seen stays.
     fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
+        if !self.proof.is_settled() && !batch.visit.again {
+            // Only once the mapping is proven is it known which entry to look for.
+            return self.read_again(batch.visit, PROVEN_SOON);
+        }
         let key = printable(&batch.visit.key);
         self.warn(&format!("entries of some tags cannot be looked for, such as of {key}: {e}"));
         if !batch.visit.looked {
