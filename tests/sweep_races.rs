@@ -317,14 +317,25 @@ fn durable() -> Options {
     Options { durable: true, trust_mapping: true, ..sound }
 }
 
-fn sweeper(server: &Server) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+/// A sweeper that ends with the test, however that ends.
+struct Sweeper(Child);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn sweeper(server: &Server) -> Sweeper {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["a_sweeper", "--exact"])
         .env("TAGSWEEP_SWEEPER", server.url())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    Sweeper(child)
 }
 
 /// Kills, stops and deposes two sweepers for some time. Answers how often.
@@ -337,25 +348,17 @@ fn torment(race: &Race, time: Duration) -> [u32; 3] {
         std::thread::sleep(Duration::from_millis(dice.below(1500)));
         let (kind, victim) = (dice.below(3) as usize, &mut sweepers[dice.below(2) as usize]);
         match kind {
-            0 => {
-                let _ = victim.kill();
-                let _ = victim.wait();
-                *victim = sweeper(&race.server);
-            }
+            0 => *victim = sweeper(&race.server),
             1 => {
-                support::signal(victim.id(), "STOP");
+                support::signal(victim.0.id(), "STOP");
                 std::thread::sleep(Duration::from_millis(dice.below(2500)));
-                support::signal(victim.id(), "CONT");
+                support::signal(victim.0.id(), "CONT");
             }
             _ => {
                 let _: () = con.del("lock:cache_tag_cleanup").unwrap();
             }
         }
         faults[kind] += 1;
-    }
-    for sweeper in &mut sweepers {
-        let _ = sweeper.kill();
-        let _ = sweeper.wait();
     }
     faults
 }
