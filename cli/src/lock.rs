@@ -1,6 +1,7 @@
 //! `tagsweep lock NAME -- COMMAND…`: like flock, across the fleet.
 
 use crate::args::{LockArgs, WaitModeName, bytes};
+use crate::output::way_out;
 use crate::{Done, exit, signals};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -29,7 +30,8 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let fence = match lock.acquire_within(args.wait, &mut go_on)? {
         Outcome::Acquired { fence } => fence,
         Outcome::Held(holder) => {
-            eprintln!("tagsweep: the lock {} is {holder}", args.name.to_string_lossy());
+            let name = args.name.to_string_lossy();
+            eprintln!("tagsweep: the lock {name} is {holder}{}", way_out(&name, &holder));
             let waited = !interrupted.load(Ordering::Relaxed);
             return Ok(if waited { args.conflict_exit_code } else { exit::PARTIAL });
         }

@@ -5,6 +5,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tagsweep::lock::Holder;
 use tagsweep::sweep::{Progress, Report, Sample};
 
 /// Shows progress: a bar on a terminal, a JSON line a second for machines, nothing otherwise.
@@ -130,6 +131,16 @@ pub(crate) fn print_report(report: &Report, server: &str) {
     }
     for warning in &report.warnings {
         eprintln!("warning: {warning}");
+    }
+}
+
+/// What an operator can do about a holder that is gone for good.
+pub(crate) fn way_out(lock: &str, holder: &Holder) -> String {
+    match holder.fence {
+        Some(fence @ 1..) => {
+            format!("; if that is wrong: tagsweep force-release {lock} --fence {fence}")
+        }
+        _ => String::new(),
     }
 }
 

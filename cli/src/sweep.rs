@@ -1,7 +1,7 @@
 //! `tagsweep sweep` and `tagsweep plan`.
 
 use crate::args::SweepArgs;
-use crate::output::{Screen, print_json, print_report};
+use crate::output::{Screen, print_json, print_report, way_out};
 use crate::{Done, exit, signals};
 use std::sync::atomic::Ordering;
 use tagsweep::lock::Holder;
@@ -49,5 +49,5 @@ fn held(args: &SweepArgs, holder: &Holder) {
         });
         println!("{line}");
     }
-    eprintln!("tagsweep: skipped: the lock {lock} is {holder}");
+    eprintln!("tagsweep: skipped: the lock {lock} is {holder}{}", way_out(&lock, holder));
 }
