@@ -277,7 +277,15 @@ impl DistributedLock {
             return Ok(Zval::new()); // a signal handler threw while we waited
         }
         let key = self.peek(|lock| printable(lock.key())).unwrap_or_default();
-        Err(exception(Class::LockConflicted, format!("the lock {key} is held by another")))
+        let holder =
+            self.peek(|lock| lock.status().ok()).flatten().and_then(|status| status.holder);
+        let who = holder.map_or("held by another".to_owned(), |holder| holder.to_string());
+        let waited = if budget.is_zero() {
+            String::new()
+        } else {
+            format!("; it was waited for {} s", budget.as_secs_f64())
+        };
+        Err(exception(Class::LockConflicted, format!("the lock {key} is {who}{waited}")))
     }
 
     /// The same as extend(), with fractions.
