@@ -10,8 +10,7 @@ folder=${1:-target/packages}
 symfony='php-symfony-lock php-psr-log php-symfony-deprecation-contracts php-symfony-cache
   php-symfony-cache-contracts php-symfony-service-contracts php-symfony-var-exporter php-psr-cache'
 laravel='php-illuminate-cache php-illuminate-contracts php-illuminate-support php-illuminate-collections
-  php-illuminate-redis
-  php-illuminate-macroable php-nesbot-carbon php-doctrine-inflector php-psr-simple-cache
+  php-illuminate-redis php-illuminate-macroable php-nesbot-carbon php-doctrine-inflector php-psr-simple-cache
   php-psr-container php-psr-log php-symfony-deprecation-contracts php-symfony-translation-contracts
   php-symfony-translation'
 

@@ -100,9 +100,7 @@ impl Family {
             Self::Group(pid) => killpg(*pid, signal),
         };
     }
-}
 
-impl Family {
     /// Waits until nobody is left, at most until then.
     fn wait_until(&self, then: Option<Instant>) {
         let Self::Group(group) = self else { return };

@@ -22,7 +22,7 @@
 
 use crate::clock::Moment;
 use crate::error::Result;
-use crate::lock::lease::{Holder, Lease, names, safe_until, transit, transit_of_lost, whoami};
+use crate::lock::lease::{Holder, Lease, names, safe_until, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
@@ -267,7 +267,7 @@ impl Attempt {
     }
 
     fn wait_request(&mut self, join: bool) -> Request {
-        let transit = transit_of_lost(&self.new_name());
+        let transit = transit(&self.new_name());
         Request::Wait { waiter: self.waiter.clone(), transit, life: line_life(), join }
     }
 

@@ -23,19 +23,24 @@ pub type GoOn<'a> = &'a mut dyn FnMut(&Holder) -> bool;
 
 /// An attempt under way.
 pub(crate) struct Drive<'a> {
-    pub keys: &'a Keys,
-    pub link: &'a SharedLink,
-    pub go_on: GoOn<'a>,
-    pub end: Moment,
-    pub line: Option<Line>,
+    keys: &'a Keys,
+    link: &'a SharedLink,
+    go_on: GoOn<'a>,
+    end: Moment,
+    line: Option<Line>,
     /// By when everything must be said, once patience has ended.
-    pub last_word: Option<Moment>,
+    last_word: Option<Moment>,
     /// Requests that were answered, and failures since the last one.
-    pub answered: u32,
-    pub failures: u32,
+    answered: u32,
+    failures: u32,
 }
 
-impl Drive<'_> {
+impl<'a> Drive<'a> {
+    /// With patience until `end`.
+    pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
+        Self { keys, link, go_on, end, line: None, last_word: None, answered: 0, failures: 0 }
+    }
+
     /// Drives an attempt to its end.
     pub fn run(mut self, attempt: &mut Attempt) -> Result<std::result::Result<Lease, Holder>> {
         let mut step = attempt.begin();

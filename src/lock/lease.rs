@@ -41,11 +41,6 @@ pub(crate) fn transit(token: &str) -> Vec<u8> {
     format!("{token}:0||").into_bytes()
 }
 
-/// The same for a lock that a waiter found gone: whoever claims it takes it over.
-pub(crate) fn transit_of_lost(token: &str) -> Vec<u8> {
-    format!("{token}:0||!").into_bytes()
-}
-
 /// One grant of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {

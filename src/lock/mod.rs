@@ -438,9 +438,7 @@ pub(crate) fn acquire_within(
     let manner = contender.manner(budget);
     let ttl = manner.ttl;
     let mut attempt = Attempt::new(manner, begun)?;
-    let (line, last_word, answered, failures) = (None, None, 0, 0);
-    let (keys, end) = (contender.keys(), begun + budget);
-    let drive = Drive { keys, link, go_on, end, line, last_word, answered, failures };
+    let drive = Drive::new(contender.keys(), link, go_on, begun + budget);
     match drive.run(&mut attempt) {
         Ok(Ok(lease)) => {
             let fence = lease.fence;

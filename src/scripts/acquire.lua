@@ -10,9 +10,8 @@
 -- A lock that is free costs least: its value is made first, and set if the key is not there; what was
 -- there before in the fence key tells afterwards whether that fence was good enough.
 --
--- A lock in transit (handed over, not yet claimed; its fence is 0, and its value ends in '|' when the
--- holder gave it back, in '!' when it was found gone) is free for the waiter that popped its baton. A
--- baton that still lies in its list has nobody to pop it, for all who wait block on that list: then
+-- A lock in transit (handed over, not yet claimed; its fence is 0) is free for the waiter that popped its
+-- baton. A baton that still lies in its list has nobody to pop it, for all who wait block on that list: then
 -- it is free for anybody.
 --
 -- KEYS[1] lock key

@@ -22,9 +22,10 @@
 -- ARGV[7] TTL of the quarantine in ms
 -- ARGV[8..] per item: the number of members, negative if the tag is known to have others
 -- Returns {'FENCED'} or, per item, one of: 0 (every entry exists under its first name), -1 (used of
---   late, left alone), -2 (another type, left alone), the error that kept it from being done, or {1 if all references given went, no
---   others are known, and the tag key is absent now, else 0, number removed, then the positions (from 0) of members that stayed
---   under their first name, as p, or under their second name alone, as -p-1}.
+--   late, left alone), -2 (another type, left alone), the error that kept it from being done, or
+--   {1 if all references given went, no others are known, and the tag key is absent now, else 0,
+--   number removed, then the positions (from 0) of members that stayed under their first name, as p,
+--   or under their second name alone, as -p-1}.
 -- Cost: O(members); 3 commands and 1 or 2 per item; if entries exist after all, 2 more per such item
 --   and 2 per member of a mixed one. Callers keep the members of one call below 256.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end

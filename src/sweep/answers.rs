@@ -30,7 +30,7 @@ const SAMPLES: usize = 20;
 
 /// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
 /// then their entries are looked for a second time, a grace later.
-const FRESH: Duration = Duration::from_millis(60);
+const IDLE_FRESH: Duration = Duration::from_millis(60);
 
 /// How soon a tag is read again that could not be judged before the mapping was proven.
 const PROVEN_SOON: Duration = Duration::from_millis(100);
@@ -343,15 +343,10 @@ impl Running<'_> {
         }
         let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
         let counts = counts.collect::<Result<Vec<u64>>>()?;
-        let total = batch.members.len() as u64;
-        if !batch.visit.looked {
-            self.report.references_checked += total;
-            grow(&batch.visit.page.checked, total);
-        }
+        let total = self.count_checked(&batch);
         self.prove(&counts)?;
         let live = counts.iter().copied().max().unwrap_or(total);
         let visit = &batch.visit;
-        grow(&visit.checked, total);
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
             self.invalidate(batch, live);
             return Ok(());
@@ -370,6 +365,17 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Counts references that were looked at; a repeated visit only for itself.
+    fn count_checked(&mut self, batch: &Batch) -> u64 {
+        let (visit, total) = (&batch.visit, batch.members.len() as u64);
+        if !visit.looked {
+            self.report.references_checked += total;
+            grow(&visit.page.checked, total);
+        }
+        grow(&visit.checked, total);
+        total
+    }
+
     /// Entries that we are not let see: each is looked for by itself, and what cannot be seen stays.
     fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
         if !self.proof.is_settled() && !batch.visit.again {
@@ -378,12 +384,7 @@ impl Running<'_> {
         }
         let key = printable(&batch.visit.key);
         self.warn(&format!("entries of some tags cannot be looked for, such as of {key}: {e}"));
-        if !batch.visit.looked {
-            let total = batch.members.len() as u64;
-            self.report.references_checked += total;
-            grow(&batch.visit.page.checked, total);
-        }
-        grow(&batch.visit.checked, batch.members.len() as u64);
+        self.count_checked(&batch);
         batch.visit.alive.set(true);
         match self.proof.is_settled() {
             true => self.ready.push_back(Ask::Sift(batch, 1)),
@@ -628,7 +629,7 @@ impl Running<'_> {
     /// ask for it again.
     fn is_old(&self, visit: &Visit) -> bool {
         let asked = visit.idle.get().is_some() || self.options.grace.is_zero();
-        !asked && visit.idled_at.get().is_none_or(|at| Moment::now().since(at) > FRESH)
+        !asked && visit.idled_at.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
     }
 
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.

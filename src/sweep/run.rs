@@ -37,9 +37,8 @@ const LAST_TRY: Duration = Duration::from_secs(1);
 /// Longest rest between two attempts to reach it.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Longest time between two scripts while anything is condemned: what proved that a tag was left alone
-/// gets old.
-const FRESH: Duration = Duration::from_millis(50);
+/// How long what is condemned waits for company: what proved that a tag was left alone gets old.
+const COMPANY: Duration = Duration::from_millis(50);
 
 /// How often the server is asked whether it saves and how busy it is.
 const LOAD_EVERY: Duration = Duration::from_millis(500);
@@ -777,7 +776,7 @@ impl<'a> Running<'a> {
 
     /// Whether what is condemned has waited for company for long enough.
     fn is_overdue(&self) -> bool {
-        !self.condemned.is_empty() && Moment::now().since(self.pruned_at) >= FRESH
+        !self.condemned.is_empty() && Moment::now().since(self.pruned_at) >= COMPANY
     }
 
     /// Whether so many members are condemned.

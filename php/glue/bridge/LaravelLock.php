@@ -30,8 +30,7 @@ final class LaravelLock extends Lock
         private readonly int|float $forEver,
     ) {
         parent::__construct($name, $seconds, $owner);
-        // An owner that is not one of ours holds nothing here.
-        if ($owner !== null && str_contains($owner, ':')) {
+        if (self::mayBeOurs($owner)) {
             $this->lock = DistributedLock::restore($redis, $name, $owner, $this->native());
         }
     }
@@ -88,7 +87,7 @@ final class LaravelLock extends Lock
 
     public function isOwnedBy($owner): bool
     {
-        return $owner !== null && str_contains((string) $owner, ':') && $this->anybodys()->isOwnedBy((string) $owner);
+        return self::mayBeOurs($owner) && $this->anybodys()->isOwnedBy((string) $owner);
     }
 
     public function isOwnedByCurrentProcess(): bool
@@ -99,6 +98,12 @@ final class LaravelLock extends Lock
     protected function getCurrentOwner(): string
     {
         return $this->isOwnedByCurrentProcess() ? $this->owner : '';
+    }
+
+    /** An owner that is not one of ours holds nothing here. */
+    private static function mayBeOurs(mixed $owner): bool
+    {
+        return $owner !== null && str_contains((string) $owner, ':');
     }
 
     private function take(float $wait): bool
