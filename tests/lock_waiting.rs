@@ -5,10 +5,11 @@
 mod support;
 
 use redis::Commands;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Outcome, status};
+use tagsweep::lock::{Lock, Options, Outcome, SharedLink, WaitMode, Watchdog, status};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -222,4 +223,65 @@ fn a_waiter_outlasts_a_restart_of_the_server() {
     let next = waiter(&server, b"a", MS(30_000), MS(20_000));
     server.restart();
     assert!(next.recv().unwrap().0.is_some(), "the lock went with the data");
+}
+
+#[test]
+fn a_wait_by_asking_again_ends_in_time_when_the_server_stops() {
+    let server = Server::start();
+    let _: () = server.connect().set_ex("lock:a", "an old program", 3600).unwrap();
+    for wait_mode in [WaitMode::Backoff, WaitMode::Line] {
+        let options = Options { wait_mode, ..Options::new(MS(30_000)) };
+        let mut lock = Lock::on(server.link(), b"a", options).unwrap();
+        let (begun, mut stopped) = (Instant::now(), false);
+        let outcome = lock.acquire_within(MS(1000), &mut |_| {
+            if begun.elapsed() > MS(500) && !std::mem::replace(&mut stopped, true) {
+                server.signal("STOP");
+            }
+            true
+        });
+        let took = begun.elapsed();
+        server.signal("CONT");
+        assert!(stopped && took < MS(1200), "{wait_mode:?}: {took:?}, {outcome:?}");
+    }
+}
+
+#[test]
+fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
+    let server = Server::start();
+    let mut first = lock(&server, b"a", MS(600));
+    take(&mut first, MS(0)).unwrap();
+    let owner = first.owner().unwrap().to_vec();
+    first.forget();
+    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(600)) };
+    let mut restored = Lock::restore(server.link(), b"a", &owner, options).unwrap();
+    assert!(restored.verify().unwrap());
+    let begun = Instant::now();
+    until("three lives are over", || begun.elapsed() > MS(1800));
+    assert!(restored.is_held() && restored.release().unwrap());
+}
+
+#[test]
+fn leases_on_a_server_that_does_not_answer_cost_no_lease_on_another() {
+    let (silent, server) = (Server::start(), Server::start());
+    let watchdog = Watchdog::new();
+    let renewed = |link: &SharedLink, name: &[u8], ttl| {
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
+        let mut lock = Lock::on(Arc::clone(link), name, options).unwrap();
+        take(&mut lock, MS(0)).unwrap();
+        lock
+    };
+    let link = silent.link();
+    let mut others: Vec<Lock> = (0..8u8).map(|n| renewed(&link, &[n], MS(6000))).collect();
+    let mut ours = renewed(&server.link(), b"a", MS(1500));
+    silent.signal("STOP");
+    let begun = Instant::now();
+    until("all of them were due", || begun.elapsed() > MS(6000));
+    let held = ours.is_held() && ours.verify().unwrap();
+    // And at the end they do not cost a second each.
+    let begun = Instant::now();
+    others.clear();
+    let farewell = begun.elapsed();
+    silent.signal("CONT");
+    assert!(held, "the lease on the server that answers");
+    assert!(farewell < MS(1500), "{farewell:?}");
 }

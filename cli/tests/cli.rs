@@ -532,3 +532,14 @@ fn a_key_that_is_no_lock_does_not_hide_the_others() {
     let (code, out, err) = tagsweep(&["status", "--url", &server.url()]);
     assert!(code == 0 && out.contains("job") && err.contains("lock:cart"), "{out}{err}");
 }
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored_in_the_command() {
+    let server = Server::start();
+    let ignoring = format!(
+        "trap '' HUP; exec {TAGSWEEP} lock a --url {} -- sh -c 'kill -HUP $$; echo alive'",
+        server.url()
+    );
+    let (code, out, err) = read(Command::new("sh").args(["-c", &ignoring]));
+    assert!(code == 0 && out == "alive\n", "{code}: {out}{err}");
+}
