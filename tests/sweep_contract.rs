@@ -613,3 +613,91 @@ fn a_large_aged_tag_that_is_invalidated_counts_as_removed() {
     assert!(!con.exists::<_, bool>("tag:large").unwrap());
     assert_eq!((report.tags_removed, report.tags_pruned), (1, 0), "{report:?}");
 }
+
+#[test]
+fn a_limit_that_is_reached_leaves_verification_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let (begun, mut written) = (Instant::now(), false);
+    let verify = Duration::from_millis(1500);
+    let max_duration = Some(Duration::from_millis(200));
+    let report = sweep_watched(
+        server.config(),
+        Options { verify, max_duration, ..Options::default() },
+        &mut |_| {
+            if begun.elapsed().as_millis() > 1000 && !std::mem::replace(&mut written, true) {
+                let _: () = con.set("item:a:s0", "x").unwrap();
+            }
+            Flow::Continue
+        },
+    );
+    assert_eq!((report.reason, report.references_restored), (Reason::MaxDuration, 1));
+    assert!(members(&mut con, "tag:a").contains("item:a:s0"));
+}
+
+#[test]
+fn what_was_removed_is_verified_although_an_error_ends_the_sweep() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..3000).for_each(|n| tag(&mut con, "", &n.to_string(), 1, 1));
+    let config = restricted(&server, "~* &* +@all");
+    let verify = Duration::from_millis(300);
+    let mut sweep = Sweep::new(config, Options { verify, ..Options::default() }).unwrap();
+    let mut back = None;
+    let ended = sweep.run(&mut |progress| {
+        if progress.report.references_removed > 0 && back.is_none() {
+            let gone = (0..3000).find(|n| con.scard::<_, u64>(format!("tag:{n}")).unwrap() == 1);
+            back = gone;
+            let _: () = con.set(format!("item:{}:s0", gone.unwrap()), "x").unwrap();
+            run::<()>(&mut con, "ACL SETUSER some -sscan");
+        }
+        Flow::Continue
+    });
+    assert!(ended.unwrap_err().to_string().contains("tag:"));
+    assert_eq!(sweep.report().unwrap().references_restored, 1);
+    let back = back.unwrap();
+    assert!(members(&mut con, &format!("tag:{back}")).contains(&format!("item:{back}:s0")));
+}
+
+#[test]
+fn a_reference_that_is_written_while_a_large_tag_is_swept_is_not_lost() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 200000 do redis.call('SADD', 'tag:big', 'item:' .. i) end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:other", "item:live").unwrap();
+    age(&mut con, "tag:big", 3600);
+    age(&mut con, "tag:other", 3600);
+    let entries: Vec<String> = (0..100).map(|n| format!("item:{}", 1 + n * 2000)).collect();
+    let (mut referred, grace) = (None, Duration::from_secs(2));
+    let mut written = false;
+    sweep_watched(server.config(), Options { grace, ..quick() }, &mut |progress| {
+        if progress.report.references_removed > 50_000 && referred.is_none() {
+            let _: () = con.sadd("tag:big", &entries).unwrap();
+            referred = Some(Instant::now());
+        }
+        let due = referred.is_some_and(|at| at.elapsed() > Duration::from_millis(700));
+        if due && !std::mem::replace(&mut written, true) {
+            entries.iter().for_each(|entry| con.set(entry, "x").unwrap());
+        }
+        Flow::Continue
+    });
+    let kept = members(&mut con, "tag:big");
+    let lost: Vec<&String> = entries.iter().filter(|entry| !kept.contains(*entry)).collect();
+    assert!(written && lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn a_tag_that_was_rewritten_is_not_passed_over_where_use_can_be_told() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 1, 0);
+    assert_eq!(remembering(&server).tags_unchanged, 0);
+    let _: () = con.del("tag:t").unwrap();
+    let _: () = con.sadd("tag:t", "item:gone").unwrap();
+    let untouching = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").exec(&mut con).is_ok();
+    let report = remembering(&server);
+    assert_eq!((report.tags_unchanged, untouching), (u64::from(!untouching), untouching));
+}
