@@ -387,11 +387,12 @@ typedef struct {
    */
   double round_p99_s;
   /**
-   * Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+   * Share of the keys before the place at which an earlier sweep was cut short and this one began;
+   * else 0.
    */
   double resumed_at;
   /**
-   * References that the earlier sweep had removed up to there.
+   * References that had been removed by then, since a sweep was complete.
    */
   uint64_t removed_before;
   /**

@@ -168,6 +168,23 @@ fn a_sweep_that_was_cut_short_is_gone_on_with_and_passes_nothing_over() {
 }
 
 #[test]
+fn what_became_stale_behind_a_sweep_that_was_cut_short_is_found_by_the_next() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 3, 3000);
+    let quick = || Options { grace: Duration::ZERO, ..quick() };
+    let cut = sweep(&server, Options { max_removals: Some(5000), ..quick() });
+    assert_eq!(cut.reason, Reason::MaxRemovals);
+    for tag in left.keys() {
+        let _: () = con.sadd(tag, "item:gone-meanwhile").unwrap();
+    }
+    let report = sweep(&server, quick());
+    assert!(report.complete && report.resumed_at > 0.0 && report.resumed_at < 1.0, "{report:?}");
+    assert_eq!(report.removed_before, cut.references_removed);
+    assert_same(&all_tags(&mut con), &left);
+}
+
+#[test]
 fn a_killed_sweep_is_gone_on_with_by_the_next() {
     let server = Server::start();
     let mut con = server.connect();

@@ -105,9 +105,10 @@ pub struct tagsweep_report {
     pub round_p50_s: f64,
     /// And of the slowest hundredth (s).
     pub round_p99_s: f64,
-    /// Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+    /// Share of the keys before the place at which an earlier sweep was cut short and this one began;
+    /// else 0.
     pub resumed_at: f64,
-    /// References that the earlier sweep had removed up to there.
+    /// References that had been removed by then, since a sweep was complete.
     pub removed_before: u64,
     /// Time that the rest of the walk will take (s), negative while that cannot be told; 0 at the end.
     pub left_s: f64,

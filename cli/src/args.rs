@@ -156,7 +156,7 @@ pub(crate) struct SweepArgs {
     /// Remember for this long at most which tags can have nothing stale, and pass them over.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub remember: Option<Duration>,
-    /// Begin at the beginning, also when an earlier sweep was cut short.
+    /// Begin at the beginning, not where an earlier sweep was cut short.
     #[arg(long)]
     pub fresh: bool,
     /// Name of the lock.

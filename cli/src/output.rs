@@ -124,7 +124,7 @@ pub(crate) fn print_report(report: &Report, server: &str) {
     }
     if report.resumed_at > 0.0 {
         let (at, before) = (report.resumed_at * 100.0, report.removed_before);
-        println!("  went on     at {at:.0} %; the sweep before had removed {before} references");
+        println!("  went on     at {at:.0} %; {before} references had been removed before");
     }
     for Sample { tag, entry, why } in &report.samples {
         println!("  example     {tag} would lose {entry}: {why}");

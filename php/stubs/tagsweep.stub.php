@@ -313,7 +313,7 @@ namespace Tagsweep {
          *                                                      on the server what is removed until it is
          *                                                      verified), remember (seconds, at most: pass
          *                                                      over tags in which nothing can have become
-         *                                                      stale since), resume (true: go on where an
+         *                                                      stale since), resume (true: begin where an
          *                                                      earlier cleanup was cut short), lock,
          *                                                      lockTtl (30), wait (0), dryRun
          *
@@ -427,9 +427,9 @@ namespace Tagsweep {
         public float $roundP50;
         /** And of the slowest hundredth (s). */
         public float $roundP99;
-        /** Share of the keys that an earlier cleanup had walked, from which this one went on; else 0. */
+        /** Share of the keys before the place at which an earlier cleanup was cut short and this one began; else 0. */
         public float $resumedAt;
-        /** References that the earlier cleanup had removed up to there. */
+        /** References that had been removed by then, since a cleanup was complete. */
         public int $removedBefore;
         /** Whether every tag was seen and judged. */
         public bool $complete;

@@ -106,7 +106,8 @@ impl Running<'_> {
     fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
         let reply = checked(first(replies))?;
         let (cursor, keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
-        let page = self.walk.answered(cursor);
+        let now = self.server_time();
+        let page = self.walk.answered(cursor, now);
         self.memory.paged(keys.iter().map(Vec::len).sum(), count);
         self.report.pages += 1;
         let again = self.second_pass;

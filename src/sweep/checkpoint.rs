@@ -2,15 +2,21 @@
 //!
 //! A checkpoint names the oldest page of which something is unsettled, so nothing is passed over by
 //! going on. It counts only for the same server process (cursors mean nothing to another), the same
-//! keys and the same question, and for an hour.
+//! keys and the same question.
+//!
+//! Whoever goes on begins there and goes round, to that place again: what became stale before it since
+//! then is found, too, and a sweep that is cut short every night still comes to every tag in turn. Only
+//! if the beginning was left no longer than a grace ago can nothing have become stale in it that a sweep
+//! would have to find; then the rest is enough.
 
 use crate::sweep::options::Options;
+use crate::sweep::page::{Place, Walk};
 use crate::sweep::report::Report;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// For how long a checkpoint is fresh.
-pub(crate) const FRESH: Duration = Duration::from_secs(3600);
+/// For how long a checkpoint is kept: longer than a week of nights lasts.
+pub(crate) const FRESH: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// How often one is kept.
 pub(crate) const EVERY: Duration = Duration::from_secs(1);
@@ -21,14 +27,15 @@ pub(crate) struct Checkpoint {
     /// What it is good for, see [`purpose`].
     purpose: String,
     /// Where to go on.
-    pub cursor: u64,
-    /// Figures of everything before that cursor.
+    #[serde(flatten)]
+    pub place: Place,
+    /// Figures of all that was done so far, since a sweep was complete.
     pub report: Report,
 }
 
 impl Checkpoint {
-    pub fn new(purpose: &str, cursor: u64, report: Report) -> Self {
-        Self { purpose: purpose.to_owned(), cursor, report }
+    pub fn new(purpose: &str, place: Place, report: Report) -> Self {
+        Self { purpose: purpose.to_owned(), place, report }
     }
 
     /// As it is kept.
@@ -40,7 +47,14 @@ impl Checkpoint {
     /// One that is good for `purpose`; anything else is as if there were none.
     pub fn read(kept: &[u8], purpose: &str) -> Option<Self> {
         let found: Self = serde_json::from_slice(kept).ok()?;
-        (found.purpose == purpose && found.cursor != 0).then_some(found)
+        (found.purpose == purpose && found.place.cursor != 0).then_some(found)
+    }
+
+    /// How to go on, now, by the server's clock (s).
+    pub fn walk(&self, now: u64, grace: Duration) -> Walk {
+        // A second more, for clocks of whole seconds.
+        let left = now.saturating_sub(self.place.since) + 1;
+        if left <= grace.as_secs() { Walk::rest(self.place) } else { Walk::round(self.place) }
     }
 }
 
@@ -49,7 +63,7 @@ pub(crate) fn purpose(server: &str, pattern: &[u8], options: &Options) -> String
     let Options { entry_prefix, grace, max_tag_age, on_aged, .. } = options;
     let prefix = entry_prefix.as_ref().map(|prefix| prefix.escape_ascii().to_string());
     let pattern = pattern.escape_ascii();
-    format!("1|{server}|{pattern}|{prefix:?}|{grace:?}|{max_tag_age:?}|{on_aged:?}")
+    format!("2|{server}|{pattern}|{prefix:?}|{grace:?}|{max_tag_age:?}|{on_aged:?}")
 }
 
 #[cfg(test)]
@@ -62,9 +76,10 @@ mod tests {
         let ours = purpose("run1", b"tag:*", &options);
         let report =
             Report { tags_seen: 7, duration: Duration::from_millis(1500), ..Report::default() };
-        let kept = Checkpoint::new(&ours, 9, report).to_bytes();
+        let place = Place { cursor: 9, since: 1000 };
+        let kept = Checkpoint::new(&ours, place, report).to_bytes();
         let found = Checkpoint::read(&kept, &ours).unwrap();
-        assert_eq!((found.cursor, found.report.tags_seen), (9, 7));
+        assert_eq!((found.place, found.report.tags_seen), (place, 7));
         assert_eq!(found.report.duration, Duration::from_millis(1500));
         let longer = Options { grace: Duration::from_secs(60), ..options.clone() };
         for other in [
@@ -81,7 +96,15 @@ mod tests {
         for kept in [b"".as_slice(), b"{}", b"\xff", b"{\"purpose\":\"p\",\"cursor\":0}"] {
             assert_eq!(Checkpoint::read(kept, "p"), None);
         }
-        let begun = Checkpoint::new("p", 0, Report::default()).to_bytes();
+        let begun = Checkpoint::new("p", Place::default(), Report::default()).to_bytes();
         assert_eq!(Checkpoint::read(&begun, "p"), None, "the beginning is no place to go on from");
+    }
+
+    #[test]
+    fn the_rest_is_enough_for_a_grace() {
+        let kept = Checkpoint::new("p", Place { cursor: 9, since: 1000 }, Report::default());
+        let goes_round = |now, grace| kept.walk(now, Duration::from_secs(grace)).is_whole();
+        assert!(!goes_round(1000, 5) && !goes_round(1004, 5));
+        assert!(goes_round(1005, 5) && goes_round(1000, 0) && goes_round(90_000, 5));
     }
 }

@@ -47,7 +47,8 @@ pub struct Options {
     /// and costs the server some 45 bytes a tag; entries that are deleted or evicted meanwhile leave
     /// references that stay for as long. `None` to look at every tag.
     pub remember: Option<Duration>,
-    /// Go on where an earlier sweep was cut short, if that is fresh.
+    /// Begin where an earlier sweep was cut short, and go round; only to the end of the keys if that
+    /// sweep began no longer than a grace ago.
     pub resume: bool,
     /// How much longer others may have to wait for the server because of us: a round of commands
     /// takes a third of it where others are at work, and all of it where hardly anybody is.

@@ -105,9 +105,10 @@ pub struct Report {
     /// And of the slowest hundredth (s).
     #[serde(rename = "round_p99_s", serialize_with = "seconds", deserialize_with = "span")]
     pub round_p99: Duration,
-    /// Share of the keys that an earlier sweep had walked, from which this one went on; else 0.
+    /// Share of the keys before the place at which an earlier sweep was cut short and this one began;
+    /// else 0.
     pub resumed_at: f64,
-    /// References that the earlier sweep had removed up to there.
+    /// References that had been removed by then, since a sweep was complete.
     pub removed_before: u64,
     /// Whether every tag was seen and judged.
     pub complete: bool,

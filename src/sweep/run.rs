@@ -152,7 +152,7 @@ impl<'a> Running<'a> {
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts.clone(), now),
-            walk: Walk::new(0),
+            walk: Walk::new(facts.time),
             second_pass: false,
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
@@ -236,9 +236,9 @@ impl<'a> Running<'a> {
 
     fn progress(&mut self) -> Progress<'_> {
         self.take_stock();
-        let (share, from) = (self.walk.share(), self.report.resumed_at);
-        let rate = (share - from) / self.report.duration.as_secs_f64();
-        let left = (rate > 0.0 && share > from + 0.005).then(|| (1.0 - share) / rate);
+        let (share, passed) = (self.walk.share(), self.walk.passed());
+        let left =
+            (passed > 0.005).then(|| (1.0 - share) / passed * self.report.duration.as_secs_f64());
         Progress {
             report: &self.report,
             share,
@@ -394,7 +394,7 @@ impl<'a> Running<'a> {
             return None;
         }
         let purpose = self.purpose.as_ref()?;
-        let cursor = self.walk.settled();
+        let place = self.walk.settled();
         let mut report = self.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
@@ -404,7 +404,7 @@ impl<'a> Running<'a> {
             report.tags_unchanged -= page.unchanged.get();
             report.references_checked -= page.checked.get();
         }
-        (cursor != 0).then(|| Checkpoint::new(purpose, cursor, report))
+        (place.cursor != 0).then(|| Checkpoint::new(purpose, place, report))
     }
 
     /// Nothing more is done about something of this page.
@@ -435,7 +435,7 @@ impl<'a> Running<'a> {
     /// At the end of a sweep that saw every tag: records of those that it did not see go, bucket by
     /// bucket. False when there is nothing to tidy up.
     fn tidy(&mut self) -> bool {
-        let whole = self.stop.is_none() && self.report.resumed_at == 0.0;
+        let whole = self.stop.is_none() && self.walk.is_whole();
         let keeps = self.aging || self.options.remember.is_some();
         let writes = keeps && !self.options.dry_run;
         if !whole || !writes || self.tidied >= records::BUCKETS {
@@ -539,7 +539,7 @@ impl<'a> Running<'a> {
             return false;
         }
         self.second_pass = true;
-        self.walk = Walk::new(0);
+        self.walk = Walk::new(self.server_time());
         true
     }
 
@@ -618,8 +618,8 @@ impl<'a> Running<'a> {
         let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
         let Some(purpose) = self.purpose.as_ref().filter(|_| !begun) else { return };
         let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
-        self.walk = Walk::new(checkpoint.cursor);
-        self.report.resumed_at = self.walk.share();
+        self.walk = checkpoint.walk(self.server_time(), self.options.grace);
+        self.report.resumed_at = checkpoint.place.share();
         self.before = checkpoint.report;
         self.report.removed_before = self.before.references_removed;
     }
