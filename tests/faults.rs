@@ -124,6 +124,10 @@ fn a_sweep_whose_answers_are_lost_does_the_same_and_loses_nothing() {
             let _: () = con.sadd(format!("tag:{i}"), &members).unwrap();
             age(&mut con, format!("tag:{i}"), 60);
         }
+        for i in 300..400 {
+            let _: () = con.sadd(format!("tag:{i}"), "item:gone").unwrap();
+            age(&mut con, format!("tag:{i}"), 60);
+        }
         let options = Options {
             grace: Duration::from_secs(1),
             verify: Duration::from_millis(50),
@@ -145,6 +149,9 @@ fn a_sweep_whose_answers_are_lost_does_the_same_and_loses_nothing() {
         });
         let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
         assert!(report.complete && struck > 1, "{fault:?}: {report:?}");
+        let figures = (report.references_removed, report.tags_pruned, report.tags_removed);
+        assert_eq!(figures, (400, 300, 100), "{fault:?}: {report:?}");
+        assert_eq!((report.tags_seen, report.references_checked), (400, 700), "{fault:?}");
         for i in 0..300 {
             let left: Vec<String> = con.smembers(format!("tag:{i}")).unwrap();
             assert_eq!(left, [format!("item:{i}:live")], "{fault:?}");

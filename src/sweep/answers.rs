@@ -562,10 +562,15 @@ impl Running<'_> {
         let [gone, removed, stayed @ ..] = figures.as_slice() else {
             return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
         };
-        self.report.references_removed += removed.unsigned_abs();
         let visit = &batch.visit;
-        grow(&visit.removed, removed.unsigned_abs());
-        visit.gone.set(visit.gone.get() || (*gone == 1 && *removed > 0));
+        let removed = match removed.unsigned_abs() {
+            // Done the first time, when the answer was lost.
+            0 if visit.asked.get() => (batch.members.len() - stayed.len()) as u64,
+            removed => removed,
+        };
+        self.report.references_removed += removed;
+        grow(&visit.removed, removed);
+        visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
         let ambiguous = stayed.iter().any(|position| *position < 0);
         let stays = |i: usize| {
             let i = i as i64;
@@ -576,7 +581,7 @@ impl Running<'_> {
             _ => batch.members.split(|i| !stays(i)),
         };
         self.vouch(Batch { visit: Rc::clone(visit), members: alive, slip: None });
-        match *removed {
+        match removed {
             0 => self.let_go(batch.visit),
             _ => self.verify_later(Batch { members: went, ..batch }),
         }

@@ -725,6 +725,7 @@ impl<'a> Running<'a> {
             Ask::Prune(batches) => {
                 for batch in batches {
                     self.unverified.put((batch.clone(), true), batch.size(), soon);
+                    batch.visit.asked.set(true);
                     match self.stop {
                         None => self.condemned.push_front(batch),
                         Some(_) => self.give_up(&batch.visit.page),
