@@ -350,6 +350,11 @@ fn limits_stop_it() {
     for i in 0..500 {
         tag(&mut con, "", &format!("t{i}"), 1, 5);
     }
+    let plan = |options| sweep(server.config(), Options { dry_run: true, ..options });
+    let report = plan(Options { max_removals: Some(333), ..quick() });
+    assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 333));
+    let report = plan(Options { max_share: 0.5, ..quick() });
+    assert_eq!(report.reason, Reason::MaxShare);
     let report = sweep(server.config(), Options { max_removals: Some(333), ..quick() });
     assert_eq!(report.reason, Reason::MaxRemovals);
     assert!((328..=333).contains(&report.references_removed), "{}", report.references_removed);
@@ -361,6 +366,29 @@ fn limits_stop_it() {
     let report = sweep_watched(server.config(), quick(), &mut |_| Flow::Stop);
     assert_eq!((report.reason, report.complete), (Reason::Stopped, false));
     assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+}
+
+#[test]
+fn limits_stop_an_invalidation() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..50 {
+        tag(&mut con, "", &format!("t{i}"), 5, 0);
+    }
+    let aged = || Options {
+        max_tag_age: Some(Duration::from_secs(50)),
+        on_aged: OnAged::Invalidate,
+        max_removals: Some(33),
+        ..quick()
+    };
+    for dry_run in [true, false] {
+        // A look makes tags young, on servers before 7.2.
+        (0..50).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+        let report = sweep(server.config(), Options { dry_run, ..aged() });
+        assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 33));
+    }
+    let entries: Vec<String> = con.keys("item:*").unwrap();
+    assert_eq!(entries.len(), 250 - 33);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::sweep::slip::{self, Slip};
 use crate::topology::{Facts, bytes_received, cpu_used};
 use redis::Value;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -425,13 +426,23 @@ impl Running<'_> {
         }
     }
 
-    /// Counts what a sweep would do.
+    /// Counts what a sweep would do, and stops where it would.
     fn foresee(&mut self, batch: Batch, stale: u64) {
-        self.report.references_removed += stale;
+        if self.stop.is_some() {
+            return self.let_go(batch.visit);
+        }
+        let allowed = self.allow(stale);
+        let removed = allowed.unwrap_or(0);
+        self.report.references_removed += removed;
         let visit = &batch.visit;
-        grow(&visit.removed, stale);
+        grow(&visit.removed, removed);
         visit.gone.set(visit.removed.get() == visit.checked.get());
         self.let_go(batch.visit);
+        match allowed {
+            None => self.stop(Reason::MaxShare),
+            Some(allowed) if allowed < stale => self.stop(Reason::MaxRemovals),
+            Some(_) => {}
+        }
     }
 
     /// Which entries exist; those of a mixed group are looked for one by one.
@@ -489,35 +500,62 @@ impl Running<'_> {
     /// the operator's limits allow.
     pub(super) fn condemn(&mut self, batch: Batch) {
         if self.stop.is_some() {
-            return self.give_up(&batch.visit.page);
-        }
-        let Some(mut batch) = self.proof.admit(batch) else { return };
-        let most = self.options.max_removals.unwrap_or(u64::MAX);
-        let left = most.saturating_sub(self.condemned_total);
-        let too_many = batch.members.len() as u64 > left;
-        if too_many {
             self.give_up(&batch.visit.page);
-            batch.members = batch.members.select(|i| (i as u64) < left);
+            return self.let_go(batch.visit);
         }
-        self.condemned_total += batch.members.len() as u64;
-        let checked = self.report.references_checked;
-        if judge::exceeds_share(self.condemned_total, checked, self.options.max_share) {
-            self.give_up(&batch.visit.page);
-            return self.stop(Reason::MaxShare);
-        }
+        let Some(batch) = self.proof.admit(batch) else { return };
+        let Some((batch, is_last)) = self.limit(batch) else { return };
         self.condemned.push_back(batch);
-        if too_many {
+        if is_last {
             self.reach_limit();
         }
+    }
+
+    /// As many of the references as the operator's limits allow to go, and whether that is all they do.
+    fn limit(&mut self, mut batch: Batch) -> Option<(Batch, bool)> {
+        let all = batch.members.len() as u64;
+        let allowed = self.allow(all);
+        if allowed != Some(all) {
+            self.give_up(&batch.visit.page);
+        }
+        let Some(allowed) = allowed else {
+            self.let_go(batch.visit);
+            self.stop(Reason::MaxShare);
+            return None;
+        };
+        if allowed < all {
+            batch.members = batch.members.select(|i| (i as u64) < allowed);
+        }
+        Some((batch, allowed < all))
+    }
+
+    /// How many of so many more removals the operator's limits allow; `None` if they would make a larger
+    /// share than allowed.
+    fn allow(&mut self, more: u64) -> Option<u64> {
+        let most = self.options.max_removals.unwrap_or(u64::MAX);
+        let allowed = more.min(most.saturating_sub(self.condemned_total));
+        self.condemned_total += allowed;
+        let checked = self.report.references_checked;
+        let too_large = judge::exceeds_share(self.condemned_total, checked, self.options.max_share);
+        (!too_large).then_some(allowed)
     }
 
     /// No more removals than the operator allows: what is condemned goes, and then it ends.
     fn reach_limit(&mut self) {
         let condemned = std::mem::take(&mut self.condemned);
+        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate(_));
+        let (allowed, others) =
+            std::mem::take(&mut self.ready).into_iter().partition::<VecDeque<_>, _>(is_allowed);
+        self.ready = others;
         self.stop(Reason::MaxRemovals);
-        for batch in condemned.into_iter().filter(|batch| !batch.members.is_empty()) {
-            let noted = self.noted(vec![batch]);
-            self.ready.push_back(Ask::Prune(noted));
+        self.ready.extend(allowed);
+        for batch in condemned {
+            if batch.members.is_empty() {
+                self.let_go(batch.visit);
+            } else {
+                let noted = self.noted(vec![batch]);
+                self.ready.push_back(Ask::Prune(noted));
+            }
         }
     }
 
@@ -659,12 +697,21 @@ impl Running<'_> {
         if self.options.dry_run {
             self.report.entries_invalidated += live;
             let all = batch.members.len() as u64;
-            self.foresee(batch, all);
-        } else if self.stop.is_some() {
+            return self.foresee(batch, all);
+        }
+        if self.stop.is_some() {
             self.give_up(&batch.visit.page);
+            return self.let_go(batch.visit);
+        }
+        let Some((batch, is_last)) = self.limit(batch) else { return };
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
         } else {
             let noted = self.noted(vec![batch]);
             self.ready.extend(noted.into_iter().map(Ask::Invalidate));
+        }
+        if is_last {
+            self.reach_limit();
         }
     }
 

@@ -31,7 +31,8 @@ pub struct Options {
     pub max_tag_age: Option<Duration>,
     /// What to do with aged tags.
     pub on_aged: OnAged,
-    /// Stop when more than this share of the references looked at would go (1 = never).
+    /// Stop when more than this share of the references looked at would go, stale or of aged tags
+    /// (1 = never).
     pub max_share: f64,
     /// Stop after this many removed references.
     pub max_removals: Option<u64>,

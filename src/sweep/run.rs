@@ -546,7 +546,7 @@ impl<'a> Running<'a> {
     /// At the end: whether what was held back means that the mapping is wrong.
     fn verdict(&mut self) -> Result<()> {
         match self.proof.refutation() {
-            Some(what) if self.stop.is_none() && self.options.dry_run => {
+            Some(what) if self.options.dry_run => {
                 let removed = &mut self.report;
                 (removed.tags_removed, removed.tags_pruned, removed.references_removed) = (0, 0, 0);
                 removed.warnings.push(what);
