@@ -2,8 +2,8 @@
 //! that lock.
 //!
 //! The crate reads no environment, has no global state, and opens no thread but the one of a
-//! [`Watchdog`](lock::Watchdog) that was asked for. All calls block, and all
-//! are bounded by [`Config::timeout`].
+//! [`Watchdog`](lock::Watchdog) that was asked for, and one for as long as the name of a host is being
+//! resolved. All calls block, and all are bounded by [`Config::timeout`].
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -18,6 +18,7 @@ mod script;
 mod socket;
 mod strings;
 pub mod sweep;
+mod thread;
 mod topology;
 
 pub use config::Config;

@@ -7,6 +7,7 @@
 use crate::clock::Moment;
 use crate::config::{Address, Config};
 use crate::error::{Error, ErrorKind, Result};
+use crate::thread;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, setsockopt, socket,
@@ -17,11 +18,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Carries commands to one server and brings their replies back in the same order.
@@ -283,16 +284,32 @@ impl Write for Stream {
     }
 }
 
-/// The first address of a host that answers. Names are resolved by the system, in its own time.
+/// The first address of a host that answers.
 fn reach(host: &str, port: u16, deadline: Moment) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
+    for address in resolve(host, port, deadline)? {
         match TcpStream::connect_timeout(&address, patience(deadline)?) {
             Ok(stream) => return Ok(stream),
             Err(e) => last = e,
         }
     }
     Err(last)
+}
+
+/// The addresses of a host. The system takes its own time to resolve a name, which may be longer than
+/// ours: it does so in a thread, and is left alone with it when our time is up.
+fn resolve(host: &str, port: u16, deadline: Moment) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let (tell, told) = mpsc::channel();
+    let host = host.to_owned();
+    thread::start("tagsweep-name", move || {
+        let _ = tell.send((host.as_str(), port).to_socket_addrs().map(Vec::from_iter));
+    })?;
+    told.recv_timeout(patience(deadline)?).unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, "its name was not resolved in time"))
+    })
 }
 
 /// A unix socket. One whose queue is full, because its server does not accept, is tried until the deadline.
@@ -411,10 +428,10 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
 }
 
 fn no_answer(e: &io::Error) -> Error {
-    let what = if is_timeout(e) {
-        "no answer in time".into()
-    } else {
-        format!("the connection broke: {e}")
+    let what = match e.get_ref() {
+        Some(ours) if is_timeout(e) => ours.to_string(),
+        None if is_timeout(e) => "no answer in time".into(),
+        _ => format!("the connection broke: {e}"),
     };
     Error::new(ErrorKind::Unknown, what).advice("whether the command took effect is not known")
 }

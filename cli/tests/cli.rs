@@ -543,3 +543,27 @@ fn a_signal_that_is_ignored_stays_ignored_in_the_command() {
     let (code, out, err) = read(Command::new("sh").args(["-c", &ignoring]));
     assert!(code == 0 && out == "alive\n", "{code}: {out}{err}");
 }
+
+/// A resolver that never answers, in place of the system's.
+fn deaf_resolver(folder: &std::path::Path) -> std::path::PathBuf {
+    let (source, library) = (folder.join("deaf.c"), folder.join("deaf.so"));
+    let code = "#include <unistd.h>\nint getaddrinfo() { for (;;) pause(); }\n";
+    std::fs::write(&source, code).unwrap();
+    let mut build = Command::new("cc");
+    build.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
+    assert!(build.status().unwrap().success());
+    library
+}
+
+#[test]
+fn a_name_that_is_not_resolved_costs_no_more_than_the_time_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(TAGSWEEP);
+    command.env("LD_PRELOAD", deaf_resolver(folder.path())).env_remove("REDIS_URL");
+    let url = "redis://cache.example:6379";
+    let begun = Instant::now();
+    let (code, _, err) = read(command.args(["status", "job", "--url", url, "--timeout", "300ms"]));
+    assert_eq!(code, 1, "{err}");
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert!(err.contains("cache.example") && err.contains("not resolved in time"), "{err}");
+}

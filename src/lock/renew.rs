@@ -16,7 +16,7 @@ use crate::lock::monitor::why;
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
-use nix::sys::signal::{SigSet, SigmaskHow};
+use crate::thread;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -141,17 +141,8 @@ impl Drop for Watchdog {
     }
 }
 
-/// Starts the thread with all signals blocked from its first instruction on.
 fn start(shared: Arc<Shared>) -> Result<()> {
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
-    let thread = std::thread::Builder::new()
-        .name("tagsweep-renew".into())
-        .stack_size(256 * 1024)
-        .spawn(move || keep_watch(&shared));
-    if let Some(before) = before {
-        // It was in force a moment ago.
-        let _ = before.thread_set_mask();
-    }
+    let thread = thread::start("tagsweep-renew", move || keep_watch(&shared));
     thread.map(drop).map_err(|e| Error::invalid(format!("no thread for renewal: {e}")))
 }
 
