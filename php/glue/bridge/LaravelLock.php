@@ -7,6 +7,7 @@ namespace Tagsweep\Bridge;
 use Illuminate\Cache\Lock;
 use Illuminate\Contracts\Cache\LockTimeoutException;
 use Tagsweep\DistributedLock;
+use Tagsweep\Exception\ReentrantLockException;
 
 /**
  * A lock of Laravel's cache, on top of Tagsweep\DistributedLock: block() waits in line instead of
@@ -49,7 +50,13 @@ final class LaravelLock extends Lock
      */
     public function block($seconds, $callback = null): mixed
     {
-        if (!$this->take((float) $seconds)) {
+        try {
+            $taken = $this->take((float) $seconds);
+        } catch (ReentrantLockException $e) {
+            // This process has it, for longer than it would wait: in Laravel's words that is a timeout.
+            throw new LockTimeoutException($e->getMessage(), 0, $e);
+        }
+        if (!$taken) {
             throw new LockTimeoutException();
         }
         if (!is_callable($callback)) {
@@ -85,9 +92,10 @@ final class LaravelLock extends Lock
         return $this->anybodys()->isLocked();
     }
 
+    /** Whether that owner has it; null: whether nobody has. */
     public function isOwnedBy($owner): bool
     {
-        return self::mayBeOurs($owner) && $this->anybodys()->isOwnedBy((string) $owner);
+        return ($owner === null || self::mayBeOurs($owner)) && $this->anybodys()->isOwnedBy($owner);
     }
 
     public function isOwnedByCurrentProcess(): bool

@@ -61,5 +61,23 @@ check('refresh', abs($redis->pttl('lock:app:endless') - 10_000) < 1_000 && $endl
 $short = $provider->lock('short', 0.2);
 $short->get();
 check('expiry', $provider->lock('short', 5)->block(2) === true && $short->release() === false);
+$own = $provider->lock('own', 30);
+check('nobody owns what is free', $own->isOwnedBy(null) && $own->get() && !$own->isOwnedBy(null) && $own->isOwnedBy($own->owner()));
+check('got twice', $own->get() === false && $provider->lock('own', 30)->get() === false);
+try {
+    $provider->lock('own', 30)->block(1);
+} catch (LockTimeoutException $e) {
+    check('blocked by itself', str_contains($e->getMessage(), 'app:own') && $own->release());
+}
+check('a blocking callback that throws', (function () use ($own, $redis) {
+    try {
+        return $own->block(1, fn () => throw new DomainException());
+    } catch (DomainException) {
+        return $redis->exists('lock:app:own') === 0;
+    }
+})());
+$other = $provider->restoreLock('own', 'other_owner');
+$own->get();
+check('an alien owner sees who has it', $other->isOwnedBy($own->owner()) && !$other->isOwnedByCurrentProcess() && $own->release());
 check('an owner that is none', $provider->restoreLock('job', 'nonsense')->release() === false);
 echo "done\n";
