@@ -38,6 +38,7 @@ script!(PRUNE, "prune.lua");
 script!(INVALIDATE, "invalidate.lua");
 script!(RESTORE, "restore.lua");
 script!(CHECKPOINT, "checkpoint.lua");
+script!(RIGHTS, "rights.lua");
 
 /// Keys and arguments of one run, in the order of the script's header.
 #[derive(Clone, Default)]

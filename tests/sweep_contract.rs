@@ -194,6 +194,23 @@ fn a_dry_run_needs_no_permission_to_write() {
 }
 
 #[test]
+fn who_could_not_put_back_may_not_remove() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 2, 3);
+    for (right, missing) in [("-sadd", "SADD"), ("-type -srem", "SREM, TYPE")] {
+        let _: () = run(&mut con, &format!("ACL SETUSER half reset on >pw ~* &* +@all {right}"));
+        let url = format!("{}?user=half&pass=pw", server.url());
+        let mut sweep = Sweep::new(Config::from_url(&url).unwrap(), quick()).unwrap();
+        let e = sweep.run(&mut |_| Flow::Continue).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
+        assert!(e.to_string().contains(&format!("may not run {missing}")), "{e}");
+        assert_eq!(members(&mut con, "tag:t").len(), 5);
+        assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    }
+}
+
+#[test]
 fn a_young_tag_waits_for_its_grace_in_the_same_run() {
     let server = Server::start();
     let mut con = server.connect();
@@ -611,8 +628,12 @@ fn a_removal_that_is_refused_is_an_error_that_names_the_tag() {
     let server = Server::start();
     let mut con = server.connect();
     tag(&mut con, "", "a", 1, 1);
-    let config = restricted(&server, "~* &* +@all -srem");
-    let e = Sweep::new(config, quick()).unwrap().run(&mut |_| Flow::Continue).unwrap_err();
+    let mut sweep = Sweep::new(restricted(&server, "~* &* +@all"), quick()).unwrap();
+    let watched = sweep.run(&mut |_| {
+        run::<()>(&mut con, "ACL SETUSER some -srem");
+        Flow::Continue
+    });
+    let e = watched.unwrap_err();
     assert!(e.to_string().contains("tag:a"), "{e}");
     assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap(), "the lock was given back");
 }

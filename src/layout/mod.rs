@@ -29,6 +29,8 @@ pub trait Layout {
     fn name(&self) -> &'static str;
     /// `MATCH` pattern of the tag keys, with the prefix escaped.
     fn pattern(&self) -> Vec<u8>;
+    /// A key that the pattern matches, for questions about all of them.
+    fn sample(&self) -> Vec<u8>;
     /// How a member may map to its entry: one way, or two of which a sweep must prove one.
     fn mappings(&self) -> Vec<Mapping>;
 }

@@ -30,6 +30,10 @@ impl Layout for Plain {
         [&escape_glob(&self.prefix), b"tag:*".as_slice()].concat()
     }
 
+    fn sample(&self) -> Vec<u8> {
+        [&self.prefix, b"tag:".as_slice()].concat()
+    }
+
     fn mappings(&self) -> Vec<Mapping> {
         let given = |prefix: &[u8]| Mapping { entry_prefix: prefix.to_vec() };
         match &self.entry_prefix {

@@ -5,7 +5,7 @@ use crate::connect::{Link, Pack, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{Contender, Histogram, companion, whoami};
-use crate::script::{CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
+use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::socket::checked;
 use crate::sweep::checkpoint::{self, Checkpoint};
 use crate::sweep::history;
@@ -70,6 +70,8 @@ pub(super) struct Running<'a> {
     pub(super) contender: &'a mut Contender,
     pub(super) options: &'a Options,
     pub(super) pattern: Vec<u8>,
+    /// A key under it.
+    sample: Vec<u8>,
     pub(super) proof: Proof,
     pub(super) idle: IdleClock,
     /// Our own reads leave idle times alone.
@@ -149,6 +151,7 @@ impl<'a> Running<'a> {
             contender,
             options,
             pattern: layout.pattern(),
+            sample: layout.sample(),
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts.clone(), now),
@@ -587,6 +590,7 @@ impl<'a> Running<'a> {
         if !self.options.dry_run {
             let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
             setup.extend(scripts.map(|script| script.load()));
+            setup.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
         }
         let replies = self.link.persist(|link, deadline| {
             let replies = link.calls(&setup, deadline)?;
@@ -594,6 +598,9 @@ impl<'a> Running<'a> {
             replies.iter().skip(told).try_for_each(|r| checked(r.clone()).map(|_| ()))?;
             Ok(replies)
         })?;
+        if let Some(Value::Array(refused)) = replies.get(told..).and_then(<[Value]>::last) {
+            self.may_all_but(refused)?;
+        }
         if let Some(Value::BulkString(fingerprint)) = replies.first() {
             self.proof.recognise(fingerprint);
         }
@@ -604,6 +611,19 @@ impl<'a> Running<'a> {
         self.aging = self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
         self.pace.connected(self.link.round_trip()?);
         Ok(())
+    }
+
+    /// Nothing is begun that could not be undone.
+    fn may_all_but(&self, refused: &[Value]) -> Result<()> {
+        let names: Vec<String> =
+            refused.iter().filter_map(|name| redis::from_redis_value_ref(name).ok()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let names = names.join(", ");
+        Err(Error::new(ErrorKind::Denied, format!("the user may not run {names} on tags"))
+            .key(&self.sample)
+            .advice("grant it: what a sweep removes it must be able to put back"))
     }
 
     /// Asks for what an earlier run left.
