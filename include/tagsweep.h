@@ -131,9 +131,9 @@ typedef struct tagsweep_lock tagsweep_lock;
 typedef bool (*tagsweep_keep_waiting)(void *context);
 
 /**
- * Told once when a lease is lost, with the reason ("expired", "stolen", "forced", "unknown",
- * "max_hold"; static storage): by the thread that renews, or within the call that finds out. Must not
- * use the lock, and must not unwind or jump out.
+ * Told once when a lease is lost, with the reason ("expired", "evicted", "failover", "stolen", "forced",
+ * "unknown", "max_hold"; static storage): by the thread that renews, or within the call that finds out.
+ * Must not use the lock, and must not unwind or jump out.
  */
 typedef void (*tagsweep_on_lost)(void *context, const char *reason);
 

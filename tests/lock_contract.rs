@@ -4,9 +4,10 @@
 mod support;
 
 use redis::Commands;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome};
+use tagsweep::lock::{Lock, LossReason, Options, Outcome};
 use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -104,6 +105,36 @@ fn a_lease_ends_with_its_ttl_and_is_then_nobodys() {
     assert!(!a.extend(None).unwrap(), "extend does not take a lost lock again");
     assert!(!a.release().unwrap());
     assert!(b.is_held() && b.extend(None).unwrap(), "b is untouched");
+}
+
+#[test]
+fn a_loss_has_a_reason() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let memory = ["CONFIG SET maxmemory-policy allkeys-random", "CONFIG SET maxmemory 1", "DBSIZE"];
+    let value = "SET lock:job somebody";
+    for (acts, reason) in [
+        (["DEL lock:job"].as_slice(), LossReason::Expired),
+        (&["FLUSHALL"], LossReason::Failover),
+        (&[value], LossReason::Stolen),
+        (&memory, LossReason::Evicted),
+    ] {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let mut lock = lock(&server);
+        let tell = Arc::clone(&told);
+        lock.on_lost(move |reason| tell.lock().unwrap().push(reason));
+        fence(lock.acquire().unwrap());
+        acts.iter().for_each(|act| drop(run::<redis::Value>(&mut other, act)));
+        if reason == LossReason::Evicted {
+            // It evicts a little with each command.
+            until("the key is evicted", || !run::<bool>(&mut other, "EXISTS lock:job"));
+            let _: () = run(&mut other, "CONFIG SET maxmemory 0");
+        }
+        assert!(!lock.extend(None).unwrap());
+        assert_eq!(*told.lock().unwrap(), [reason]);
+        assert_eq!(lock.stats().lost.get(&reason), Some(&1));
+        let _: () = run(&mut other, "DEL lock:job");
+    }
 }
 
 #[test]

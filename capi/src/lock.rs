@@ -196,9 +196,9 @@ pub unsafe extern "C" fn tagsweep_lock_verify(
     })
 }
 
-/// Told once when a lease is lost, with the reason ("expired", "stolen", "forced", "unknown",
-/// "max_hold"; static storage): by the thread that renews, or within the call that finds out. Must not
-/// use the lock, and must not unwind or jump out.
+/// Told once when a lease is lost, with the reason ("expired", "evicted", "failover", "stolen", "forced",
+/// "unknown", "max_hold"; static storage): by the thread that renews, or within the call that finds out.
+/// Must not use the lock, and must not unwind or jump out.
 pub type tagsweep_on_lost =
     Option<unsafe extern "C" fn(context: *mut c_void, reason: *const c_char)>;
 
@@ -236,6 +236,8 @@ impl Listener {
     fn tell(&self, reason: LossReason) {
         let name = match reason {
             LossReason::Expired => c"expired",
+            LossReason::Evicted => c"evicted",
+            LossReason::Failover => c"failover",
             LossReason::Stolen => c"stolen",
             LossReason::Forced => c"forced",
             LossReason::MaxHold => c"max_hold",

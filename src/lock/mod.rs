@@ -66,6 +66,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::attempt::Attempt;
 use crate::lock::drive::{Asked, Drive, ask};
+use crate::lock::monitor::Loss;
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::renew::Ward;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -273,6 +274,11 @@ impl Lock {
         &self.contender.keys().lock
     }
 
+    /// The server, as messages name it: without secrets.
+    pub fn server(&self) -> String {
+        guard(&self.link).config().label()
+    }
+
     /// Life of a lease: as given, or as learned.
     pub fn ttl(&self) -> Duration {
         self.contender.ttl
@@ -317,8 +323,10 @@ impl Lock {
         let asked = ask(&mut guard(&self.link), self.contender.keys(), request)?;
         if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
+            let until = self.contender.safe_until().unwrap_or(asked.sent);
             let link = &mut guard(&self.link);
-            let reason = monitor::why(link, self.contender.keys(), fence, found);
+            let loss = Loss { fence, until, found };
+            let reason = monitor::why(link, self.contender.keys(), &loss);
             self.contender.lose(reason);
             if let Some(tell) = &self.on_lost {
                 tell(reason);
@@ -460,13 +468,16 @@ pub(crate) fn acquire_within(
 /// Releases; false when it was not ours any more.
 pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
     let known = contender.known_loss();
+    let until = contender.safe_until();
     let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
     // Gone after an attempt whose reply was lost: that attempt released it.
     let done = answer == Answer::Released || repeated;
     contender.released(&request, done, Moment::now());
     if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
-        contender.count_loss(monitor::why(link, contender.keys(), *fence, LossReason::Expired));
+        let until = until.unwrap_or(Moment::now());
+        let loss = Loss { fence: *fence, until, found: LossReason::Expired };
+        contender.count_loss(monitor::why(link, contender.keys(), &loss));
     }
     Ok(done)
 }

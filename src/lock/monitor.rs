@@ -217,7 +217,7 @@ pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
         waiters: waiters.iter().map(|(who, ticket)| waiter(who, *ticket)).collect(),
         waiting,
         runs: runs.iter().filter_map(|run| past(run)).collect(),
-        fence: grant.split(['+', '|']).next().and_then(|number| number.parse().ok()),
+        fence: fence_of(&grant),
         stats: Stats { ttl: Duration::from_millis(ttl_ms), ..Stats::read(&fields) },
         time: Duration::from_secs(seconds) + Duration::from_micros(micros),
     })
@@ -251,15 +251,62 @@ fn past(run: &str) -> Option<Run> {
     Some(Run { fence: fence.parse().ok()?, host: holder.host, pid: holder.pid, end })
 }
 
-/// Why a lease was lost, for a holder that found it gone: an operator leaves word. One round trip.
-pub(crate) fn why(link: &mut Link, keys: &Keys, fence: u64, found: LossReason) -> LossReason {
-    let mut runs = redis::cmd("LRANGE");
-    runs.arg(&keys.runs).arg(0).arg(9);
-    let told = link.call(&runs, Moment::now() + Duration::from_millis(500));
-    let runs: Vec<String> = told.and_then(read).unwrap_or_default();
+/// A lease that was found lost, and as what.
+pub(crate) struct Loss {
+    pub fence: u64,
+    /// Until when it should have lasted.
+    pub until: Moment,
+    pub found: LossReason,
+}
+
+/// Why a lease was lost, for a holder that found it gone: an operator leaves word, and what is gone
+/// before its time leaves traces. One round trip.
+pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
+    let asked = [
+        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
+        redis::cmd("GET").arg(&keys.fence).to_owned(),
+        redis::cmd("INFO"),
+    ];
+    let early = !loss.until.passed();
+    let Ok(replies) = link.calls(&asked, Moment::now() + Duration::from_millis(500)) else {
+        return loss.found;
+    };
+    let mut replies = replies.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil);
+    let runs: Vec<String> = read(next()).unwrap_or_default();
     let mut runs = runs.iter().filter_map(|run| past(run));
-    let forced = runs.any(|run| run.fence == fence && run.end == RunEnd::Forced);
-    if forced { LossReason::Forced } else { found }
+    if runs.any(|run| run.fence == loss.fence && run.end == RunEnd::Forced) {
+        return LossReason::Forced;
+    }
+    if loss.found != LossReason::Expired || !early {
+        return loss.found;
+    }
+    let last: Option<String> = read(next()).unwrap_or_default();
+    let info: String = read(next()).unwrap_or_default();
+    cause(loss.fence, last.as_deref().and_then(fence_of), evicts(&info))
+}
+
+/// The number in what a fence key holds.
+fn fence_of(grant: &str) -> Option<u64> {
+    grant.split(['+', '|']).next()?.parse().ok()
+}
+
+/// Whether a server, by its `INFO`, evicts keys and has done so.
+fn evicts(info: &str) -> bool {
+    let field = |name| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
+    let never = [None, Some("noeviction")].contains(&field("maxmemory_policy:"));
+    !never && field("evicted_keys:").is_some_and(|count| count != "0")
+}
+
+/// Why a key is gone before its time, by the last fence that the server knows of.
+fn cause(fence: u64, last: Option<u64>, evicts: bool) -> LossReason {
+    match last {
+        Some(last) if last > fence => LossReason::Stolen,
+        Some(last) if last == fence && !evicts => LossReason::Expired,
+        Some(last) if last < fence => LossReason::Failover,
+        None if !evicts => LossReason::Failover,
+        _ => LossReason::Evicted,
+    }
 }
 
 /// The TTL that the past of a lock teaches; forgets what is too old. One round trip, at most two.
@@ -283,6 +330,30 @@ pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_is_gone_before_its_time_leaves_traces() {
+        use LossReason::{Evicted, Expired, Failover, Stolen};
+        let policy = |policy, count| {
+            evicts(&format!("maxmemory_policy:{policy}\r\nevicted_keys:{count}\r\n"))
+        };
+        assert!(policy("allkeys-lru", 3) && !policy("allkeys-lru", 0) && !policy("noeviction", 3));
+        assert!(!evicts(""));
+        for (last, evicts, reason) in [
+            (Some(7), false, Expired),
+            (Some(7), true, Evicted),
+            (Some(8), true, Stolen),
+            (Some(6), true, Failover),
+            (None, false, Failover),
+            (None, true, Evicted),
+        ] {
+            assert_eq!(cause(7, last, evicts), reason, "{last:?} {evicts}");
+        }
+        assert_eq!(
+            (fence_of("7+|h|1|p|30"), fence_of("7|30"), fence_of("x")),
+            (Some(7), Some(7), None)
+        );
+    }
 
     #[test]
     fn names_are_read_from_keys() {

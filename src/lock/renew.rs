@@ -12,7 +12,7 @@ use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, Result};
-use crate::lock::monitor::why;
+use crate::lock::monitor::{Loss, why};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
@@ -210,7 +210,8 @@ fn tend(ward: &Ward, links: &mut HashMap<Config, Link>) -> Option<Moment> {
             let stolen = answer == Answer::NotOurs(true);
             let found = if stolen { LossReason::Stolen } else { LossReason::Expired };
             let known = links.get_mut(&ward.config);
-            lose(ward, known.map_or(found, |link| why(link, &ward.keys, ward.fence, found)))
+            let loss = Loss { fence: ward.fence, until: ward.pulse.safe_until(), found };
+            lose(ward, known.map_or(found, |link| why(link, &ward.keys, &loss)))
         }
         Err(_) => {
             ward.pulse.count(false);

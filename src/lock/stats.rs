@@ -8,8 +8,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// The key is gone: expired, evicted, deleted or not replicated.
+    /// The key is gone: it has expired, or was deleted.
     Expired,
+    /// The key is gone before its time, on a server that evicts keys for want of memory.
+    Evicted,
+    /// The key is gone before its time, and with it all that the server knew of the grant: a replica
+    /// took over that had not heard of it, or the server was restarted, or emptied.
+    Failover,
     /// Somebody else has the lock.
     Stolen,
     /// An operator took it away.
@@ -22,13 +27,22 @@ pub enum LossReason {
 
 impl LossReason {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Expired, Self::Stolen, Self::Forced, Self::Unknown, Self::MaxHold];
+    pub const ALL: [Self; 7] = [
+        Self::Expired,
+        Self::Evicted,
+        Self::Failover,
+        Self::Stolen,
+        Self::Forced,
+        Self::Unknown,
+        Self::MaxHold,
+    ];
 
     /// As in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
+            Self::Evicted => "evicted",
+            Self::Failover => "failover",
             Self::Stolen => "stolen",
             Self::Forced => "forced",
             Self::Unknown => "unknown",
