@@ -33,10 +33,22 @@ pub(crate) fn repair_setters(class: &'static ClassEntry) {
             let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
             let argument = &mut (*table).type_;
             argument.type_mask = (argument.type_mask & !TYPE_BITS) | (1 << kind) | (1 << IS_NULL);
-            let returned = &mut (*table.sub(1)).type_;
-            returned.ptr = std::ptr::null_mut();
-            returned.type_mask = (returned.type_mask & !TYPE_BITS) | MAY_BE_STATIC;
+            returns_static(function);
         }
+    }
+}
+
+/// `static` for what is returned.
+///
+/// # Safety
+/// At module start; the function is one of ours.
+unsafe fn returns_static(function: &mut zend_function) {
+    // SAFETY: by the contract of this function; the return type stands before the first argument.
+    unsafe {
+        let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
+        let returned = &mut (*table.sub(1)).type_;
+        returned.ptr = std::ptr::null_mut();
+        returned.type_mask = (returned.type_mask & !TYPE_BITS) | MAY_BE_STATIC;
     }
 }
 
@@ -64,8 +76,8 @@ pub(crate) fn repair_constructor(class: &'static ClassEntry, number_at: Option<u
     }
 }
 
-/// Repairs what takes an owner: `restore(redis, lockKey, owner, …)` and `isOwnedBy(owner)`. At module
-/// start only.
+/// Repairs what takes an owner: `restore(redis, lockKey, owner, …): static` and `isOwnedBy(owner)`. At
+/// module start only.
 pub(crate) fn repair_owners(class: &'static ClassEntry) {
     // SAFETY: at module start nobody else uses the class entry; the table holds pointers to functions.
     unsafe {
@@ -75,6 +87,7 @@ pub(crate) fn repair_owners(class: &'static ClassEntry) {
         };
         if let Some(restore) = function("restore") {
             repair_redis(restore);
+            returns_static(restore);
             hide(restore, 0);
             hide(restore, 2);
         }

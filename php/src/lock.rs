@@ -10,9 +10,12 @@ use crate::options::{Given, lock_options, span};
 use crate::target::{config, shared_link};
 use crate::weak::{Array, Bytes, Int, Number};
 use ext_php_rs::boxed::ZBox;
+use ext_php_rs::class::RegisteredClass;
 use ext_php_rs::exception::{PhpException, PhpResult};
+use ext_php_rs::flags::ClassFlags;
 use ext_php_rs::prelude::*;
-use ext_php_rs::types::{ZendCallable, ZendHashTable, Zval};
+use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
+use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -131,10 +134,11 @@ impl DistributedLock {
         });
         let acquired = matches!(outcome.map_err(from_core)?, Outcome::Acquired { .. });
         if by_ourselves {
-            return Err(exception(
-                Class::Reentrant,
-                format!("this process itself holds the lock {}", printable(lock.key())),
-            ));
+            let told = format!(
+                "this process itself holds the lock {}, and would wait for itself; release it first",
+                name(&lock)
+            );
+            return Err(exception(Class::Reentrant, told));
         }
         self.register(acquired.then(|| lock.fence()).flatten());
         Ok(acquired)
@@ -187,10 +191,10 @@ impl DistributedLock {
                 if self.release()? {
                     return Ok(value);
                 }
-                let key = self.peek(|lock| printable(lock.key())).unwrap_or_default();
+                let lock = self.peek(name).unwrap_or_default();
                 Err(exception(
                     Class::LockLost,
-                    format!("the lock {key} was lost while the body ran"),
+                    format!("the lock {lock} was lost while the body ran"),
                 ))
             }
             Err(thrown) => {
@@ -202,15 +206,42 @@ impl DistributedLock {
     }
 }
 
+/// An object of the class that a static method was called on: an application may have its own.
+fn instance(lock: DistributedLock) -> ZBox<ZendClassObject<DistributedLock>> {
+    // SAFETY: it is initialised before anybody sees it.
+    let mut object = unsafe { ZendClassObject::<DistributedLock>::new_uninit(called_class()) };
+    object.initialize(lock);
+    object
+}
+
+/// The class that the static method under way was called on, if it is one of ours that can have objects.
+fn called_class() -> Option<&'static ClassEntry> {
+    // SAFETY: while a static method of ours runs the current frame is its own, and holds the class where
+    // other frames hold the object; classes outlive the request's frames.
+    let class = unsafe {
+        let this = &ExecutorGlobals::get().current_execute_data.as_ref()?.This;
+        if this.is_object() { (*this.value.obj).ce.as_ref()? } else { this.value.ce.as_ref()? }
+    };
+    let ours = class.instance_of(DistributedLock::get_metadata().ce());
+    (ours && !class.flags().contains(ClassFlags::Abstract)).then_some(class)
+}
+
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {
     let why = match reason {
-        LossReason::Expired => "its key is gone (expired, deleted or evicted)",
+        LossReason::Expired => "its key is gone (expired, or deleted)",
+        LossReason::Evicted => "the server evicted its key",
+        LossReason::Failover => "the server lost it (a failover, a restart, or it was emptied)",
         LossReason::Stolen => "somebody else has it",
         LossReason::Forced => "an operator took it away",
         LossReason::MaxHold => "it was held for as long as maxHold allows",
         _ => "the server could not be reached in time",
     };
-    exception(Class::LockLost, format!("the lock {} was lost: {why}", printable(lock.key())))
+    exception(Class::LockLost, format!("the lock {} was lost: {why}", name(lock)))
+}
+
+/// A lock as messages name it.
+fn name(lock: &Lock) -> String {
+    format!("{} on {}", printable(lock.key()), lock.server())
 }
 
 #[php_impl]
@@ -232,8 +263,9 @@ impl DistributedLock {
         lockKey: Bytes,
         owner: Bytes,
         options: Array,
-    ) -> PhpResult<DistributedLock> {
-        Self::on(redis, &lockKey, 60.0, &options, Some(&owner))
+    ) -> PhpResult<ZBox<ZendClassObject<DistributedLock>>> {
+        let lock = Self::on(redis, &lockKey, 60.0, &options, Some(&owner))?;
+        Ok(instance(lock))
     }
 
     /// Takes the lock, waiting in line.
@@ -273,10 +305,10 @@ impl DistributedLock {
         if self.take(budget)? {
             return self.run(&body);
         }
-        if ext_php_rs::zend::ExecutorGlobals::has_exception() {
+        if ExecutorGlobals::has_exception() {
             return Ok(Zval::new()); // a signal handler threw while we waited
         }
-        let key = self.peek(|lock| printable(lock.key())).unwrap_or_default();
+        let lock = self.peek(name).unwrap_or_default();
         let holder =
             self.peek(|lock| lock.status().ok()).flatten().and_then(|status| status.holder);
         let who = holder.map_or("held by another".to_owned(), |holder| holder.to_string());
@@ -285,7 +317,7 @@ impl DistributedLock {
         } else {
             format!("; it was waited for {} s", budget.as_secs_f64())
         };
-        Err(exception(Class::LockConflicted, format!("the lock {key} is {who}{waited}")))
+        Err(exception(Class::LockConflicted, format!("the lock {lock} is {who}{waited}")))
     }
 
     /// The same as extend(), with fractions.

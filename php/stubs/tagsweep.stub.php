@@ -83,7 +83,7 @@ namespace Tagsweep {
          *
          * @throws Exception\InvalidArgumentException
          */
-        public static function restore(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, #[\SensitiveParameter] string $owner, array $options = []): DistributedLock
+        public static function restore(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, #[\SensitiveParameter] string $owner, array $options = []): static
         {
             throw new \Error('the extension tagsweep is not loaded');
         }

@@ -271,6 +271,12 @@ final class LockLifeTest extends TestCase
         $restored = DistributedLock::restore($this->dsn, 'job', $owner);
         self::assertFalse($restored->isAcquired(), 'not asked yet');
         self::assertTrue($restored->verify() && $restored->isAcquired());
+        $theirs = new class($this->dsn, 'other') extends DistributedLock {
+            public string $own = 'theirs';
+        };
+        $restored = $theirs::restore($this->dsn, 'job', $owner);
+        self::assertInstanceOf($theirs::class, $restored);
+        self::assertSame(['theirs', true], [$restored->own, $restored->verify()]);
         self::assertEqualsWithDelta(29, $restored->remaining(), 2);
         self::assertTrue($this->lock()->isOwnedBy($owner));
         self::assertFalse($this->lock()->isOwnedBy('x:1|a|1|b'));
