@@ -29,7 +29,6 @@
 //! only what must be done at one instant. A sweep that remembers asks for a record and
 //! SCARD, and for the rest only where those do not vouch for the tag.
 
-mod answers;
 mod checkpoint;
 mod history;
 mod judge;

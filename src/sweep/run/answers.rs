@@ -1,0 +1,172 @@
+//! What follows from each answer. Every one either settles something or leads to another question;
+//! nothing here sends or waits.
+
+use crate::clock::Moment;
+use crate::connect::passes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::companion;
+use crate::socket::checked;
+use crate::sweep::records::Record;
+use crate::sweep::round::Ask;
+use crate::sweep::run::{Later, Running};
+use crate::sweep::slip::{self, Slip};
+use crate::topology::{Facts, bytes_received, cpu_used};
+use redis::Value;
+
+/// A field of a hash, and what it holds.
+type Field = (Vec<u8>, Vec<u8>);
+
+impl Running<'_> {
+    /// Goes where an answer leads.
+    pub(super) fn follow(&mut self, ask: Ask, replies: Vec<Value>, sent: Moment) -> Result<()> {
+        if let Some(fault) = replies.iter().find_map(passing_fault) {
+            self.ask_again(ask);
+            return Err(fault);
+        }
+        match ask {
+            Ask::Page { count, .. } => self.paged(count, replies),
+            Ask::Recall(visit) => {
+                self.recalled(visit, &replies);
+                Ok(())
+            }
+            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent),
+            Ask::Look(batch) => self.looked(batch, replies),
+            Ask::Sift(batch, group) => {
+                self.sifted(batch, group, &replies);
+                Ok(())
+            }
+            Ask::Lifetimes(batch) => {
+                self.vouched(batch, &replies);
+                Ok(())
+            }
+            Ask::Prune(batches) => self.pruned(batches, replies),
+            Ask::Invalidate(batch) => self.invalidated(batch, replies),
+            Ask::Verify { batches, again } => {
+                self.verified(batches, again, first(replies));
+                Ok(())
+            }
+            Ask::Restore(batch) => self.restored(batch, replies),
+            Ask::Extend => self.extended(replies, sent),
+            Ask::Recover { .. } => self.recovered(replies),
+            Ask::Tidy { first } => self.tidied_up(first, replies),
+            Ask::Untouch(on) => {
+                self.untouching &= !on || replies.first() == Some(&Value::Okay);
+                Ok(())
+            }
+            Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
+            Ask::Records(_) | Ask::Forget { .. } => Ok(()),
+            Ask::Load => {
+                self.loaded(&replies);
+                Ok(())
+            }
+        }
+    }
+
+    /// How the server is: whether it saves, and how busy it is. Who may not ask knows neither.
+    fn loaded(&mut self, replies: &[Value]) {
+        let now = Moment::now();
+        let text = |at: usize| match replies.get(at) {
+            Some(Value::BulkString(info)) => String::from_utf8_lossy(info),
+            _ => "".into(),
+        };
+        self.idle.observe(&Facts::read(&text(0), 0), now);
+        if let Some(used) = cpu_used(&text(1)) {
+            self.pace.observe_cpu(used, now);
+        }
+        if let Some(received) = bytes_received(&text(2)) {
+            self.pace.observe_others(received - self.sent as f64, now);
+        }
+    }
+
+    fn extended(&mut self, replies: Vec<Value>, sent: Moment) -> Result<()> {
+        let reply = checked(first(replies))?;
+        if self.contender.lease().is_some() && !self.contender.extend_replied(&reply, sent)? {
+            self.lost();
+        }
+        Ok(())
+    }
+
+    /// Forgets records of tags that this sweep did not see.
+    fn tidied_up(&mut self, first: u32, replies: Vec<Value>) -> Result<()> {
+        for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
+            // Another type under our name is not ours to tidy up.
+            let Ok(reply) = checked(reply) else { continue };
+            let records: Vec<Field> = understood(reply)?;
+            let (began, now) = (self.began(), self.server_time());
+            let unseen = |record: &[u8]| {
+                Record::read(record).is_none_or(|record| record.is_unseen(began, now))
+            };
+            let fields: Vec<Vec<u8>> = records
+                .into_iter()
+                .filter(|(_, record)| unseen(record))
+                .map(|(field, _)| field)
+                .collect();
+            if !fields.is_empty() {
+                self.ready.push_back(Ask::Forget { bucket, fields });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up what an earlier sweep removed and did not live to verify.
+    fn recovered(&mut self, replies: Vec<Value>) -> Result<()> {
+        let reply = match checked(first(replies)) {
+            // Where nothing can be noted, a sweep that is to note must not begin.
+            Err(e) if self.options.durable => {
+                return Err(e.key(&companion(&self.contender.keys().lock, "quarantine")));
+            }
+            Err(e) => {
+                self.warn(&format!("the quarantine of this lock was passed over: {e}"));
+                return Ok(());
+            }
+            Ok(reply) => reply,
+        };
+        let (cursor, slips): (u64, Vec<Field>) = understood(reply)?;
+        let now = Moment::now();
+        for (id, bytes) in slips {
+            let slip = Slip::new(id, &self.crossed);
+            for batch in slip::read(&bytes, &slip) {
+                let size = batch.size();
+                self.unverified.put((batch, false), size, now);
+            }
+            self.warn("an earlier sweep was cut off before it had verified; that was made up for");
+        }
+        if cursor != 0 {
+            self.waiting.put(Later::Recover(cursor), 0, now);
+        }
+        Ok(())
+    }
+}
+
+/// An answer that may be another one in a moment: the server is busy, or forgot our scripts.
+fn passing_fault(reply: &Value) -> Option<Error> {
+    let Value::ServerError(_) = reply else { return None };
+    match checked(reply.clone()) {
+        Err(e) if e.code() == Some("NOSCRIPT") => {
+            Some(Error::new(ErrorKind::Unknown, "the server forgot our scripts"))
+        }
+        Err(e) if passes(&e) => Some(e),
+        _ => None,
+    }
+}
+
+pub(super) fn first(replies: Vec<Value>) -> Value {
+    replies.into_iter().next().unwrap_or(Value::Nil)
+}
+
+pub(super) fn last(replies: &mut Vec<Value>) -> Value {
+    replies.pop().unwrap_or(Value::Nil)
+}
+
+pub(super) fn number(reply: &Value) -> Option<u64> {
+    match reply {
+        Value::Int(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+pub(super) fn understood<T: redis::FromRedisValue>(reply: Value) -> Result<T> {
+    redis::from_redis_value(reply).map_err(|e| {
+        Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
+    })
+}

@@ -1,0 +1,209 @@
+//! What a run keeps account of: figures, what it leaves for the next, what it knows of tags.
+
+use crate::clock::Moment;
+use crate::lock::whoami;
+use crate::sweep::checkpoint::Checkpoint;
+use crate::sweep::history;
+use crate::sweep::page::Page;
+use crate::sweep::records::{self, Record, Warrant};
+use crate::sweep::report::{Progress, Report};
+use crate::sweep::round::{Ask, Batch, Visit};
+use crate::sweep::run::Running;
+use redis::Value;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+impl Running<'_> {
+    /// The figures, as they are now.
+    pub fn report(&mut self) -> Report {
+        self.take_stock();
+        self.report.clone()
+    }
+
+    /// Brings the figures up to date that are not counted as they come.
+    fn take_stock(&mut self) {
+        let report = &mut self.report;
+        report.duration = Moment::now().since(self.begun);
+        report.server = self.pace.server_time();
+        let (bytes, members) = self.weighed;
+        let lost = report.references_removed.saturating_sub(report.references_restored);
+        report.bytes_reclaimed = bytes.saturating_mul(lost).checked_div(members).unwrap_or(0);
+        report.rounds = self.rounds.count();
+        report.round_p50 = self.rounds.quantile(0.5).unwrap_or_default();
+        report.round_p99 = self.rounds.quantile(0.99).unwrap_or_default();
+    }
+
+    /// What is left for those who look back: nothing of a dry run.
+    pub fn entry(&self, error: Option<String>) -> Vec<redis::Cmd> {
+        if self.options.dry_run {
+            return Vec::new();
+        }
+        let who = whoami();
+        let mut who = who.splitn(3, '|').map(str::to_owned);
+        let run = history::Run {
+            at: self.server_time(),
+            fence: self.fence,
+            host: who.next().unwrap_or_default(),
+            pid: std::process::id(),
+            program: who.nth(1).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            error,
+            report: self.report.clone(),
+        };
+        let entry = history::Entry { run: &run, rounds: &self.rounds, errors: &self.errors };
+        entry.commands(&self.contender.keys().lock)
+    }
+
+    pub(super) fn progress(&mut self) -> Progress<'_> {
+        self.take_stock();
+        let (share, passed) = (self.walk.share(), self.walk.passed());
+        let left =
+            (passed > 0.005).then(|| (1.0 - share) / passed * self.report.duration.as_secs_f64());
+        Progress {
+            report: &self.report,
+            share,
+            keys: self.keys,
+            left: left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            effort: self.pace.effort(),
+            waiting: self.flights.is_empty() && self.ready.is_empty(),
+        }
+    }
+
+    /// Where another sweep could go on, with what was done before that; `None` while that would be
+    /// the beginning.
+    pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
+        if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
+            return None;
+        }
+        let purpose = self.purpose.as_ref()?;
+        let place = self.walk.settled();
+        let mut report = self.before.clone();
+        report.add(&self.report);
+        for page in self.walk.unsettled() {
+            report.tags_seen -= page.seen.get();
+            report.tags_aged -= page.aged.get();
+            report.tags_skipped -= page.skipped.get();
+            report.tags_unchanged -= page.unchanged.get();
+            report.references_checked -= page.checked.get();
+        }
+        (place.cursor != 0).then(|| Checkpoint::new(purpose, place, report))
+    }
+
+    /// Nothing more is done about something of this page.
+    pub(super) fn give_up(&mut self, page: &Rc<Page>) {
+        if !self.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
+            self.given_up.push(Rc::clone(page));
+        }
+    }
+
+    /// The last words to the server: how far we came, or that there is nothing left to do. False when
+    /// they are said.
+    pub(super) fn say_farewell(&mut self) -> bool {
+        if self.tidy() {
+            return true;
+        }
+        let silent = self.options.dry_run || self.contender.lease().is_none();
+        if silent || std::mem::replace(&mut self.farewell, true) {
+            return false;
+        }
+        let kept = match self.stop {
+            None => Some(None),
+            Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
+        };
+        self.ready.extend(kept.map(Ask::Checkpoint));
+        true
+    }
+
+    /// At the end of a sweep that saw every tag: records of those that it did not see go, bucket by
+    /// bucket. False when there is nothing to tidy up.
+    fn tidy(&mut self) -> bool {
+        let whole = self.stop.is_none() && self.walk.is_whole();
+        let keeps = self.aging || self.options.remember.is_some();
+        let writes = keeps && !self.options.dry_run;
+        if !whole || !writes || self.tidied >= records::BUCKETS {
+            return false;
+        }
+        self.ready.push_back(Ask::Tidy { first: self.tidied });
+        self.tidied += records::TIDIED;
+        true
+    }
+
+    /// Lets go of a tag; the last one who does settles its figures.
+    pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
+        let Some(mut visit) = Rc::into_inner(visit) else { return };
+        if let Some(earlier) = visit.earlier.take().and_then(Rc::into_inner) {
+            grow(&visit.removed, earlier.removed.get());
+        }
+        if visit.weight.get() > 0 {
+            self.weighed.0 += visit.weight.get();
+            self.weighed.1 += visit.checked.get();
+        }
+        if !self.options.dry_run {
+            self.keep_record(&visit);
+        }
+        if visit.removed.get() > 0 {
+            match visit.gone.get() {
+                true => self.report.tags_removed += 1,
+                false => self.report.tags_pruned += 1,
+            }
+        }
+    }
+
+    /// Keeps what is known of a tag. One that is gone takes its record along.
+    fn keep_record(&mut self, visit: &Visit) {
+        let now = self.server_time();
+        // Ours was the last touch, as far as we saw.
+        let touched = u32::try_from(now).unwrap_or(u32::MAX);
+        let warrant = self.warrant(visit);
+        let fresh = || Record::observe(None, visit.idled.get().unwrap_or(0), now);
+        let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
+        let record =
+            record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
+        match record.filter(|_| !visit.gone.get()) {
+            None if visit.known.get().is_none() || !visit.gone.get() => {}
+            record => self.records.push((visit.key.clone(), record)),
+        }
+    }
+
+    /// Asks for how long live entries live, if that is to be remembered.
+    pub(super) fn vouch(&mut self, batch: Batch) {
+        let vouches = self.options.remember.is_some() && !self.options.dry_run;
+        if batch.members.is_empty() || !vouches || self.stop.is_some() {
+            return self.let_go(batch.visit);
+        }
+        self.ready.push_back(Ask::Lifetimes(batch));
+    }
+
+    pub(super) fn vouched(&mut self, batch: Batch, replies: &[Value]) {
+        let (now, visit) = (self.server_time(), &batch.visit);
+        for reply in replies {
+            let Value::Int(life @ (-1 | 0..)) = reply else { continue };
+            grow(&visit.vouched, 1);
+            if let Ok(life) = u64::try_from(*life) {
+                let end = now + life / 1000;
+                visit.until.set(Some(visit.until.get().map_or(end, |until| until.min(end))));
+            }
+        }
+        self.let_go(batch.visit);
+    }
+
+    /// What is to be remembered of a tag, if each of its references was vouched for.
+    fn warrant(&self, visit: &Visit) -> Option<Warrant> {
+        let left = visit.checked.get().checked_sub(visit.removed.get())?;
+        let most = self.server_time() + self.options.remember?.as_secs();
+        let until = visit.until.get().map_or(most, |until| until.min(most));
+        let sound = left > 0 && visit.vouched.get() == left;
+        sound.then(|| Warrant::new(until, left, &self.proof.in_force().entry_prefix))
+    }
+
+    pub(super) fn warn(&mut self, what: &str) {
+        if !self.report.warnings.iter().any(|known| known == what) {
+            self.report.warnings.push(what.to_owned());
+        }
+    }
+}
+
+pub(super) fn grow(count: &Cell<u64>, by: u64) {
+    count.set(count.get() + by);
+}

@@ -1,0 +1,190 @@
+//! Looks at entries: which references are stale, and whether members lead to entries at all.
+
+use crate::clock::Moment;
+use crate::error::{Error, Result, printable};
+use crate::lock::companion;
+use crate::socket::checked;
+use crate::sweep::judge;
+use crate::sweep::options::OnAged;
+use crate::sweep::report::{Reason, Sample};
+use crate::sweep::round::{Ask, Batch};
+use crate::sweep::run::answers::{number, understood};
+use crate::sweep::run::ledger::grow;
+use crate::sweep::run::{Later, Running};
+use redis::Value;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// References that a dry run shows.
+const SAMPLES: usize = 20;
+
+/// How soon a tag is read again that could not be judged before the mapping was proven.
+const PROVEN_SOON: Duration = Duration::from_millis(100);
+
+/// For how long what was held back for the proof of the mapping stays fresh.
+const HELD_FRESH: Duration = Duration::from_secs(1);
+
+impl Running<'_> {
+    /// How many entries exist.
+    pub(super) fn looked(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        if batch.visit.reread.get() {
+            self.let_go(batch.visit);
+            return Ok(());
+        }
+        if let Some(Err(e)) = replies.iter().cloned().map(checked).find(Result::is_err) {
+            self.not_to_be_seen(batch, e);
+            return Ok(());
+        }
+        let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
+        let counts = counts.collect::<Result<Vec<u64>>>()?;
+        let total = self.count_checked(&batch);
+        self.prove(&counts)?;
+        let live = counts.iter().copied().max().unwrap_or(total);
+        let visit = &batch.visit;
+        if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {
+            self.invalidate(batch, live);
+            return Ok(());
+        }
+        visit.alive.set(visit.alive.get() || live > 0);
+        if self.options.dry_run {
+            self.foresee_or_sift(batch, total - live);
+        } else if live == total {
+            self.vouch(batch);
+        } else if live == 0 {
+            self.found_absent(batch);
+        } else {
+            let group = judge::group(live.min(total - live) as usize, total as usize);
+            self.ready.push_back(Ask::Sift(batch, group));
+        }
+        Ok(())
+    }
+
+    /// Counts references that were looked at; a repeated visit only for itself.
+    fn count_checked(&mut self, batch: &Batch) -> u64 {
+        let (visit, total) = (&batch.visit, batch.members.len() as u64);
+        if !visit.looked {
+            self.report.references_checked += total;
+            grow(&visit.page.checked, total);
+        }
+        grow(&visit.checked, total);
+        total
+    }
+
+    /// Entries that we are not let see: each is looked for by itself, and what cannot be seen stays.
+    fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
+        if !self.proof.is_settled() && !batch.visit.again {
+            // Only once the mapping is proven is it known which entry to look for.
+            return self.read_again(batch.visit, PROVEN_SOON);
+        }
+        let key = printable(&batch.visit.key);
+        self.warn(&format!("entries of some tags cannot be looked for, such as of {key}: {e}"));
+        self.count_checked(&batch);
+        batch.visit.alive.set(true);
+        match self.proof.is_settled() {
+            true => self.ready.push_back(Ask::Sift(batch, 1)),
+            false => self.let_go(batch.visit),
+        }
+    }
+
+    /// Takes in how many entries exist under each mapping that is still open.
+    fn prove(&mut self, counts: &[u64]) -> Result<()> {
+        let Some(prefix) = self.proof.learn(counts)? else { return Ok(()) };
+        if self.report.entry_prefix.is_some() {
+            return Ok(());
+        }
+        self.report.entry_prefix = Some(String::from_utf8_lossy(prefix).into_owned());
+        let now = Moment::now();
+        for (since, batch) in self.proof.take_held() {
+            if now.since(since) <= HELD_FRESH {
+                self.condemn(batch);
+            } else {
+                self.read_again(batch.visit, Duration::ZERO);
+            }
+        }
+        if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
+            // A later run may find a cache whose entries have all expired, and trust this one.
+            let key = companion(&self.contender.keys().lock, "mapping");
+            self.ready.push_back(Ask::Remember { key, proof });
+        }
+        Ok(())
+    }
+
+    /// Of a dry run: some are looked at one by one, to be shown.
+    fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
+        if stale > 0 && self.report.samples.len() < SAMPLES {
+            self.ready.push_back(Ask::Sift(batch, 1));
+        } else {
+            self.foresee(batch, stale);
+        }
+    }
+
+    /// Counts what a sweep would do, and stops where it would.
+    pub(super) fn foresee(&mut self, batch: Batch, stale: u64) {
+        if self.stop.is_some() {
+            return self.let_go(batch.visit);
+        }
+        let allowed = self.allow(stale);
+        let removed = allowed.unwrap_or(0);
+        self.report.references_removed += removed;
+        let visit = &batch.visit;
+        grow(&visit.removed, removed);
+        visit.gone.set(visit.removed.get() == visit.checked.get());
+        self.let_go(batch.visit);
+        match allowed {
+            None => self.stop(Reason::MaxShare),
+            Some(allowed) if allowed < stale => self.stop(Reason::MaxRemovals),
+            Some(_) => {}
+        }
+    }
+
+    /// Which entries exist; those of a mixed group are looked for one by one.
+    pub(super) fn sifted(&mut self, batch: Batch, group: usize, replies: &[Value]) {
+        let Batch { visit, members, .. } = batch;
+        // Of an error nothing follows: the reference stays.
+        let found = |i: usize| replies.get(i / group).and_then(number);
+        let size = |i: usize| (members.len() - i / group * group).min(group) as u64;
+        let is_mixed = |i: usize| found(i).is_some_and(|n| n > 0 && n < size(i));
+        let of = |members| Batch { visit: Rc::clone(&visit), members, slip: None };
+        let absent = of(members.select(|i| found(i) == Some(0)));
+        let mixed = of(members.select(is_mixed));
+        let alive = of(members.select(|i| found(i) != Some(0) && !is_mixed(i)));
+        drop(visit);
+        match mixed.members.is_empty() {
+            true => self.let_go(mixed.visit),
+            false => self.ready.push_back(Ask::Sift(mixed, 1)),
+        }
+        if self.options.dry_run {
+            self.sample(&absent);
+            let stale = absent.members.len() as u64;
+            self.foresee(absent, stale);
+        } else {
+            self.found_absent(absent);
+        }
+        self.vouch(alive);
+    }
+
+    /// References whose entries were seen absent: they are condemned, or wait for a second look.
+    fn found_absent(&mut self, batch: Batch) {
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
+        } else if batch.visit.unclear.get() {
+            let (size, due) = (batch.size(), Moment::now() + self.options.grace);
+            self.waiting.put(Later::Absent(batch), size, due);
+        } else {
+            self.condemn(batch);
+        }
+    }
+
+    /// Shows a reference that would go.
+    fn sample(&mut self, batch: &Batch) {
+        let Some(member) = batch.members.iter().next() else { return };
+        if self.report.samples.len() < SAMPLES {
+            let (stale, all) = (batch.members.len(), batch.visit.checked.get());
+            self.report.samples.push(Sample {
+                tag: printable(&batch.visit.key),
+                entry: printable(&self.proof.in_force().entry(member)),
+                why: format!("the entry is gone, as of {stale} of the tag's {all} references seen"),
+            });
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! A run: the loop of rounds. Each answer leads to further questions, in the room of what it is about.
+
+mod answers;
+mod ledger;
+mod looks;
+mod queue;
+mod removals;
+mod tags;
+mod wire;
+
+use crate::clock::Moment;
+use crate::connect::Link;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::Layout;
+use crate::lock::{Contender, Histogram};
+use crate::sweep::checkpoint;
+use crate::sweep::memory::Memory;
+use crate::sweep::options::Options;
+use crate::sweep::pace::Pace;
+use crate::sweep::page::{Page, Walk};
+use crate::sweep::proof::Proof;
+use crate::sweep::quarantine::Quarantine;
+use crate::sweep::records::Record;
+use crate::sweep::report::{Flow, Progress, Reason, Report};
+use crate::sweep::round::{Ask, Batch, Visit};
+use crate::sweep::slip::Done;
+use crate::topology::{Facts, IdleClock};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+use wire::Flight;
+
+/// Longest time from a request to stop to the last verification.
+const STOPPING: Duration = Duration::from_millis(500);
+
+/// Slips that are crossed out at once.
+const CROSSED: usize = 64;
+
+/// How often the server is asked whether it saves and how busy it is.
+const LOAD_EVERY: Duration = Duration::from_millis(500);
+
+/// What waits for its grace.
+#[derive(Debug)]
+enum Later {
+    /// A tag to be read again: it was young, or something of it was found to be.
+    Tag { key: Vec<u8>, page: Rc<Page>, record: Option<Record>, earlier: Option<Rc<Visit>> },
+    /// References seen absent once.
+    Absent(Batch),
+    /// The next slips that an earlier sweep left.
+    Recover(u64),
+}
+
+/// A sweep under way.
+pub(super) struct Running<'a> {
+    link: &'a mut Link,
+    contender: &'a mut Contender,
+    options: &'a Options,
+    pattern: Vec<u8>,
+    /// A key under it.
+    sample: Vec<u8>,
+    proof: Proof,
+    idle: IdleClock,
+    /// Our own reads leave idle times alone.
+    untouching: bool,
+    walk: Walk,
+    second_pass: bool,
+    ready: VecDeque<Ask>,
+    condemned: VecDeque<Batch>,
+    waiting: Quarantine<Later>,
+    unverified: Quarantine<(Batch, bool)>,
+    flights: VecDeque<Flight>,
+    landed: Moment,
+    pace: Pace,
+    memory: Memory,
+    begun: Moment,
+    extended: Moment,
+    observed: Moment,
+    /// Bytes that we had sent then.
+    sent: u64,
+    /// Since when there was no answer, and how many attempts were made.
+    outage: Option<(Moment, u32)>,
+    /// The connection is to be made anew.
+    cut_off: bool,
+    /// What ended the sweep, while what was removed is verified.
+    failure: Option<Error>,
+    /// Which server process it is, if it says so.
+    server_id: Option<String>,
+    stop: Option<Reason>,
+    visits: u64,
+    condemned_total: u64,
+    /// When the last script was put together.
+    pruned_at: Moment,
+    weighed: (u64, u64),
+    report: Report,
+    /// Keys on the server, when the sweep began.
+    pub keys: u64,
+    /// Slips to be crossed out, and how many were written.
+    crossed: Done,
+    slips: u64,
+    /// What checkpoints of this run are good for; `None` when there can be none.
+    purpose: Option<String>,
+    /// Figures of the sweep that this one goes on from.
+    before: Report,
+    checkpointed: Moment,
+    /// Pages of which something was given up: whoever goes on begins with them.
+    given_up: Vec<Rc<Page>>,
+    farewell: bool,
+    rounds: Histogram,
+    /// Errors of the server, by their first word.
+    errors: BTreeMap<String, u64>,
+    /// Ages are kept on record, because our reads reset them.
+    aging: bool,
+    /// The server's clock when we began (s).
+    time: u64,
+    fence: Option<u64>,
+    /// Records to be written.
+    records: Vec<(Vec<u8>, Option<Record>)>,
+    /// Buckets of records that are tidied up.
+    tidied: u32,
+}
+
+impl<'a> Running<'a> {
+    pub fn new(
+        link: &'a mut Link,
+        contender: &'a mut Contender,
+        options: &'a Options,
+        layout: &dyn Layout,
+        facts: Facts,
+    ) -> Self {
+        let now = Moment::now();
+        let memory = Memory::new(options.memory);
+        let fence = contender.lease().map(|lease| lease.fence);
+        let run_id = facts.run_id.clone().filter(|_| !options.dry_run);
+        let purpose = run_id.map(|id| checkpoint::purpose(&id, &layout.pattern(), options));
+        Self {
+            link,
+            contender,
+            options,
+            pattern: layout.pattern(),
+            sample: layout.sample(),
+            proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
+            untouching: facts.no_touch,
+            idle: IdleClock::new(facts.clone(), now),
+            walk: Walk::new(facts.time),
+            second_pass: false,
+            ready: VecDeque::new(),
+            condemned: VecDeque::new(),
+            waiting: Quarantine::new(memory.waiting()),
+            unverified: Quarantine::new(memory.unverified()),
+            flights: VecDeque::new(),
+            landed: now,
+            pace: Pace::new(options.max_latency, options.effort),
+            memory,
+            begun: now,
+            extended: now,
+            observed: now,
+            sent: 0,
+            outage: None,
+            cut_off: false,
+            failure: None,
+            server_id: facts.run_id.clone(),
+            stop: None,
+            visits: 0,
+            condemned_total: 0,
+            pruned_at: now,
+            weighed: (0, 0),
+            report: Report { dry_run: options.dry_run, ..Report::default() },
+            keys: 0,
+            crossed: Done::default(),
+            slips: 0,
+            purpose,
+            before: Report::default(),
+            checkpointed: now,
+            given_up: Vec::new(),
+            farewell: false,
+            rounds: Histogram::default(),
+            errors: BTreeMap::new(),
+            aging: false,
+            time: facts.time,
+            fence,
+            records: Vec::new(),
+            tidied: 0,
+        }
+    }
+
+    /// Goes on until every tag is judged and everything removed is verified, or until it must stop.
+    pub fn finish(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        let ended = self.go(watch);
+        self.report.reason = match (&ended, self.stop) {
+            (Err(_), _) => Reason::Error,
+            (Ok(()), Some(reason)) => reason,
+            (Ok(()), None) => Reason::Complete,
+        };
+        self.report.complete = self.report.reason == Reason::Complete;
+        ended
+    }
+
+    fn go(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        self.prepare()?;
+        if !self.options.dry_run {
+            self.ready.push_back(Ask::Recover { cursor: 0 });
+        }
+        loop {
+            if watch(&self.progress()) == Flow::Stop {
+                self.stop(Reason::Stopped);
+            }
+            self.look_at_the_clock();
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => match self.failure.take() {
+                    Some(failure) => return Err(failure),
+                    None => return self.verdict(),
+                },
+                Err(e) => {
+                    if let Err(failure) = self.endure(e) {
+                        self.fail(failure)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// An error that does not pass ends the sweep; but what it removed is still verified, if that can be.
+    fn fail(&mut self, failure: Error) -> Result<()> {
+        let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
+        self.lose_flights();
+        if let Some(first) = self.failure.take() {
+            return Err(first);
+        }
+        if !reachable || self.contender.lease().is_none() {
+            return Err(failure);
+        }
+        self.outage = None;
+        self.failure = Some(failure);
+        self.stop(Reason::Error);
+        Ok(())
+    }
+
+    /// Sends what can be sent and takes in one round. False when there is nothing left to do.
+    fn step(&mut self) -> Result<bool> {
+        if self.cut_off {
+            self.reconnect()?;
+            self.cut_off = false;
+        }
+        while self.flights.len() < self.pace.depth() && self.pace.rest(Moment::now()).is_none() {
+            let asks = self.compose();
+            if asks.is_empty() {
+                break;
+            }
+            self.launch(asks)?;
+        }
+        if !self.flights.is_empty() {
+            self.land()?;
+            self.outage = None;
+        } else if self.is_done() {
+            return Ok(self.next_pass() || self.say_farewell());
+        } else {
+            self.pause();
+        }
+        Ok(true)
+    }
+
+    /// What has come due.
+    fn look_at_the_clock(&mut self) {
+        let now = Moment::now();
+        if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
+            self.stop(Reason::MaxDuration);
+        }
+        while let Some(ask) = self.next_verify(now) {
+            self.ready.push_back(ask);
+        }
+        while self.backlog() < 4 * self.pace.size() {
+            match self.waiting.take(now) {
+                Some(Later::Tag { key, page, record, earlier }) => {
+                    self.visit(Visit {
+                        key,
+                        page,
+                        earlier,
+                        again: true,
+                        known: record.into(),
+                        ..Visit::default()
+                    });
+                }
+                Some(Later::Recover(cursor)) => self.ready.push_back(Ask::Recover { cursor }),
+                Some(Later::Absent(batch)) => self.condemn(batch),
+                None => break,
+            }
+        }
+        if self.contender.lease().is_some() && now.since(self.extended) >= self.options.lock_ttl / 3
+        {
+            self.extended = now;
+            self.ready.push_front(Ask::Extend);
+        }
+        if self.stop.is_none() && now.since(self.checkpointed) >= checkpoint::EVERY {
+            self.checkpointed = now;
+            let kept = self.checkpoint();
+            self.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
+        }
+        if self.crossed.borrow().len() >= CROSSED || self.is_idle() {
+            self.cross_out();
+        }
+        if self.records.len() >= CROSSED || (self.is_idle() && !self.records.is_empty()) {
+            self.ready.push_back(Ask::Records(std::mem::take(&mut self.records)));
+        }
+        if now.since(self.observed) >= LOAD_EVERY {
+            self.observed = now;
+            self.sent = self.link.sent();
+            self.ready.push_front(Ask::Load);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flights.is_empty() && self.ready.is_empty()
+    }
+
+    /// Nothing is removed any more; what was removed is still verified.
+    pub(super) fn stop(&mut self, reason: Reason) {
+        if self.stop.is_some() {
+            return;
+        }
+        self.stop = Some(reason);
+        let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
+        let mut batches: Vec<Batch> = self.condemned.drain(..).chain(held).collect();
+        for later in self.waiting.drain() {
+            match later {
+                Later::Absent(batch) => batches.push(batch),
+                Later::Tag { page, earlier, .. } => {
+                    self.give_up(&page);
+                    earlier.into_iter().for_each(|visit| self.let_go(visit));
+                }
+                Later::Recover(_) => {}
+            }
+        }
+        let (kept, dropped) = std::mem::take(&mut self.ready).into_iter().partition(Ask::is_owed);
+        self.ready = kept;
+        for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
+            self.give_up(&batch.visit.page);
+            self.let_go(batch.visit);
+        }
+        if self.is_hurried() {
+            self.unverified.hurry(Moment::now() + STOPPING);
+        }
+    }
+
+    /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
+    pub(super) fn is_hurried(&self) -> bool {
+        matches!(self.stop, Some(Reason::Stopped | Reason::Lost | Reason::Error))
+    }
+
+    fn is_done(&self) -> bool {
+        let judged = self.walk.is_done() && self.waiting.is_empty() && self.condemned.is_empty();
+        let crossed = self.crossed.borrow().is_empty();
+        let kept = crossed && self.records.is_empty();
+        let verified = self.ready.is_empty() && self.unverified.is_empty() && kept;
+        verified && (judged || self.stop.is_some())
+    }
+
+    /// Walks again if something was passed over before the mapping was proven.
+    fn next_pass(&mut self) -> bool {
+        if self.stop.is_some() || !self.proof.must_walk_again() {
+            return false;
+        }
+        self.second_pass = true;
+        self.walk = Walk::new(self.server_time());
+        true
+    }
+
+    /// At the end: whether what was held back means that the mapping is wrong.
+    fn verdict(&mut self) -> Result<()> {
+        match self.proof.refutation() {
+            Some(what) if self.options.dry_run => {
+                let removed = &mut self.report;
+                (removed.tags_removed, removed.tags_pruned, removed.references_removed) = (0, 0, 0);
+                removed.warnings.push(what);
+                Ok(())
+            }
+            Some(what) if self.stop.is_none() => Err(Error::new(ErrorKind::Unproven, what)
+                .advice("give --entry-prefix, or --trust-mapping if every entry may be gone")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for what is due next.
+    fn pause(&self) {
+        const NAP: Duration = Duration::from_millis(20);
+        let due = [self.waiting.next_due(), self.unverified.next_due()];
+        let rest = self.pace.rest(Moment::now());
+        if let Some(rest) = rest {
+            return std::thread::sleep(rest.left().min(NAP));
+        }
+        let left = due.into_iter().flatten().map(Moment::left).min().unwrap_or(NAP);
+        std::thread::sleep(left.clamp(Duration::from_micros(100), NAP));
+    }
+
+    /// The server's clock when we began (s).
+    pub(super) fn began(&self) -> u64 {
+        self.time
+    }
+
+    /// The server's clock, by ours (s).
+    pub(super) fn server_time(&self) -> u64 {
+        self.time + Moment::now().since(self.begun).as_secs()
+    }
+}

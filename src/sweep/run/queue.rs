@@ -1,0 +1,125 @@
+//! What is asked next: rounds are put together here.
+
+use crate::clock::Moment;
+use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch};
+use crate::sweep::run::Running;
+use std::time::Duration;
+
+/// How long what is condemned waits for company: what proved that a tag was left alone gets old.
+const COMPANY: Duration = Duration::from_millis(50);
+
+impl Running<'_> {
+    /// The next round: a full script, or questions, and a page if there is room for a good one. Many
+    /// small scripts and pages would cost the server more than a few large ones.
+    pub(super) fn compose(&mut self) -> Vec<Ask> {
+        let size = self.pace.size();
+        let script = BATCH.min(size * 2 / 3);
+        let (mut asks, mut units) = (Vec::new(), 0);
+        let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
+        let mut reads = self.memory.reads().saturating_sub(under_way);
+        while units < size {
+            let full = self.condemns(script) || self.is_overdue();
+            if full && units > size / 3 {
+                return asks;
+            }
+            let next = match full.then(|| self.next_prune(script)).flatten() {
+                Some(batches) => Some(Ask::Prune(self.noted(batches))),
+                None => self.next_ready(&mut reads),
+            };
+            let Some(ask) = next else { break };
+            units += ask.units();
+            asks.push(ask);
+        }
+        asks.extend(self.next_page(size.saturating_sub(units)));
+        let idle = asks.is_empty() && self.flights.is_empty();
+        if let Some(batches) = idle.then(|| self.next_prune(script)).flatten() {
+            asks.push(Ask::Prune(self.noted(batches)));
+        }
+        asks
+    }
+
+    /// Whether what is condemned has waited for company for long enough.
+    fn is_overdue(&self) -> bool {
+        !self.condemned.is_empty() && Moment::now().since(self.pruned_at) >= COMPANY
+    }
+
+    /// Whether so many members are condemned.
+    fn condemns(&self, members: usize) -> bool {
+        let lengths = self.condemned.iter().map(|batch| batch.members.len());
+        let mut sums = lengths.scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        });
+        sums.any(|sum| sum >= members)
+    }
+
+    /// The next page, if so many units are room enough.
+    fn next_page(&mut self, units: usize) -> Option<Ask> {
+        if units < self.pace.size() / 2 || !self.may_walk() {
+            return None;
+        }
+        let cursor = self.walk.ask()?;
+        let count = (units * 2 / 3).clamp(50, 1000).min(self.memory.count());
+        Some(Ask::Page { cursor, count })
+    }
+
+    /// The next question, unless it is a read and enough of them are under way.
+    fn next_ready(&mut self, reads: &mut usize) -> Option<Ask> {
+        let full = self.waiting.is_full() || self.unverified.is_full();
+        // More of a large tag would only wait, too.
+        let may_wait = |ask: &Ask| matches!(ask, Ask::Read { cursor: 1.., .. });
+        let at = self.ready.iter().position(|ask| !full || !may_wait(ask))?;
+        if let Ask::Read { .. } = self.ready.get(at)? {
+            *reads = reads.checked_sub(1)?;
+        }
+        self.ready.remove(at)
+    }
+
+    fn may_walk(&self) -> bool {
+        self.stop.is_none()
+            && self.backlog() < 2 * self.pace.size()
+            && !self.waiting.is_full()
+            && !self.unverified.is_full()
+    }
+
+    /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
+    fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
+        let terms = self.condemned.front()?.visit.idle.get();
+        self.pruned_at = Moment::now();
+        let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(batch) = self.condemned.front() {
+            let more = members + batch.members.len();
+            let full = more > most || bytes > BATCH_BYTES;
+            if batch.visit.idle.get() != terms || (!batches.is_empty() && full) {
+                break;
+            }
+            (members, bytes) = (more, bytes + batch.members.bytes());
+            batches.extend(self.condemned.pop_front());
+        }
+        Some(batches)
+    }
+
+    /// Batches whose verification is due, as many as one command may look for.
+    pub(super) fn next_verify(&mut self, now: Moment) -> Option<Ask> {
+        let (first, again) = self.unverified.take(now)?;
+        let (mut members, mut bytes) = (first.members.len(), first.members.bytes());
+        let mut batches = vec![first];
+        let fits = |(batch, other): &(Batch, bool), members: usize, bytes: usize| {
+            *other == again && members + batch.members.len() <= BATCH && bytes <= BATCH_BYTES
+        };
+        while self.unverified.peek(now).is_some_and(|next| fits(next, members, bytes))
+            && let Some((batch, _)) = self.unverified.take(now)
+        {
+            members += batch.members.len();
+            bytes += batch.members.bytes();
+            batches.push(batch);
+        }
+        Some(Ask::Verify { batches, again })
+    }
+
+    /// Units of work that wait to be sent.
+    pub(super) fn backlog(&self) -> usize {
+        // A tag of ten members is about what a question is on average.
+        8 * self.ready.len() + 14 * self.condemned.len()
+    }
+}

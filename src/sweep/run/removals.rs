@@ -1,0 +1,280 @@
+//! Removals: within limits, confirmed by the server, verified, and taken back.
+
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::socket::checked;
+use crate::strings::Strings;
+use crate::sweep::judge;
+use crate::sweep::proof::Proof;
+use crate::sweep::report::Reason;
+use crate::sweep::round::{Ask, Batch, Visit};
+use crate::sweep::run::answers::{first, understood};
+use crate::sweep::run::ledger::grow;
+use crate::sweep::run::{Running, STOPPING};
+use crate::sweep::slip::Slip;
+use redis::Value;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
+/// then their entries are looked for a second time, a grace later.
+const IDLE_FRESH: Duration = Duration::from_millis(60);
+
+impl Running<'_> {
+    /// Sends references to the confirming script, as soon as the mapping is proven and as long as
+    /// the operator's limits allow.
+    pub(super) fn condemn(&mut self, batch: Batch) {
+        if self.stop.is_some() {
+            self.give_up(&batch.visit.page);
+            return self.let_go(batch.visit);
+        }
+        let Some(batch) = self.proof.admit(batch) else { return };
+        let Some((batch, is_last)) = self.limit(batch) else { return };
+        self.condemned.push_back(batch);
+        if is_last {
+            self.reach_limit();
+        }
+    }
+
+    /// As many of the references as the operator's limits allow to go, and whether that is all they do.
+    fn limit(&mut self, mut batch: Batch) -> Option<(Batch, bool)> {
+        let all = batch.members.len() as u64;
+        let allowed = self.allow(all);
+        if allowed != Some(all) {
+            self.give_up(&batch.visit.page);
+        }
+        let Some(allowed) = allowed else {
+            self.let_go(batch.visit);
+            self.stop(Reason::MaxShare);
+            return None;
+        };
+        if allowed < all {
+            batch.members = batch.members.select(|i| (i as u64) < allowed);
+        }
+        Some((batch, allowed < all))
+    }
+
+    /// How many of so many more removals the operator's limits allow; `None` if they would make a larger
+    /// share than allowed.
+    pub(super) fn allow(&mut self, more: u64) -> Option<u64> {
+        let most = self.options.max_removals.unwrap_or(u64::MAX);
+        let allowed = more.min(most.saturating_sub(self.condemned_total));
+        self.condemned_total += allowed;
+        let checked = self.report.references_checked;
+        let too_large = judge::exceeds_share(self.condemned_total, checked, self.options.max_share);
+        (!too_large).then_some(allowed)
+    }
+
+    /// No more removals than the operator allows: what is condemned goes, and then it ends.
+    fn reach_limit(&mut self) {
+        let condemned = std::mem::take(&mut self.condemned);
+        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate(_));
+        let (allowed, others) =
+            std::mem::take(&mut self.ready).into_iter().partition::<VecDeque<_>, _>(is_allowed);
+        self.ready = others;
+        self.stop(Reason::MaxRemovals);
+        self.ready.extend(allowed);
+        for batch in condemned {
+            if batch.members.is_empty() {
+                self.let_go(batch.visit);
+            } else {
+                let noted = self.noted(vec![batch]);
+                self.ready.push_back(Ask::Prune(noted));
+            }
+        }
+    }
+
+    pub(super) fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let mut refused = Ok(());
+        for (batch, item) in batches.into_iter().zip(items) {
+            let skipped = batch.members.len() as u64;
+            match item {
+                Value::Int(0) => self.vouch(batch),
+                Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
+                    self.read_again(batch.visit, self.options.grace);
+                }
+                Value::Int(-1) => {
+                    self.give_up(&batch.visit.page);
+                    self.report.references_skipped += skipped;
+                    self.let_go(batch.visit);
+                }
+                Value::Int(-2) => {
+                    self.report.tags_skipped += 1;
+                    self.report.references_skipped += skipped;
+                    self.let_go(batch.visit);
+                }
+                Value::Array(figures) => {
+                    let done = self.removed(batch, figures);
+                    refused = refused.and(done);
+                }
+                other => {
+                    let key = batch.visit.key.clone();
+                    self.give_up(&batch.visit.page);
+                    self.let_go(batch.visit);
+                    refused = refused.and(checked(other).map(drop).map_err(|e| e.key(&key)));
+                }
+            }
+        }
+        refused
+    }
+
+    /// Counts what the script removed, and sees to its verification.
+    fn removed(&mut self, batch: Batch, figures: Vec<Value>) -> Result<()> {
+        let figures = figures.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
+        let [gone, removed, stayed @ ..] = figures.as_slice() else {
+            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+        };
+        let visit = &batch.visit;
+        let removed = match removed.unsigned_abs() {
+            // Done the first time, when the answer was lost.
+            0 if visit.asked.get() => (batch.members.len() - stayed.len()) as u64,
+            removed => removed,
+        };
+        self.report.references_removed += removed;
+        grow(&visit.removed, removed);
+        visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
+        let ambiguous = stayed.iter().any(|position| *position < 0);
+        let stays = |i: usize| {
+            let i = i as i64;
+            stayed.contains(&i) || stayed.contains(&(-i - 1))
+        };
+        let (went, alive) = match stayed {
+            [] => (batch.members, Strings::default()),
+            _ => batch.members.split(|i| !stays(i)),
+        };
+        self.vouch(Batch { visit: Rc::clone(visit), members: alive, slip: None });
+        match removed {
+            0 => self.let_go(batch.visit),
+            _ => self.verify_later(Batch { members: went, ..batch }),
+        }
+        if ambiguous { Err(Proof::ambiguous()) } else { Ok(()) }
+    }
+
+    fn verify_later(&mut self, batch: Batch) {
+        if batch.members.is_empty() {
+            return self.let_go(batch.visit);
+        }
+        let wait = match self.is_hurried() {
+            true => self.options.verify.min(STOPPING),
+            false => self.options.verify,
+        };
+        let again = batch.visit.unclear.get() || self.is_old(&batch.visit);
+        self.unverified.put((batch.clone(), again), batch.size(), Moment::now() + wait);
+    }
+
+    /// Whether a writer may have begun between the idle time that we go by and the script, which could not
+    /// ask for it again.
+    fn is_old(&self, visit: &Visit) -> bool {
+        let asked = visit.idle.get().is_some() || self.options.grace.is_zero();
+        !asked && visit.idled_at.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
+    }
+
+    /// The items of a fenced script's answer, unless it refused because the lock is not ours.
+    fn unless_fenced(&mut self, reply: Value) -> Result<Option<Vec<Value>>> {
+        let Value::Array(items) = reply else {
+            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+        };
+        if matches!(items.first(), Some(Value::BulkString(word)) if word == b"FENCED") {
+            self.lost();
+            return Ok(None);
+        }
+        Ok(Some(items))
+    }
+
+    pub(super) fn lost(&mut self) {
+        self.contender.forget();
+        self.stop(Reason::Lost);
+    }
+
+    pub(super) fn invalidate(&mut self, batch: Batch, live: u64) {
+        if self.options.dry_run {
+            self.report.entries_invalidated += live;
+            let all = batch.members.len() as u64;
+            return self.foresee(batch, all);
+        }
+        if self.stop.is_some() {
+            self.give_up(&batch.visit.page);
+            return self.let_go(batch.visit);
+        }
+        let Some((batch, is_last)) = self.limit(batch) else { return };
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
+        } else {
+            let noted = self.noted(vec![batch]);
+            self.ready.extend(noted.into_iter().map(Ask::Invalidate));
+        }
+        if is_last {
+            self.reach_limit();
+        }
+    }
+
+    pub(super) fn invalidated(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let figures = items.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
+        if let [gone, references, entries] = figures.as_slice() {
+            self.report.references_removed += references.unsigned_abs();
+            self.report.entries_invalidated += entries.unsigned_abs();
+            let visit = &batch.visit;
+            grow(&visit.removed, references.unsigned_abs());
+            visit.gone.set(*gone == 1);
+            self.verify_later(batch);
+        } else {
+            self.let_go(batch.visit);
+        }
+        Ok(())
+    }
+
+    pub(super) fn verified(&mut self, batches: Vec<Batch>, again: bool, reply: Value) {
+        let clean = reply == Value::Int(0);
+        let grace = self.options.grace.saturating_sub(self.options.verify);
+        let again = again && !grace.is_zero() && !self.is_hurried();
+        for batch in batches {
+            if again {
+                let size = batch.size();
+                self.unverified.put((batch.clone(), false), size, Moment::now() + grace);
+            }
+            if clean {
+                self.let_go(batch.visit);
+            } else {
+                // Some entry exists, or it cannot be told: the script looks at each.
+                self.ready.push_back(Ask::Restore(batch));
+            }
+        }
+    }
+
+    pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
+        let (back, deleted) = understood::<(i64, u64)>(checked(first(replies))?)?;
+        if let Ok(back @ 1..) = u64::try_from(back) {
+            self.report.references_restored += back;
+            self.report.entries_invalidated += deleted;
+            let visit = &batch.visit;
+            visit.removed.set(visit.removed.get().saturating_sub(back));
+            visit.gone.set(false);
+        } else if back < 0 {
+            self.warn("a tag key changed its type during the sweep");
+        }
+        self.let_go(batch.visit);
+        Ok(())
+    }
+
+    /// Gives batches that go to a script together a slip, if removals are noted.
+    pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
+        if self.options.durable {
+            let fence = self.contender.lease().map_or(0, |lease| lease.fence);
+            let slip = Slip::new(format!("{fence}.{}", self.slips).into(), &self.crossed);
+            self.slips += 1;
+            batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
+        }
+        batches
+    }
+
+    pub(super) fn cross_out(&mut self) {
+        let ids = self.crossed.take();
+        // What was verified in a hurry is left to the next sweep as well.
+        if !ids.is_empty() && !self.is_hurried() {
+            self.ready.push_back(Ask::CrossOut(ids));
+        }
+    }
+}

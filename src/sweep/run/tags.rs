@@ -1,0 +1,218 @@
+//! Tags, from the page that named them to the members that are to be looked for.
+
+use crate::clock::Moment;
+use crate::error::{ErrorKind, Result};
+use crate::socket::checked;
+use crate::strings::Strings;
+use crate::sweep::judge::{self, Evidence, idle_needed};
+use crate::sweep::options::OnAged;
+use crate::sweep::records::Record;
+use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch, Visit};
+use crate::sweep::run::answers::{first, last, number, understood};
+use crate::sweep::run::ledger::grow;
+use crate::sweep::run::{Later, Running};
+use redis::Value;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The first so many tags are weighed, and then one in so many.
+const WEIGHED: u64 = 64;
+
+impl Running<'_> {
+    pub(super) fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
+        let reply = checked(first(replies))?;
+        let (cursor, keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
+        let now = self.server_time();
+        let page = self.walk.answered(cursor, now);
+        self.memory.paged(keys.iter().map(Vec::len).sum(), count);
+        self.report.pages += 1;
+        let again = self.second_pass;
+        for key in keys {
+            let page = Rc::clone(&page);
+            self.visit(Visit { key, page, again, looked: again, ..Visit::default() });
+        }
+        Ok(())
+    }
+
+    pub(super) fn visit(&mut self, visit: Visit) {
+        if self.stop.is_some() {
+            return self.give_up(&visit.page);
+        }
+        self.visits += 1;
+        let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
+        let visit = Rc::new(Visit { weigh, aging: self.aging, ..visit });
+        if self.options.remember.is_some() && !visit.again {
+            return self.ready.push_back(Ask::Recall(visit));
+        }
+        let count = self.memory.members();
+        self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+    }
+
+    /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
+    pub(super) fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value]) {
+        let idle = replies.first().and_then(number);
+        let kept = replies.get(1).and_then(kept);
+        let references = replies.get(2).and_then(number).unwrap_or(0);
+        let prefix = &self.proof.in_force().entry_prefix;
+        let warrant = kept.and_then(|record| record.warrant);
+        let now = self.server_time();
+        let used = |record: Record| idle.is_none_or(|idle| record.is_used_since(idle, now));
+        let changed = self.untouching && kept.is_some_and(used);
+        let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
+        visit.known.set(kept);
+        visit.idled.set(idle);
+        let age = if holds { self.age(&visit, idle) } else { None };
+        let invalidates = self.options.on_aged == OnAged::Invalidate
+            && judge::aged(age, self.options.max_tag_age);
+        if !holds || invalidates {
+            visit.record.set(None);
+            let count = self.memory.members();
+            return self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+        }
+        self.first_seen(&visit, age);
+        self.report.tags_unchanged += 1;
+        grow(&visit.page.unchanged, 1);
+        if let Some(record) = visit.record.get() {
+            visit.record.set(Some(Record { warrant, ..record }));
+        }
+        self.let_go(visit);
+    }
+
+    pub(super) fn read(
+        &mut self,
+        visit: Rc<Visit>,
+        cursor: u64,
+        mut replies: Vec<Value>,
+        sent: Moment,
+    ) -> Result<()> {
+        let (next, members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
+            Err(e) if e.kind() == ErrorKind::WrongType => {
+                if !visit.again {
+                    self.report.tags_skipped += 1;
+                    grow(&visit.page.skipped, 1);
+                }
+                return Ok(());
+            }
+            other => understood(other.map_err(|e| e.key(&visit.key))?)?,
+        };
+        if visit.reread.get() {
+            self.let_go(visit);
+            return Ok(());
+        }
+        self.memory.read(members.iter().map(Vec::len).sum(), members.len());
+        if cursor == 0 {
+            visit.idled_at.set(Some(sent));
+            let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
+            if visit.aging && visit.known.get().is_none() {
+                visit.known.set(replies.get(1).and_then(kept));
+            }
+            visit
+                .weight
+                .set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
+            if !members.is_empty() || next != 0 {
+                let age = self.age(&visit, idle);
+                self.first_seen(&visit, age);
+            }
+            if let Evidence::Young(span) = self.evidence(&visit, idle) {
+                self.read_later(&visit, span);
+                return Ok(());
+            }
+        }
+        for members in bites(&members) {
+            let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
+            self.ready.push_back(Ask::Look(batch));
+        }
+        if next != 0 && self.stop.is_some() {
+            self.give_up(&visit.page);
+            self.let_go(visit);
+        } else if next != 0 {
+            let count = self.memory.members();
+            self.ready.push_back(Ask::Read { visit, cursor: next, count });
+        } else {
+            self.let_go(visit);
+        }
+        Ok(())
+    }
+
+    /// How long the application has left a tag alone: its idle time, or what is on record.
+    fn age(&self, visit: &Visit, idle: Option<u64>) -> Option<u64> {
+        if !visit.aging {
+            return idle;
+        }
+        let now = self.server_time();
+        let record = Record::observe(visit.known.get(), idle?, now);
+        visit.record.set(Some(record));
+        Some(record.age(now))
+    }
+
+    fn read_later(&mut self, visit: &Visit, span: Duration) {
+        let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
+        let (size, record, earlier) = (key.capacity(), visit.record.get(), None);
+        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
+    }
+
+    /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed.
+    pub(super) fn read_again(&mut self, visit: Rc<Visit>, span: Duration) {
+        if visit.reread.replace(true) {
+            return self.let_go(visit);
+        }
+        let counted = if visit.looked { 0 } else { visit.checked.get() };
+        self.report.references_checked -= counted;
+        visit.page.checked.set(visit.page.checked.get() - counted);
+        let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
+        let (size, earlier) = (key.capacity() + size_of::<Visit>(), Some(visit));
+        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
+    }
+
+    fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
+        visit.aged.set(judge::aged(idle, self.options.max_tag_age));
+        if !visit.again {
+            self.report.tags_seen += 1;
+            self.report.tags_aged += u64::from(visit.aged.get());
+            grow(&visit.page.seen, 1);
+            grow(&visit.page.aged, u64::from(visit.aged.get()));
+        }
+        if idle.is_none() && self.options.max_tag_age.is_some() {
+            self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
+        }
+    }
+
+    /// Judges a tag's idle time. A tag that is young twice, or whose idle time means nothing, goes
+    /// the way of two looks. A dry run takes the grace for granted.
+    fn evidence(&mut self, visit: &Visit, idle: Option<u64>) -> Evidence {
+        let grace = self.options.grace;
+        let needed = idle_needed(grace);
+        let trusted = self.idle.trusted(Duration::from_secs(needed), Moment::now());
+        let mut evidence = judge::evidence(idle, grace, trusted, !self.untouching);
+        if self.options.dry_run {
+            evidence = Evidence::Settled;
+        }
+        if visit.again && matches!(evidence, Evidence::Young(_)) {
+            evidence = Evidence::Unclear;
+        }
+        visit.unclear.set(evidence == Evidence::Unclear);
+        let ask = self.untouching && evidence == Evidence::Settled && !grace.is_zero();
+        let age = self.options.max_tag_age.filter(|_| visit.aged.get()).map(|age| age.as_secs());
+        visit.idle.set(ask.then_some(age.unwrap_or(0).max(needed)));
+        evidence
+    }
+}
+
+/// Members in batches that one command takes, by number and by length.
+fn bites(members: &[Vec<u8>]) -> Vec<Strings> {
+    let mut bites: Vec<Strings> = Vec::new();
+    for member in members {
+        match bites.last_mut() {
+            Some(bite) if bite.len() < BATCH && bite.bytes() < BATCH_BYTES => bite.push(member),
+            _ => bites.push(std::iter::once(member.as_slice()).collect()),
+        }
+    }
+    bites
+}
+
+pub(super) fn kept(reply: &Value) -> Option<Record> {
+    match reply {
+        Value::BulkString(bytes) => Record::read(bytes),
+        _ => None,
+    }
+}

@@ -1,0 +1,273 @@
+//! The connection of a run: rounds out, answers in, and what is done when it breaks.
+
+use crate::clock::Moment;
+use crate::connect::{Pack, passes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::companion;
+use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
+use crate::socket::checked;
+use crate::sweep::checkpoint::Checkpoint;
+use crate::sweep::report::Reason;
+use crate::sweep::round::{Ask, Terms};
+use crate::sweep::run::Running;
+use redis::Value;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Longest time in which a server may be out of reach while we are to stop.
+const LAST_TRY: Duration = Duration::from_secs(1);
+
+/// Longest rest between two attempts to reach it.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A round under way.
+pub(super) struct Flight {
+    /// Each with the number of replies that are due.
+    asks: VecDeque<(Ask, usize)>,
+    units: usize,
+    /// Tags read in it.
+    pub reads: usize,
+    sent: Moment,
+}
+
+impl Running<'_> {
+    /// Sets a connection up: scripts, idle times left alone, the bare round trip.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        let mut setup = vec![self.kept("mapping"), self.kept("checkpoint")];
+        if self.untouching {
+            // On for the answer, and off at once: see `in_its_mode`.
+            for mode in ["ON", "OFF"] {
+                let mut cmd = redis::cmd("CLIENT");
+                cmd.arg("NO-TOUCH").arg(mode);
+                setup.push(cmd);
+            }
+        }
+        let told = setup.len();
+        if !self.options.dry_run {
+            let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
+            setup.extend(scripts.map(|script| script.load()));
+            setup.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
+        }
+        let replies = self.link.persist(|link, deadline| {
+            let replies = link.calls(&setup, deadline)?;
+            // What may fail for want of a permission comes first; scripts must be known.
+            replies.iter().skip(told).try_for_each(|r| checked(r.clone()).map(|_| ()))?;
+            Ok(replies)
+        })?;
+        if let Some(Value::Array(refused)) = replies.get(told..).and_then(<[Value]>::last) {
+            self.may_all_but(refused)?;
+        }
+        if let Some(Value::BulkString(fingerprint)) = replies.first() {
+            self.proof.recognise(fingerprint);
+        }
+        if let Some(Value::BulkString(kept)) = replies.get(1) {
+            self.go_on_from(kept);
+        }
+        self.untouching &= matches!(replies.get(2), Some(Value::Okay));
+        self.aging = self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
+        self.pace.connected(self.link.round_trip()?);
+        Ok(())
+    }
+
+    /// Nothing is begun that could not be undone.
+    fn may_all_but(&self, refused: &[Value]) -> Result<()> {
+        let names: Vec<String> =
+            refused.iter().filter_map(|name| redis::from_redis_value_ref(name).ok()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let names = names.join(", ");
+        Err(Error::new(ErrorKind::Denied, format!("the user may not run {names} on tags"))
+            .key(&self.sample)
+            .advice("grant it: what a sweep removes it must be able to put back"))
+    }
+
+    /// Asks for what an earlier run left.
+    fn kept(&self, what: &str) -> redis::Cmd {
+        let mut cmd = redis::cmd("GET");
+        cmd.arg(companion(&self.contender.keys().lock, what));
+        cmd
+    }
+
+    /// Goes on where an earlier run was cut short, if this is the beginning.
+    fn go_on_from(&mut self, kept: &[u8]) {
+        let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
+        let Some(purpose) = self.purpose.as_ref().filter(|_| !begun) else { return };
+        let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
+        self.walk = checkpoint.walk(self.server_time(), self.options.grace);
+        self.report.resumed_at = checkpoint.place.share();
+        self.before = checkpoint.report;
+        self.report.removed_before = self.before.references_removed;
+    }
+
+    pub(super) fn launch(&mut self, asks: Vec<Ask>) -> Result<()> {
+        let (pattern, strict) = (self.pattern.as_slice(), self.options.strict);
+        let terms = Terms { pattern, proof: &self.proof, contender: self.contender, strict };
+        let units = asks.iter().map(Ask::units).sum();
+        let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
+        let mut pack = Pack::default();
+        let mut due = VecDeque::with_capacity(asks.len());
+        for ask in in_its_mode(asks, self.untouching) {
+            let before = pack.commands();
+            ask.write(&terms, &mut pack);
+            due.push_back((ask, pack.commands() - before));
+        }
+        self.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
+        let deadline = self.link.deadline();
+        self.link.send(&pack, deadline)
+    }
+
+    /// Reads the oldest round and follows its answers.
+    pub(super) fn land(&mut self) -> Result<()> {
+        let deadline = self.link.deadline();
+        let Some(flight) = self.flights.front() else { return Ok(()) };
+        let (units, sent) = (flight.units, flight.sent);
+        while let Some(flight) = self.flights.front_mut() {
+            let Some((_, due)) = flight.asks.front() else { break };
+            let replies = (0..*due).map(|_| self.link.receive(deadline));
+            let replies = replies.collect::<Result<Vec<_>>>()?;
+            if let Some((ask, _)) = flight.asks.pop_front() {
+                self.follow(ask, replies, sent)?;
+            }
+        }
+        self.flights.pop_front();
+        let now = Moment::now();
+        let overlapped = self.landed >= sent;
+        let from = if overlapped { self.landed } else { sent };
+        self.rounds.record(now.since(from));
+        self.pace.observe(units, now.since(from), overlapped, now);
+        self.landed = now;
+        Ok(())
+    }
+
+    /// After a fault that may pass: what was not answered is asked again. What may have been removed
+    /// meanwhile is verified like everything removed. A server out of reach is waited for as long as
+    /// the lock lives.
+    pub(super) fn endure(&mut self, fault: Error) -> Result<()> {
+        let code = fault.code().unwrap_or("connection").to_owned();
+        *self.errors.entry(code).or_default() += 1;
+        let now = Moment::now();
+        let (since, tries) = self.outage.unwrap_or((now, 0));
+        let patience = match self.stop {
+            None => self.options.lock_ttl,
+            Some(_) => LAST_TRY,
+        };
+        if !passes(&fault) || (tries > 0 && now.since(since) >= patience) {
+            return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
+        }
+        self.outage = Some((since, tries + 1));
+        self.lose_flights();
+        // The first attempt at once: most often it was the connection alone.
+        let pause = Duration::from_millis(10) * tries.min(100);
+        std::thread::sleep(pause.min(PAUSE_MAX));
+        Ok(())
+    }
+
+    /// The connection goes, and what was not answered is to be asked again.
+    pub(super) fn lose_flights(&mut self) {
+        self.cut_off = true;
+        self.link.drop_connection();
+        let lost: Vec<Ask> =
+            self.flights.drain(..).flat_map(|flight| flight.asks).map(|(ask, _)| ask).collect();
+        for ask in lost.into_iter().rev() {
+            self.ask_again(ask);
+        }
+    }
+
+    /// A server that was restarted, or another one in its place, is not held to what the old one
+    /// promised: neither our lock nor our cursor means anything there.
+    pub(super) fn reconnect(&mut self) -> Result<()> {
+        self.prepare()?;
+        let (known, found) = (self.server_id.as_ref(), self.link.server_id()?);
+        if known.is_some() && found.is_some() && known != found.as_ref() {
+            self.warn("the server was restarted or replaced during the sweep");
+            // If it kept its data, our lock is there, too, and is given back in the end.
+            self.stop(Reason::Lost);
+        }
+        Ok(())
+    }
+
+    pub(super) fn ask_again(&mut self, ask: Ask) {
+        let soon = Moment::now() + self.options.verify;
+        match ask {
+            Ask::Page { .. } => self.walk.again(),
+            Ask::Extend | Ask::Load | Ask::Remember { .. } | Ask::Untouch(_) => {}
+            ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
+                self.ready.push_back(ask)
+            }
+            ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {
+                self.ready.push_front(ask);
+            }
+            Ask::Prune(batches) => {
+                for batch in batches {
+                    self.unverified.put((batch.clone(), true), batch.size(), soon);
+                    batch.visit.asked.set(true);
+                    match self.stop {
+                        None => self.condemned.push_front(batch),
+                        Some(_) => self.give_up(&batch.visit.page),
+                    }
+                }
+            }
+            Ask::Invalidate(batch) => {
+                self.unverified.put((batch.clone(), true), batch.size(), soon);
+                if self.stop.is_none() {
+                    self.ready.push_front(Ask::Invalidate(batch));
+                }
+            }
+            ask @ (Ask::Verify { .. } | Ask::Restore(_)) => self.ready.push_front(ask),
+            ask if self.stop.is_none() => self.ready.push_front(ask),
+            ask => ask.into_batches().iter().for_each(|batch| self.give_up(&batch.visit.page)),
+        }
+    }
+}
+
+/// The questions of a round, in NO-TOUCH mode those that would make tags look used, and nothing else: a
+/// server whose client in that mode wakes another one that blocks crashes (Redis 8.0.2, Valkey 8.1.1),
+/// which a release, a deleted entry or an expired key on the way of SCAN may do. So no connection is ever
+/// left in that mode.
+fn in_its_mode(asks: Vec<Ask>, untouching: bool) -> Vec<Ask> {
+    let mut round = Vec::with_capacity(asks.len() + 2);
+    let mut mode = false;
+    for ask in asks {
+        let wanted = untouching && ask.makes_young();
+        if wanted != mode {
+            round.push(Ask::Untouch(wanted));
+            mode = wanted;
+        }
+        round.push(ask);
+    }
+    round.extend(mode.then_some(Ask::Untouch(false)));
+    round
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::round::{Batch, Visit};
+    use std::rc::Rc;
+
+    fn modes(asks: Vec<Ask>, untouching: bool) -> String {
+        let letter = |ask: &Ask| match ask {
+            Ask::Untouch(true) => '(',
+            Ask::Untouch(false) => ')',
+            ask if ask.makes_young() => 'y',
+            _ => 'n',
+        };
+        in_its_mode(asks, untouching).iter().map(letter).collect()
+    }
+
+    #[test]
+    fn nothing_else_is_sent_in_no_touch_mode_and_no_round_ends_in_it() {
+        let asks = || {
+            let visit = Rc::new(Visit::default());
+            let batch = || Batch { visit: Rc::clone(&visit), ..Batch::default() };
+            let read = || Ask::Read { visit: Rc::clone(&visit), cursor: 0, count: 1 };
+            let page = Ask::Page { cursor: 0, count: 1 };
+            vec![read(), Ask::Look(batch()), read(), Ask::Prune(vec![batch()]), page, read()]
+        };
+        assert_eq!(modes(asks(), true), "(y)n(yy)n(y)");
+        assert_eq!(modes(asks(), false), "ynyyny");
+        let others = vec![Ask::Load, Ask::Extend, Ask::Invalidate(Batch::default())];
+        assert_eq!(modes(others, true), "nnn");
+    }
+}
