@@ -255,10 +255,15 @@ fn histogram(out: &mut String, what: &str, lock: &str, spans: &Histogram) {
     line(out, &format!("{what}_seconds_count"), lock, &[], spans.count());
 }
 
-/// A name as a label's value: quotes, backslashes and line ends escaped, what is no UTF-8 replaced.
+/// A name as a label's value: quotes, backslashes and line ends escaped, what is no UTF-8 as `\xNN`, so
+/// that such names stay apart.
 fn label(name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name);
-    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    let mut text = String::new();
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -276,7 +281,7 @@ mod tests {
         let has = |end: &str| {
             let line = text.lines().find(|line| line.ends_with(end));
             assert!(
-                line.is_some_and(|line| line.contains("lock=\"a\\\"\\\\\\n\u{fffd}\"")),
+                line.is_some_and(|line| line.contains("lock=\"a\\\"\\\\\\n\\\\xff\"")),
                 "{end}\n{text}"
             );
         };
@@ -284,8 +289,8 @@ mod tests {
         has(",le=\"0.004096\"} 1");
         has(",le=\"4.194304\"} 2");
         has(",le=\"+Inf\"} 2");
-        has("hold_seconds_sum{lock=\"a\\\"\\\\\\n\u{fffd}\"} 3.003");
-        has("waiters{lock=\"a\\\"\\\\\\n\u{fffd}\"} 2");
+        has("hold_seconds_sum{lock=\"a\\\"\\\\\\n\\\\xff\"} 3.003");
+        has("waiters{lock=\"a\\\"\\\\\\n\\\\xff\"} 2");
         assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("tagsweep_")));
         assert!(!text.contains("ttl_seconds{"), "nobody holds it");
     }

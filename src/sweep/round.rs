@@ -56,6 +56,8 @@ pub(crate) struct Visit {
     pub idled_at: Cell<Option<Moment>>,
     /// It is to be read again, for it was used after all, or what was known of it is too old.
     pub reread: Cell<bool>,
+    /// It turned out to be of another type.
+    pub strange: Cell<bool>,
     /// An answer to a removal was lost: it may be done already.
     pub asked: Cell<bool>,
     /// The visit that this one repeats, whose removals count here.

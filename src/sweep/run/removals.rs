@@ -101,7 +101,8 @@ impl Running<'_> {
                     self.let_go(batch.visit);
                 }
                 Value::Int(-2) => {
-                    self.report.tags_skipped += 1;
+                    let known = batch.visit.strange.replace(true);
+                    self.report.tags_skipped += u64::from(!known);
                     self.report.references_skipped += skipped;
                     self.let_go(batch.visit);
                 }
