@@ -412,6 +412,30 @@ fn a_lost_lock_kills_what_does_not_end_by_itself_and_its_children() {
 }
 
 #[test]
+fn what_the_command_started_has_its_grace_too() {
+    let server = Server::start();
+    let (url, mut con) = (server.url(), server.connect());
+    let tidy = server.dir().join("tidy");
+    let command = "(trap 'sleep 0.3; echo > \"$0\"; exit' TERM; echo ready; \
+                    while :; do sleep 0.05; done) & wait";
+    let mut holder = Command::new(TAGSWEEP)
+        .args(["lock", "job", "--ttl", "500ms", "--kill-after", "20s", "--url", &url])
+        .args(["--", "sh", "-c", command])
+        .arg(&tidy)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let _: () = con.set("lock:job", "thief").unwrap();
+    let begun = Instant::now();
+    assert_eq!(holder.wait().unwrap().code(), Some(4));
+    assert!(tidy.exists(), "the child was left its time");
+    assert!(begun.elapsed() < Duration::from_secs(10), "and no more than it took");
+}
+
+#[test]
 fn history_is_a_table_or_json_or_a_page_of_its_own() {
     let server = Server::start();
     let url = server.url();
