@@ -263,6 +263,26 @@ fn a_durable_sweep_crosses_everything_out_that_it_verified() {
 }
 
 #[test]
+fn what_was_verified_in_a_hurry_is_left_to_the_next_durable_sweep() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 9, 2000);
+    let durable = || Options { durable: true, ..quick() };
+    let mut sweep_once = Sweep::new(server.config(), durable()).unwrap();
+    let ended = sweep_once.run(&mut |progress| match progress.report.references_removed {
+        0 => Flow::Continue,
+        _ => Flow::Stop,
+    });
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.reason == Reason::Stopped && report.references_removed > 0, "{report:?}");
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:quarantine"), Ok(true));
+    let report = sweep(&server, durable());
+    assert!(report.complete && report.warnings[0].contains("cut off"), "{report:?}");
+    assert_same(&all_tags(&mut con), &left);
+    assert_eq!(con.exists("{lock:cache_tag_cleanup}:quarantine"), Ok(false));
+}
+
+#[test]
 fn a_strict_sweep_deletes_an_entry_whose_reference_it_put_back() {
     for strict in [false, true] {
         let server = Server::start();
