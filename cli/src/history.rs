@@ -1,8 +1,8 @@
 //! `tagsweep history`: what the last sweeps did, as a table, as JSON, or as a page with plots.
 
 use crate::args::{HistoryArgs, bytes};
-use crate::monitor::{link, span};
-use crate::output::{replace, size};
+use crate::monitor::link;
+use crate::output::{replace, size, span};
 use crate::{Done, exit};
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! `tagsweep status`, `force-release` and `metrics`: locks as seen from outside.
 
 use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
-use crate::output::replace;
+use crate::output::{replace, span};
 use crate::{Done, exit};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -183,19 +183,6 @@ fn counts(status: &Status) -> String {
         quantile(&stats.waits),
         quantile(&stats.holds)
     )
-}
-
-/// A span as people say it.
-pub(crate) fn span(span: Duration) -> String {
-    let seconds = span.as_secs_f64();
-    match seconds {
-        s if s < 0.001 => format!("{:.0} us", s * 1e6),
-        s if s < 0.01 => format!("{:.1} ms", s * 1e3),
-        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
 }
 
 fn as_json(name: &[u8], status: &Status) -> Value {

@@ -1,6 +1,5 @@
 //! What people and machines are shown of a sweep.
 
-use crate::monitor::span;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -175,4 +174,17 @@ pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()
     let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
     written
         .map_err(|e| std::io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
+}
+
+/// A span as people say it.
+pub(crate) fn span(span: Duration) -> String {
+    let seconds = span.as_secs_f64();
+    match seconds {
+        s if s < 0.001 => format!("{:.0} us", s * 1e6),
+        s if s < 0.01 => format!("{:.1} ms", s * 1e3),
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
 }

@@ -6,7 +6,7 @@
 use crate::ending::{LEASES, watch};
 use crate::exceptions::{Class, exception, from_core, invalid};
 use crate::gate::Gate;
-use crate::options::{Given, lock_options, span};
+use crate::options::{Given, lock_options, positive, span};
 use crate::target::{config, shared_link};
 use crate::weak::{Array, Bytes, Int, Number};
 use ext_php_rs::boxed::ZBox;
@@ -476,15 +476,6 @@ impl LockInterface for DistributedLock {
 
     fn is_acquired(&self) -> bool {
         self.peek(Lock::is_held).unwrap_or(false)
-    }
-}
-
-/// A TTL.
-pub(crate) fn positive(seconds: f64) -> PhpResult<Duration> {
-    if seconds > 0.0 {
-        span(seconds, "ttl")
-    } else {
-        Err(invalid("ttl must be greater than 0 seconds"))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Options arrays: names in camelCase, spans in seconds. An unknown name is an error, not a surprise.
 
 use crate::exceptions::{invalid, type_error};
-use crate::lock::positive;
 use crate::weak::{Array, Bytes, Int, Number, type_name};
 use ext_php_rs::convert::FromZval;
 use ext_php_rs::exception::PhpResult;
@@ -217,4 +216,13 @@ pub(crate) fn sweep(given: &Given, max_tag_age: i64) -> PhpResult<Options> {
     };
     options.check().map_err(crate::exceptions::from_core)?;
     Ok(options)
+}
+
+/// A TTL.
+pub(crate) fn positive(seconds: f64) -> PhpResult<Duration> {
+    if seconds > 0.0 {
+        span(seconds, "ttl")
+    } else {
+        Err(invalid("ttl must be greater than 0 seconds"))
+    }
 }

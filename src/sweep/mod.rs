@@ -29,6 +29,7 @@
 //! only what must be done at one instant. A sweep that remembers asks for a record and
 //! SCARD, and for the rest only where those do not vouch for the tag.
 
+mod batch;
 mod checkpoint;
 mod history;
 mod judge;

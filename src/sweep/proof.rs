@@ -6,7 +6,7 @@
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::layout::Mapping;
-use crate::sweep::round::Batch;
+use crate::sweep::batch::Batch;
 
 /// Which mapping is in force, and what waits for the answer.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ fn print_of(mapping: &Mapping) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::round::Visit;
+    use crate::sweep::batch::Visit;
     use std::rc::Rc;
 
     fn two() -> Proof {

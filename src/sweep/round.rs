@@ -1,96 +1,16 @@
 //! What a sweep sends: the commands of each kind of question, and what they cost the server.
 
-use crate::clock::Moment;
 use crate::connect::Pack;
-use crate::layout::Mapping;
 use crate::lock::{Contender, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::strings::Strings;
+use crate::sweep::batch::{Batch, Visit};
 use crate::sweep::checkpoint;
-use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
 use crate::sweep::records::{self, Record};
-use crate::sweep::slip::{self, Slip};
+use crate::sweep::slip;
 use redis::Cmd;
-use std::cell::Cell;
 use std::rc::Rc;
-
-/// Members of one command or script. 256 keep a script near 0.4 ms and cost a tenth of the speed.
-pub(crate) const BATCH: usize = 256;
-
-/// Bytes of names in one command, after which it holds no further member.
-pub(crate) const BATCH_BYTES: usize = 128 << 10;
-
-/// One tag being worked on. Its figures are settled when the last one who works on it lets go.
-#[derive(Debug, Default)]
-pub(crate) struct Visit {
-    pub key: Vec<u8>,
-    /// Read before in this run: it was young then, or held back.
-    pub again: bool,
-    /// Its entries were looked for before in this run, so its references are counted already.
-    pub looked: bool,
-    /// Idle time was no evidence: absent entries must be seen absent twice.
-    pub unclear: Cell<bool>,
-    /// What the confirming script is to ask of the idle time (s).
-    pub idle: Cell<Option<u64>>,
-    pub aged: Cell<bool>,
-    pub removed: Cell<u64>,
-    pub checked: Cell<u64>,
-    pub gone: Cell<bool>,
-    /// Whether some of its members were seen alive.
-    pub alive: Cell<bool>,
-    /// Whether its memory is asked for, as a sample.
-    pub weigh: bool,
-    /// What it takes, if that was asked (bytes).
-    pub weight: Cell<u64>,
-    /// Whether its age is on record, and that record: as told beforehand, and as it is to be.
-    pub aging: bool,
-    pub known: Cell<Option<Record>>,
-    pub record: Cell<Option<Record>>,
-    /// Its idle time, where that was asked before (s).
-    pub idled: Cell<Option<u64>>,
-    /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
-    pub vouched: Cell<u64>,
-    pub until: Cell<Option<u64>>,
-    /// When its idle time was asked for.
-    pub idled_at: Cell<Option<Moment>>,
-    /// It is to be read again, for it was used after all, or what was known of it is too old.
-    pub reread: Cell<bool>,
-    /// It turned out to be of another type.
-    pub strange: Cell<bool>,
-    /// An answer to a removal was lost: it may be done already.
-    pub asked: Cell<bool>,
-    /// The visit that this one repeats, whose removals count here.
-    pub earlier: Option<Rc<Visit>>,
-    /// Where the walk found it.
-    pub page: Rc<Page>,
-}
-
-/// Some members of a tag.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Batch {
-    pub visit: Rc<Visit>,
-    pub members: Strings,
-    /// Where their removal is noted, if it is.
-    pub slip: Option<Rc<Slip>>,
-}
-
-impl Batch {
-    /// Memory taken while it waits.
-    pub fn size(&self) -> usize {
-        self.members.size() + self.visit.key.len() + std::mem::size_of::<Visit>()
-    }
-
-    /// Names of all entries, under this mapping.
-    fn entries(&self, mapping: &Mapping, out: &mut Strings) {
-        self.members.iter().for_each(|member| out.push_joined(&mapping.parts(member)));
-    }
-
-    /// Names of all entries under every mapping, the one in force first.
-    fn all_entries(&self, proof: &Proof, out: &mut Strings) {
-        proof.in_order().for_each(|mapping| self.entries(mapping, out));
-    }
-}
 
 /// A question under way. Every one may be asked again when its answer is lost.
 #[derive(Debug)]
@@ -169,7 +89,7 @@ impl Ask {
             Self::Lifetimes(batch) => by_groups("PTTL", batch, 1, terms, out),
             Self::Verify { batches, .. } => {
                 let mut entries = Strings::default();
-                batches.iter().for_each(|batch| batch.all_entries(terms.proof, &mut entries));
+                batches.iter().for_each(|batch| all_entries(batch, terms.proof, &mut entries));
                 exists(&entries, out);
             }
             Self::Prune(batches) => PRUNE.pack(&prune(batches, terms), out),
@@ -250,6 +170,11 @@ impl Ask {
             Self::Load => 80,
         }
     }
+}
+
+/// Names of all entries of a batch under every mapping, the one in force first.
+fn all_entries(batch: &Batch, proof: &Proof, out: &mut Strings) {
+    proof.in_order().for_each(|mapping| batch.entries(mapping, out));
 }
 
 /// Members, those with long names several times.
@@ -364,7 +289,7 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
     args = note(args, batches);
     batches.iter().for_each(|batch| args.keys.push(&batch.visit.key));
     for batch in batches {
-        batch.all_entries(terms.proof, &mut args.keys);
+        all_entries(batch, terms.proof, &mut args.keys);
         // A tag with live members stays; whether others are gone is looked at.
         let sign = if batch.visit.alive.get() { "-" } else { "" };
         args = args.arg(format!("{sign}{}", batch.members.len()));
@@ -389,7 +314,7 @@ fn restore(batch: &Batch, terms: &Terms) -> Args {
     let deletes = if terms.strict { value(terms) } else { b"" };
     let lock = &terms.contender.keys().lock;
     let mut args = Args::default().key(&batch.visit.key).key(lock).arg(deletes);
-    batch.all_entries(terms.proof, &mut args.keys);
+    all_entries(batch, terms.proof, &mut args.keys);
     batch.members.iter().for_each(|member| args.argv.push(member));
     args
 }

@@ -2,7 +2,7 @@
 //! verified. Whoever sweeps next finds what a crash left unverified, and verifies it.
 
 use crate::strings::Strings;
-use crate::sweep::round::{Batch, Visit};
+use crate::sweep::batch::{Batch, Visit};
 use std::cell::RefCell;
 use std::rc::Rc;
 

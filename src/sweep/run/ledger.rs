@@ -2,12 +2,13 @@
 
 use crate::clock::Moment;
 use crate::lock::whoami;
+use crate::sweep::batch::{Batch, Visit};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::history;
 use crate::sweep::page::Page;
 use crate::sweep::records::{self, Record, Warrant};
 use crate::sweep::report::{Progress, Report};
-use crate::sweep::round::{Ask, Batch, Visit};
+use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use redis::Value;
 use std::cell::Cell;

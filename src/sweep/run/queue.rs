@@ -1,7 +1,8 @@
 //! What is asked next: rounds are put together here.
 
 use crate::clock::Moment;
-use crate::sweep::round::{Ask, BATCH, BATCH_BYTES, Batch};
+use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch};
+use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use std::time::Duration;
 

@@ -243,7 +243,7 @@ fn in_its_mode(asks: Vec<Ask>, untouching: bool) -> Vec<Ask> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::round::{Batch, Visit};
+    use crate::sweep::batch::{Batch, Visit};
     use std::rc::Rc;
 
     fn modes(asks: Vec<Ask>, untouching: bool) -> String {
