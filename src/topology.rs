@@ -15,6 +15,8 @@ pub(crate) struct Facts {
     pub no_touch: bool,
     /// The server's clock (s).
     pub time: u64,
+    /// Cursors of SCAN are positions in one table: a standalone server of the family.
+    pub positions: bool,
     /// Which process answers: new at each start.
     pub run_id: Option<String>,
     /// A child process saves or rewrites: idle times stand still.
@@ -22,6 +24,10 @@ pub(crate) struct Facts {
     /// Every child that there ever was ended at least this many seconds ago. `None`: not known.
     pub childless_for: Option<u64>,
 }
+
+/// What servers tell that speak the language and are no Redis inside.
+const SPEAKERS: [&str; 4] =
+    ["dragonfly_version", "garnet_version", "kvrocks_version", "pika_version"];
 
 impl Facts {
     /// Reads the sections server, memory, persistence, stats and replication of `INFO`; `now` is
@@ -35,12 +41,15 @@ impl Facts {
         let version: Vec<u32> = field("redis_version")
             .map(|v| v.split('.').filter_map(|part| part.parse().ok()).collect())
             .unwrap_or_default();
+        let standalone =
+            ["redis_mode", "server_mode"].iter().any(|mode| field(mode) == Some("standalone"));
         let running = |name| number(name).unwrap_or(1) != 0;
         Self {
             lfu: field("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: field("role") == Some("slave"),
             no_touch: version >= vec![7, 2],
             time: now,
+            positions: standalone && !SPEAKERS.iter().any(|other| field(other).is_some()),
             run_id: field("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
             childless_for: childless_for(&number, now),
@@ -131,6 +140,10 @@ mod tests {
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
         assert!(with("noeviction", "allkeys-lfu").lfu);
+        let mode = |text: &str| with("role:master", &format!("role:master\r\n{text}")).positions;
+        assert!(mode("redis_mode:standalone") && mode("server_mode:standalone"));
+        assert!(!mode("redis_mode:cluster"));
+        assert!(!mode("redis_mode:standalone\r\ndragonfly_version:df-v1.30"));
         assert!(with("bgsave_in_progress:0", "bgsave_in_progress:1").child);
         assert_eq!(with("connected_slaves:0", "connected_slaves:1").childless_for, None);
         assert_eq!(with("rewrite_time_sec:-1", "rewrite_time_sec:0").childless_for, None);

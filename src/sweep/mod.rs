@@ -44,6 +44,7 @@ mod report;
 mod round;
 mod run;
 mod slip;
+mod walk;
 
 pub use history::{Run, Totals, history, totals};
 pub use options::{OnAged, Options};

@@ -18,13 +18,14 @@ use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
-use crate::sweep::page::{Page, Walk};
+use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
 use crate::sweep::quarantine::Quarantine;
 use crate::sweep::records::Record;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::slip::Done;
+use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -64,6 +65,8 @@ pub(super) struct Running<'a> {
     /// Our own reads leave idle times alone.
     untouching: bool,
     walk: Walk,
+    /// Cursors are positions, and the same for everybody.
+    positions: bool,
     second_pass: bool,
     ready: VecDeque<Ask>,
     condemned: VecDeque<Batch>,
@@ -131,7 +134,8 @@ impl<'a> Running<'a> {
         let now = Moment::now();
         let memory = Memory::new(options.memory);
         let fence = contender.lease().map(|lease| lease.fence);
-        let run_id = facts.run_id.clone().filter(|_| !options.dry_run);
+        let resumes = facts.positions && !options.dry_run;
+        let run_id = facts.run_id.clone().filter(|_| resumes);
         let purpose = run_id.map(|id| checkpoint::purpose(&id, &layout.pattern(), options));
         Self {
             link,
@@ -142,7 +146,8 @@ impl<'a> Running<'a> {
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts.clone(), now),
-            walk: Walk::new(facts.time),
+            walk: Walk::new(facts.positions, facts.time),
+            positions: facts.positions,
             second_pass: false,
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
@@ -362,7 +367,7 @@ impl<'a> Running<'a> {
             return false;
         }
         self.second_pass = true;
-        self.walk = Walk::new(self.server_time());
+        self.walk = Walk::new(self.positions, self.server_time());
         true
     }
 

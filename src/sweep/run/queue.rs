@@ -4,6 +4,7 @@ use crate::clock::Moment;
 use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
+use crate::sweep::walk::LARGEST;
 use std::time::Duration;
 
 /// How long what is condemned waits for company: what proved that a tag was left alone gets old.
@@ -59,9 +60,9 @@ impl Running<'_> {
         if units < self.pace.size() / 2 || !self.may_walk() {
             return None;
         }
-        let cursor = self.walk.ask()?;
-        let count = (units * 2 / 3).clamp(50, 1000).min(self.memory.count());
-        Some(Ask::Page { cursor, count })
+        let (leg, cursor) = self.walk.ask()?;
+        let count = (units * 2 / 3).clamp(50, LARGEST).min(self.memory.count());
+        Some(Ask::Page { leg, cursor, count })
     }
 
     /// The next question, unless it is a read and enough of them are under way.
