@@ -47,15 +47,14 @@ impl Checkpoint {
     /// One that is good for `purpose`; anything else is as if there were none.
     pub fn read(kept: &[u8], purpose: &str) -> Option<Self> {
         let found: Self = serde_json::from_slice(kept).ok()?;
-        (found.purpose == purpose && found.place.is_sound()).then_some(found)
+        (found.purpose == purpose && found.place.cursor != 0).then_some(found)
     }
 
     /// How to go on, now, by the server's clock (s).
     pub fn walk(&self, now: u64, grace: Duration) -> Walk {
         // A second more, for clocks of whole seconds.
         let left = now.saturating_sub(self.place.since) + 1;
-        let place = self.place.clone();
-        if left <= grace.as_secs() { Walk::rest(place, now) } else { Walk::round(place, now) }
+        if left <= grace.as_secs() { Walk::rest(self.place) } else { Walk::round(self.place) }
     }
 }
 
@@ -64,7 +63,7 @@ pub(crate) fn purpose(server: &str, pattern: &[u8], options: &Options) -> String
     let Options { entry_prefix, grace, max_tag_age, on_aged, .. } = options;
     let prefix = entry_prefix.as_ref().map(|prefix| prefix.escape_ascii().to_string());
     let pattern = pattern.escape_ascii();
-    format!("3|{server}|{pattern}|{prefix:?}|{grace:?}|{max_tag_age:?}|{on_aged:?}")
+    format!("2|{server}|{pattern}|{prefix:?}|{grace:?}|{max_tag_age:?}|{on_aged:?}")
 }
 
 #[cfg(test)]
@@ -77,8 +76,8 @@ mod tests {
         let ours = purpose("run1", b"tag:*", &options);
         let report =
             Report { tags_seen: 7, duration: Duration::from_millis(1500), ..Report::default() };
-        let place = Place { cursors: vec![Some(8), None], since: 1000 };
-        let kept = Checkpoint::new(&ours, place.clone(), report).to_bytes();
+        let place = Place { cursor: 9, since: 1000 };
+        let kept = Checkpoint::new(&ours, place, report).to_bytes();
         let found = Checkpoint::read(&kept, &ours).unwrap();
         assert_eq!((found.place, found.report.tags_seen), (place, 7));
         assert_eq!(found.report.duration, Duration::from_millis(1500));
@@ -97,17 +96,13 @@ mod tests {
         for kept in [b"".as_slice(), b"{}", b"\xff", b"{\"purpose\":\"p\",\"cursor\":0}"] {
             assert_eq!(Checkpoint::read(kept, "p"), None);
         }
-        for cursors in [vec![Some(0), Some(1)], vec![], vec![Some(2)], vec![Some(2); 3]] {
-            let place = Place { cursors, since: 7 };
-            let kept = Checkpoint::new("p", place.clone(), Report::default()).to_bytes();
-            assert_eq!(Checkpoint::read(&kept, "p"), None, "no place to go on from: {place:?}");
-        }
+        let begun = Checkpoint::new("p", Place::default(), Report::default()).to_bytes();
+        assert_eq!(Checkpoint::read(&begun, "p"), None, "the beginning is no place to go on from");
     }
 
     #[test]
     fn the_rest_is_enough_for_a_grace() {
-        let place = Place { cursors: vec![Some(8), Some(9)], since: 1000 };
-        let kept = Checkpoint::new("p", place, Report::default());
+        let kept = Checkpoint::new("p", Place { cursor: 9, since: 1000 }, Report::default());
         let goes_round = |now, grace| kept.walk(now, Duration::from_secs(grace)).is_whole();
         assert!(!goes_round(1000, 5) && !goes_round(1004, 5));
         assert!(goes_round(1005, 5) && goes_round(1000, 0) && goes_round(90_000, 5));

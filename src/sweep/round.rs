@@ -16,7 +16,7 @@ use std::rc::Rc;
 #[derive(Debug)]
 pub(crate) enum Ask {
     /// Keys of the next page.
-    Page { leg: usize, cursor: u64, count: usize },
+    Page { cursor: u64, count: usize },
     /// Idle time, record and number of members of a tag.
     Recall(Rc<Visit>),
     /// Idle time (first) and members of a tag.
@@ -73,7 +73,7 @@ impl Ask {
     /// Writes its commands; each brings one reply.
     pub fn write(&self, terms: &Terms, out: &mut Pack) {
         match self {
-            Self::Page { cursor, count, .. } => scan(*cursor, terms.pattern, *count, out),
+            Self::Page { cursor, count } => scan(*cursor, terms.pattern, *count, out),
             Self::Recall(visit) => {
                 idle_time(visit, out);
                 recall(visit, terms, out);

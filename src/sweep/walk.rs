@@ -1,12 +1,12 @@
 //! The walk over one server's keys with SCAN. Pure: cursors in and out.
 //!
 //! A server counts through its table in the order of bit-reversed cursors, also when the table grows or
-//! shrinks: a cursor is a position, and SCAN may begin at any. So the table is walked in two legs at once,
-//! one for each half, and the server has a page to look for while we read the other. Where a leg ends its
-//! last page reaches into what another has begun with; what stands there is told apart by its name.
+//! shrinks: a cursor is a position, and a walk may begin at any. One that goes round ends with a page that
+//! reaches into what it began with; what stands there is told apart by its name. A server may also name a
+//! key twice when it shrinks its table, soon after the first time: of late names the second is passed over.
 //!
-//! Only servers that are one table count so: no cluster, and nobody who only speaks their language. Others
-//! are walked in one leg, from beginning to end.
+//! Only servers that are one table count so: no cluster, and nobody who only speaks their language. There a
+//! walk goes from beginning to end.
 
 use crate::sweep::page::Page;
 use crate::sweep::records;
@@ -17,41 +17,27 @@ use std::rc::{Rc, Weak};
 /// The largest page that is asked for.
 pub(crate) const LARGEST: usize = 1000;
 
-/// Legs at once.
-const LEGS: usize = 2;
-
-/// Where a walk could be gone on with: the cursor of each leg, unless there is nothing left of it, and since
-/// when everything else was seen, by the server's clock (s).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A place in the table, and since when everything before it was seen: the server's clock (s) when the
+/// walk was at the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
-    pub cursors: Vec<Option<u64>>,
+    pub cursor: u64,
     pub since: u64,
 }
 
 impl Place {
-    /// Share of the keys that lie behind, 0 to 1.
-    pub fn share(&self) -> f64 {
-        let legs = self.cursors.len();
-        let behind = |at: &Option<u64>| at.map_or(1.0, |cursor| fraction(offset(cursor, legs)));
-        self.cursors.iter().map(behind).sum::<f64>() / legs.max(1) as f64
-    }
-
-    /// Whether it is one, and not the beginning.
-    pub fn is_sound(&self) -> bool {
-        self.cursors.len() == LEGS && !self.is_beginning()
-    }
-
-    fn is_beginning(&self) -> bool {
-        self.cursors.iter().zip(0..).all(|(cursor, first)| *cursor == Some(first))
+    /// Share of the table before it, 0 to 1.
+    pub fn share(self) -> f64 {
+        fraction(position(self.cursor))
     }
 }
 
-/// How far a leg goes.
+/// How far a walk goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// To the end of its part.
+    /// To the end of the table.
     Rest,
-    /// To the end, and on from the beginning.
+    /// To its end, and on from its beginning.
     Round,
     /// Up to where it began.
     Back,
@@ -64,204 +50,163 @@ enum State {
     Done,
 }
 
-/// The walk over one part of the table.
-#[derive(Debug)]
-struct Leg {
-    /// The first cursor of its part, and how many parts there are.
-    first: u64,
-    legs: usize,
-    from: u64,
-    way: Way,
-    cursor: u64,
-    /// Since when everything before the cursor was seen, and when this walk began (s).
-    since: u64,
-    begun: u64,
-    state: State,
-    /// What was asked for since the last beginning.
-    asked: usize,
-    /// Pages with what led to them, oldest first: the cursor, and since when.
-    pages: VecDeque<(u64, u64, Weak<Page>)>,
+/// Names that were met: those of the first pages, and the last ones.
+#[derive(Debug, Default)]
+struct Met {
+    first: HashSet<[u8; 8]>,
+    late: HashSet<[u8; 8]>,
+    order: VecDeque<[u8; 8]>,
 }
 
-impl Leg {
-    fn new(first: usize, legs: usize, at: Option<u64>, way: Way, since: u64, now: u64) -> Self {
-        let first = first as u64;
-        let cursor = at.unwrap_or(first);
-        // Nothing is left of it, unless it is to be walked anew.
-        let state = if at.is_none() && way == Way::Rest { State::Done } else { State::Ready };
-        let anew = cursor == first && state == State::Ready;
-        let (way, since) = if anew { (Way::Rest, now) } else { (way, since) };
-        let pages = VecDeque::new();
-        Self { first, legs, from: cursor, way, cursor, since, begun: now, state, asked: 0, pages }
-    }
+/// How many late names are kept.
+const LATE: usize = 4 * LARGEST;
 
-    /// Takes in a cursor; whether the page is at an end, of the leg or of its walk.
-    fn answered(&mut self, cursor: u64, count: usize, now: u64, page: &Rc<Page>) -> bool {
-        self.pages.push_back((self.cursor, self.since, Rc::downgrade(page)));
-        let is_new = self.asked < 2 * LARGEST;
-        self.asked += count;
-        let mask = self.legs as u64 - 1;
-        let ended = cursor == 0 || cursor & mask != self.first;
-        let back =
-            self.way == Way::Back && offset(cursor, self.legs) >= offset(self.from, self.legs);
-        (self.cursor, self.state) = (cursor, State::Ready);
-        if ended && self.way == Way::Round {
-            (self.way, self.cursor, self.since, self.asked) = (Way::Back, self.first, now, 0);
-        } else if ended || back {
-            (self.state, self.since) = (State::Done, self.begun.min(self.since));
+impl Met {
+    /// Whether a name is new.
+    fn is_new(&mut self, name: &[u8], is_first: bool) -> bool {
+        let name = records::place(name).1;
+        if self.first.contains(&name) || !self.late.insert(name) {
+            return false;
         }
-        is_new || ended || back
-    }
-
-    /// Where to go on: at the oldest page of which something is unsettled.
-    fn settled(&mut self) -> (Option<u64>, u64) {
-        while self.pages.front().is_some_and(|(_, _, page)| page.strong_count() == 0) {
-            self.pages.pop_front();
+        self.order.push_back(name);
+        if self.order.len() > LATE {
+            self.order.pop_front().map(|oldest| self.late.remove(&oldest));
         }
-        match self.pages.front() {
-            Some((cursor, since, _)) => (Some(*cursor), *since),
-            None if self.state == State::Done => (None, self.since),
-            None => (Some(self.cursor), self.since),
+        if is_first {
+            self.first.insert(name);
         }
+        true
     }
-
-    /// Whether it sees all of its part.
-    fn is_whole(&self) -> bool {
-        self.way != Way::Rest || (self.from == self.first && !self.is_finished())
-    }
-
-    /// Nothing of it was left when this walk began.
-    fn is_finished(&self) -> bool {
-        self.state == State::Done && self.asked == 0
-    }
-
-    /// Share of its part that it leaves out.
-    fn before(&self) -> f64 {
-        match (self.is_finished(), self.is_whole()) {
-            (true, _) => 1.0,
-            (_, true) => 0.0,
-            _ => fraction(offset(self.from, self.legs)),
-        }
-    }
-
-    /// Share of its part that it has passed.
-    fn passed(&self) -> f64 {
-        let offset = |cursor| offset(cursor, self.legs);
-        match self.state {
-            State::Done => 1.0 - self.before(),
-            _ => fraction(offset(self.cursor).wrapping_sub(offset(self.from))),
-        }
-    }
-}
-
-/// How far into its part a cursor is, as a share of 2^64.
-fn offset(cursor: u64, legs: usize) -> u64 {
-    cursor.reverse_bits() << legs.trailing_zeros()
-}
-
-fn fraction(offset: u64) -> f64 {
-    offset as f64 / u64::MAX as f64
 }
 
 /// Where the walk is. An empty page with a cursor other than 0 is not the end.
 #[derive(Debug)]
 pub(crate) struct Walk {
-    legs: Vec<Leg>,
-    /// Names at the ends of legs.
-    met: HashSet<[u8; 8]>,
+    from: u64,
+    way: Way,
+    at: Place,
+    state: State,
+    /// How many keys were asked for.
+    asked: usize,
+    met: Met,
+    /// Pages with the places that led to them, oldest first.
+    pages: VecDeque<(Place, Weak<Page>)>,
 }
 
 impl Walk {
-    /// Of all keys, beginning now (s, by the server's clock); in legs, if its cursors are positions.
-    pub fn new(are_positions: bool, now: u64) -> Self {
-        let legs = if are_positions { LEGS as u64 } else { 1 };
-        let cursors = (0..legs).map(Some).collect();
-        Self::along(Place { cursors, since: now }, Way::Rest, now)
+    /// Of the whole table, which begins now (s, by the server's clock).
+    pub fn new(now: u64) -> Self {
+        Self::rest(Place { cursor: 0, since: now })
     }
 
-    /// Of what is left of an earlier walk.
-    pub fn rest(place: Place, now: u64) -> Self {
-        Self::along(place, Way::Rest, now)
+    /// Of what is behind a place.
+    pub fn rest(at: Place) -> Self {
+        Self {
+            from: at.cursor,
+            way: Way::Rest,
+            at,
+            state: State::Ready,
+            asked: 0,
+            met: Met::default(),
+            pages: VecDeque::new(),
+        }
     }
 
-    /// Of all keys, from where an earlier walk ended and round to there.
-    pub fn round(place: Place, now: u64) -> Self {
-        Self::along(place, Way::Round, now)
+    /// Of the whole table, from a place on and round to it.
+    pub fn round(at: Place) -> Self {
+        Self { way: Way::Round, ..Self::rest(at) }
     }
 
-    fn along(place: Place, way: Way, now: u64) -> Self {
-        let (since, legs) = (place.since, place.cursors.len());
-        let cursors = place.cursors.into_iter().enumerate();
-        let legs = cursors.map(|(first, at)| Leg::new(first, legs, at, way, since, now)).collect();
-        Self { legs, met: HashSet::new() }
+    /// The cursor to ask with, when no page is under way and more are to come.
+    pub fn ask(&mut self) -> Option<u64> {
+        let ready = self.state == State::Ready;
+        ready.then(|| {
+            self.state = State::Asked;
+            self.at.cursor
+        })
     }
 
-    /// A leg, and the cursor to ask with, if no page of it is under way and more are to come: of those, the
-    /// one that is behind.
-    pub fn ask(&mut self) -> Option<(usize, u64)> {
-        let ready = self.legs.iter_mut().enumerate().filter(|(_, leg)| leg.state == State::Ready);
-        let (leg, next) = ready.min_by(|(_, a), (_, b)| a.passed().total_cmp(&b.passed()))?;
-        next.state = State::Asked;
-        Some((leg, next.cursor))
-    }
-
-    /// Takes in the cursor of a reply that came now (s, by the server's clock), and of the names with it
-    /// those that were not met before.
+    /// Takes in the cursor of a reply that came now (s, by the server's clock), and leaves of the names with
+    /// it those that were not met before.
     pub fn answered(
         &mut self,
-        leg: usize,
         cursor: u64,
         count: usize,
         names: &mut Vec<Vec<u8>>,
         now: u64,
     ) -> Rc<Page> {
+        // A page reaches no further than it was asked to, so this is more than the last may share.
+        let is_first = self.way == Way::Round && self.asked < 2 * LARGEST;
+        self.asked += count;
+        names.retain(|name| self.met.is_new(name, is_first));
         let page = Rc::new(Page::default());
-        if self.legs[leg].answered(cursor, count, now, &page) {
-            names.retain(|name| self.met.insert(records::place(name).1));
+        self.pages.push_back((self.at, Rc::downgrade(&page)));
+        self.at.cursor = cursor;
+        let is_over = match self.way {
+            Way::Rest => cursor == 0,
+            Way::Round => false,
+            Way::Back => cursor == 0 || position(cursor) >= position(self.from),
+        };
+        if self.way == Way::Round && cursor == 0 {
+            (self.way, self.at.since) = (Way::Back, now);
         }
+        self.state = if is_over { State::Done } else { State::Ready };
         page
     }
 
     /// The page asked for was lost; it is to be asked for again.
-    pub fn again(&mut self, leg: usize) {
-        if self.legs[leg].state == State::Asked {
-            self.legs[leg].state = State::Ready;
+    pub fn again(&mut self) {
+        if self.state == State::Asked {
+            self.state = State::Ready;
         }
     }
 
     pub fn is_done(&self) -> bool {
-        self.legs.iter().all(|leg| leg.state == State::Done)
+        self.state == State::Done
     }
 
-    /// Where somebody else could go on without passing anything over; `None` while that would be the
-    /// beginning.
-    pub fn settled(&mut self) -> Option<Place> {
-        let places: Vec<_> = self.legs.iter_mut().map(Leg::settled).collect();
-        let since = places.iter().map(|(_, since)| *since).min()?;
-        let place =
-            Place { cursors: places.into_iter().map(|(cursor, _)| cursor).collect(), since };
-        (!place.is_beginning()).then_some(place)
+    /// Where somebody else could go on without passing anything over: at the oldest page of which
+    /// something is unsettled.
+    pub fn settled(&mut self) -> Place {
+        while self.pages.front().is_some_and(|(_, page)| page.strong_count() == 0) {
+            self.pages.pop_front();
+        }
+        self.pages.front().map_or(self.at, |(place, _)| *place)
     }
 
     /// The pages that are unsettled, and those behind them.
     pub fn unsettled(&self) -> impl Iterator<Item = Rc<Page>> {
-        self.legs.iter().flat_map(|leg| leg.pages.iter()).filter_map(|(_, _, page)| page.upgrade())
+        self.pages.iter().filter_map(|(_, page)| page.upgrade())
     }
 
-    /// Whether it sees all keys.
+    /// Whether it sees the whole table.
     pub fn is_whole(&self) -> bool {
-        self.legs.iter().all(Leg::is_whole)
+        self.way != Way::Rest || self.from == 0
     }
 
-    /// Share of the keys that this walk has passed, 0 to 1.
+    /// Share of the table that this walk has passed, 0 to 1.
     pub fn passed(&self) -> f64 {
-        self.legs.iter().map(Leg::passed).sum::<f64>() / self.legs.len() as f64
+        match self.state {
+            State::Done if self.is_whole() => 1.0,
+            State::Done => 1.0 - fraction(position(self.from)),
+            _ => fraction(position(self.at.cursor).wrapping_sub(position(self.from))),
+        }
     }
 
-    /// Share that is behind us, with what this walk leaves out.
+    /// Share that is behind us, with what was before this walk if it goes to the end only.
     pub fn share(&self) -> f64 {
-        self.passed() + self.legs.iter().map(Leg::before).sum::<f64>() / self.legs.len() as f64
+        let before = if self.is_whole() { 0.0 } else { fraction(position(self.from)) };
+        before + self.passed()
     }
+}
+
+/// Where in the table a cursor is, as a share of 2^64.
+fn position(cursor: u64) -> u64 {
+    cursor.reverse_bits()
+}
+
+fn fraction(position: u64) -> f64 {
+    position as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]
@@ -304,18 +249,13 @@ mod tests {
     /// What a walk meets, and how often.
     type Met = BTreeMap<Vec<u8>, u32>;
 
-    /// Walks for so many pages, two under way at a time, which settle at once.
+    /// Walks for so many pages, which settle at once.
     fn walk(walk: &mut Walk, table: &Table, count: usize, pages: usize, now: u64, met: &mut Met) {
         for _ in 0..pages {
-            let asked: Vec<_> = std::iter::from_fn(|| walk.ask()).collect();
-            if asked.is_empty() {
-                return;
-            }
-            for (leg, cursor) in asked {
-                let (next, mut names) = table.scan(cursor, count);
-                walk.answered(leg, next, count, &mut names, now);
-                names.into_iter().for_each(|name| *met.entry(name).or_default() += 1);
-            }
+            let Some(cursor) = walk.ask() else { return };
+            let (next, mut names) = table.scan(cursor, count);
+            walk.answered(next, count, &mut names, now);
+            names.into_iter().for_each(|name| *met.entry(name).or_default() += 1);
         }
     }
 
@@ -326,9 +266,9 @@ mod tests {
     #[test]
     fn every_name_is_met_once() {
         for bits in [0, 1, 2, 5, 9] {
-            for (count, positions) in [(1, true), (7, true), (50, true), (1000, true), (7, false)] {
+            for count in [1, 7, 50, 1000] {
                 let table = Table::new(bits, 700, 5);
-                let (mut new, mut met) = (Walk::new(positions, 5), Met::new());
+                let (mut new, mut met) = (Walk::new(5), Met::new());
                 walk(&mut new, &table, count, usize::MAX, 5, &mut met);
                 assert!(new.is_done() && new.is_whole() && new.ask().is_none());
                 assert!(is_once(&met, &table), "{bits} {count}: {} of 700", met.len());
@@ -341,19 +281,18 @@ mod tests {
     fn who_goes_round_meets_everything_once_from_wherever_another_ended() {
         let table = Table::new(7, 400, 7);
         for pages in 1..100 {
-            let mut cut = Walk::new(true, 5);
+            let mut cut = Walk::new(5);
             walk(&mut cut, &table, 3, pages, 6, &mut Met::new());
-            let place = cut.settled().unwrap();
+            let place = cut.settled();
             assert_eq!(place.since, 5);
-            let (mut round, mut met) = (Walk::round(place.clone(), 20), Met::new());
+            let (mut round, mut met) = (Walk::round(place), Met::new());
             assert!(round.passed() == 0.0 && round.share() == 0.0 && round.is_whole());
             walk(&mut round, &table, 3, pages.min(20), 21, &mut met);
-            let again =
-                round.settled().unwrap_or(Place { cursors: vec![Some(0), Some(1)], since: 20 });
+            let again = round.settled();
             walk(&mut round, &table, 5, usize::MAX, 22, &mut met);
             assert!(round.is_done() && is_once(&met, &table), "{place:?}: {}", met.len());
             // And what that one would have left to another.
-            let (mut last, mut met) = (Walk::round(again.clone(), 30), Met::new());
+            let (mut last, mut met) = (Walk::round(again), Met::new());
             walk(&mut last, &table, 7, usize::MAX, 30, &mut met);
             assert!(is_once(&met, &table), "{again:?}");
         }
@@ -364,34 +303,49 @@ mod tests {
         for bits in [10, 14, 17] {
             let table = Table::new(bits, 30_000, 11);
             for (first, then) in [(LARGEST, 50), (50, LARGEST), (LARGEST, LARGEST), (333, 999)] {
-                let (mut cut, mut met) = (Walk::new(true, 5), Met::new());
-                walk(&mut cut, &table, first, 7, 6, &mut met);
-                let place = cut.settled().unwrap();
-                walk(&mut cut, &table, then, usize::MAX, 6, &mut met);
-                assert!(cut.is_done() && is_once(&met, &table), "{bits} {first} {then}");
-                let (mut round, mut met) = (Walk::round(place, 20), Met::new());
+                let mut cut = Walk::new(5);
+                walk(&mut cut, &table, first, 7, 6, &mut Met::new());
+                let (mut round, mut met) = (Walk::round(cut.settled()), Met::new());
                 walk(&mut round, &table, first, 3, 20, &mut met);
                 walk(&mut round, &table, then, usize::MAX, 20, &mut met);
-                assert!(round.is_done() && is_once(&met, &table), "{bits} {first} {then} round");
+                assert!(round.is_done() && is_once(&met, &table), "{bits} {first} {then}");
             }
         }
     }
 
     #[test]
+    fn who_goes_round_says_since_when_and_how_far() {
+        // A table of 8 buckets: 0 4 2 6 1 5 3 7.
+        let place = |cursor, since| Place { cursor, since };
+        let page = |walk: &mut Walk, cursor, now| walk.answered(cursor, 2, &mut vec![], now);
+        let mut walk = Walk::round(place(6, 5));
+        let last = page(&mut walk, 5, 9);
+        page(&mut walk, 7, 9);
+        assert_eq!((walk.passed(), walk.share()), (0.5, 0.5));
+        page(&mut walk, 0, 20);
+        assert!(!walk.is_done() && walk.ask() == Some(0));
+        assert!((walk.share() - 0.625).abs() < 1e-9, "{}", walk.share());
+        page(&mut walk, 2, 21);
+        assert_eq!(walk.settled(), place(6, 5), "a page of the first lap is unsettled");
+        drop(last);
+        assert_eq!(walk.settled(), place(2, 20));
+        // The table has grown: 6 comes between 10 and 14.
+        page(&mut walk, 10, 21);
+        assert!(!walk.is_done());
+        page(&mut walk, 14, 21);
+        assert!(walk.is_done() && walk.share() == 1.0);
+    }
+
+    #[test]
     fn the_rest_is_what_was_not_met() {
         let table = Table::new(7, 400, 9);
-        for pages in 1..100 {
-            let (mut cut, mut met) = (Walk::new(true, 5), Met::new());
+        for pages in 1..80 {
+            let (mut cut, mut met) = (Walk::new(5), Met::new());
             walk(&mut cut, &table, 3, pages, 6, &mut met);
-            let place = cut.settled().unwrap();
-            let mut rest = Walk::rest(place.clone(), 7);
-            assert!(!rest.is_whole());
-            assert!(
-                (rest.share() - place.share()).abs() < 1e-9
-                    && (cut.share() - rest.share()).abs() < 1e-9
-            );
+            let mut rest = Walk::rest(cut.settled());
+            assert!(!rest.is_whole() && (cut.share() - rest.share()).abs() < 1e-9);
             walk(&mut rest, &table, 3, usize::MAX, 7, &mut met);
-            assert!(rest.is_done() && met.len() == 400, "{place:?}");
+            assert!(rest.is_done() && is_once(&met, &table), "{pages}");
             assert!((rest.share() - 1.0).abs() < 1e-9);
         }
     }
@@ -399,59 +353,45 @@ mod tests {
     #[test]
     fn a_table_may_grow_and_shrink_meanwhile() {
         for (before, after) in [(6, 9), (9, 6), (3, 7)] {
-            let (small, large) = (Table::new(before, 500, 3), Table::new(after, 500, 3));
+            let (first, then) = (Table::new(before, 500, 3), Table::new(after, 500, 3));
             for pages in 1..60 {
-                let (mut new, mut met) = (Walk::new(true, 5), Met::new());
-                walk(&mut new, &small, 4, pages, 5, &mut met);
-                walk(&mut new, &large, 4, usize::MAX, 5, &mut met);
-                assert!(new.is_done() && met.len() == 500);
+                let (mut new, mut met) = (Walk::new(5), Met::new());
+                walk(&mut new, &first, 4, pages, 5, &mut met);
+                walk(&mut new, &then, 4, usize::MAX, 5, &mut met);
+                assert!(new.is_done() && is_once(&met, &first), "{before} {after} {pages}");
             }
         }
     }
 
     #[test]
     fn somebody_else_goes_on_at_the_oldest_unsettled_page() {
-        let mut new = Walk::new(true, 5);
-        assert_eq!(new.settled(), None, "that would be the beginning");
-        let page = |walk: &mut Walk, leg, cursor| walk.answered(leg, cursor, 9, &mut vec![], 6);
-        let (first, second) = (page(&mut new, 0, 4), page(&mut new, 0, 6));
-        let other = page(&mut new, 1, 5);
+        let mut walk = Walk::new(5);
+        let page = |walk: &mut Walk, cursor| walk.answered(cursor, 9, &mut vec![], 6);
+        let (first, second) = (page(&mut walk, 4), page(&mut walk, 6));
         second.seen.set(3);
-        assert_eq!(new.settled(), None);
-        drop(other);
-        assert_eq!(new.settled().unwrap().cursors, [Some(0), Some(5)]);
+        assert_eq!(walk.settled().cursor, 0);
         drop(first);
-        assert_eq!(new.settled().unwrap().cursors, [Some(4), Some(5)]);
-        assert_eq!(new.unsettled().map(|page| page.seen.get()).sum::<u64>(), 3);
+        assert_eq!(walk.settled(), Place { cursor: 4, since: 5 });
+        assert_eq!(walk.unsettled().map(|page| page.seen.get()).sum::<u64>(), 3);
         drop(second);
-        assert_eq!(
-            (new.settled().unwrap().cursors, new.unsettled().count()),
-            (vec![Some(6), Some(5)], 0)
-        );
-        page(&mut new, 1, 0);
-        let place = new.settled().unwrap();
-        assert_eq!((place.cursors, place.since), (vec![Some(6), None], 5));
+        assert_eq!((walk.settled().cursor, walk.unsettled().count()), (6, 0));
     }
 
     #[test]
     fn a_page_that_was_lost_is_asked_for_again() {
-        let mut new = Walk::new(true, 0);
-        assert_eq!((new.ask(), new.ask(), new.ask()), (Some((0, 0)), Some((1, 1)), None));
-        new.again(1);
-        assert_eq!((new.ask(), new.ask()), (Some((1, 1)), None));
+        let mut walk = Walk::new(0);
+        assert_eq!((walk.ask(), walk.ask()), (Some(0), None));
+        walk.again();
+        assert_eq!((walk.ask(), walk.ask()), (Some(0), None));
     }
 
     #[test]
-    fn the_share_follows_the_reversed_cursors() {
-        // A table of 8 buckets: 0 4 2 6, and 1 5 3 7.
-        let mut new = Walk::new(true, 0);
-        for (leg, cursor, share) in
-            [(0, 4, 0.125), (0, 2, 0.25), (1, 3, 0.5), (1, 7, 0.625), (0, 1, 0.875)]
-        {
-            new.answered(leg, cursor, 1, &mut vec![], 0);
-            assert!((new.share() - share).abs() < 1e-9, "{leg} {cursor}: {}", new.share());
+    fn the_share_follows_the_reversed_cursor() {
+        // A table of 16 buckets: 1000, 0100, 1100 are an eighth... in steps of 1/2, 1/4, 3/4 of 2^64.
+        let mut walk = Walk::new(0);
+        for (cursor, share) in [(1u64 << 63, 0.0), (1, 0.5), (2, 0.25), (3, 0.75)] {
+            walk.answered(cursor, 1, &mut vec![], 0);
+            assert!((walk.share() - share).abs() < 1e-9, "{cursor}");
         }
-        new.answered(1, 0, 1, &mut vec![], 0);
-        assert!(new.is_done() && new.share() == 1.0);
     }
 }

@@ -24,7 +24,7 @@ impl Running<'_> {
             return Err(fault);
         }
         match ask {
-            Ask::Page { leg, count, .. } => self.paged(leg, count, replies),
+            Ask::Page { count, .. } => self.paged(count, replies),
             Ask::Recall(visit) => {
                 self.recalled(visit, &replies);
                 Ok(())

@@ -78,7 +78,7 @@ impl Running<'_> {
             return None;
         }
         let purpose = self.purpose.as_ref()?;
-        let place = self.walk.settled()?;
+        let place = self.walk.settled();
         let mut report = self.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
@@ -88,7 +88,7 @@ impl Running<'_> {
             report.tags_unchanged -= page.unchanged.get();
             report.references_checked -= page.checked.get();
         }
-        Some(Checkpoint::new(purpose, place, report))
+        (place.cursor != 0).then(|| Checkpoint::new(purpose, place, report))
     }
 
     /// Nothing more is done about something of this page.

@@ -65,8 +65,6 @@ pub(super) struct Running<'a> {
     /// Our own reads leave idle times alone.
     untouching: bool,
     walk: Walk,
-    /// Cursors are positions, and the same for everybody.
-    positions: bool,
     second_pass: bool,
     ready: VecDeque<Ask>,
     condemned: VecDeque<Batch>,
@@ -146,8 +144,7 @@ impl<'a> Running<'a> {
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
             idle: IdleClock::new(facts.clone(), now),
-            walk: Walk::new(facts.positions, facts.time),
-            positions: facts.positions,
+            walk: Walk::new(facts.time),
             second_pass: false,
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
@@ -367,7 +364,7 @@ impl<'a> Running<'a> {
             return false;
         }
         self.second_pass = true;
-        self.walk = Walk::new(self.positions, self.server_time());
+        self.walk = Walk::new(self.server_time());
         true
     }
 

@@ -60,9 +60,9 @@ impl Running<'_> {
         if units < self.pace.size() / 2 || !self.may_walk() {
             return None;
         }
-        let (leg, cursor) = self.walk.ask()?;
+        let cursor = self.walk.ask()?;
         let count = (units * 2 / 3).clamp(50, LARGEST).min(self.memory.count());
-        Some(Ask::Page { leg, cursor, count })
+        Some(Ask::Page { cursor, count })
     }
 
     /// The next question, unless it is a read and enough of them are under way.

@@ -20,12 +20,12 @@ use std::time::Duration;
 const WEIGHED: u64 = 64;
 
 impl Running<'_> {
-    pub(super) fn paged(&mut self, leg: usize, count: usize, replies: Vec<Value>) -> Result<()> {
+    pub(super) fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
         let reply = checked(first(replies))?;
         let (cursor, mut keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
         self.memory.paged(keys.iter().map(Vec::len).sum(), count);
         let now = self.server_time();
-        let page = self.walk.answered(leg, cursor, count, &mut keys, now);
+        let page = self.walk.answered(cursor, count, &mut keys, now);
         self.report.pages += 1;
         let again = self.second_pass;
         for key in keys {

@@ -190,7 +190,7 @@ impl Running<'_> {
     pub(super) fn ask_again(&mut self, ask: Ask) {
         let soon = Moment::now() + self.options.verify;
         match ask {
-            Ask::Page { leg, .. } => self.walk.again(leg),
+            Ask::Page { .. } => self.walk.again(),
             Ask::Extend | Ask::Load | Ask::Remember { .. } | Ask::Untouch(_) => {}
             ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
                 self.ready.push_back(ask)
@@ -262,7 +262,7 @@ mod tests {
             let visit = Rc::new(Visit::default());
             let batch = || Batch { visit: Rc::clone(&visit), ..Batch::default() };
             let read = || Ask::Read { visit: Rc::clone(&visit), cursor: 0, count: 1 };
-            let page = Ask::Page { leg: 0, cursor: 0, count: 1 };
+            let page = Ask::Page { cursor: 0, count: 1 };
             vec![read(), Ask::Look(batch()), read(), Ask::Prune(vec![batch()]), page, read()]
         };
         assert_eq!(modes(asks(), true), "(y)n(yy)n(y)");
