@@ -386,6 +386,68 @@ fn limits_stop_it() {
 }
 
 #[test]
+fn a_share_of_few_references_is_judged_when_all_are_seen() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..90).for_each(|i| tag(&mut con, "", &format!("t{i}"), 1, 9));
+    let share = |max_share| Options { max_share, ..quick() };
+    for dry_run in [true, false] {
+        (0..90).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+        let report = sweep(server.config(), Options { dry_run, ..share(0.8) });
+        assert_eq!((report.reason, report.references_removed), (Reason::MaxShare, 0), "{dry_run}");
+    }
+    (0..90).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+    let report = sweep(server.config(), share(0.95));
+    assert_eq!((report.reason, report.references_removed), (Reason::Complete, 810));
+}
+
+#[test]
+fn an_aged_tag_goes_as_a_whole_however_large() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "mixed", 500, 500);
+    tag(&mut con, "", "dead", 0, 600);
+    for n in 0..300 {
+        let _: () = con.set(n, "x").unwrap();
+        let _: () = con.sadd("tag:numbers", n).unwrap();
+    }
+    tag(&mut con, "", "young", 1, 0);
+    for name in ["mixed", "dead", "numbers"] {
+        age(&mut con, format!("tag:{name}"), 3600);
+    }
+    age(&mut con, "tag:young", 60);
+    let options = Options {
+        max_tag_age: Some(Duration::from_secs(600)),
+        on_aged: OnAged::Invalidate,
+        ..quick()
+    };
+    let report = sweep(server.config(), options);
+    assert_eq!((report.tags_seen, report.tags_aged, report.tags_removed), (4, 3, 3), "{report:?}");
+    let figures = (report.references_removed, report.entries_invalidated);
+    assert_eq!((figures, report.references_skipped), ((1900, 800), 0), "{report:?}");
+    let left: Vec<String> = con.keys("*").unwrap();
+    let left: Vec<&String> = left.iter().filter(|key| !key.contains("lock:")).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_tag_that_ages_while_it_waits_counts_as_aged() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.set("item:a", "x").unwrap();
+    let _: () = con.sadd("tag:t", &["item:a", "item:gone"]).unwrap();
+    let options = Options {
+        grace: Duration::from_secs(3),
+        max_tag_age: Some(Duration::from_secs(2)),
+        on_aged: OnAged::Invalidate,
+        ..quick()
+    };
+    let report = sweep(server.config(), options);
+    let figures = (report.tags_seen, report.tags_aged, report.tags_removed);
+    assert_eq!((figures, report.entries_invalidated), ((1, 1, 1), 1), "{report:?}");
+}
+
+#[test]
 fn limits_stop_an_invalidation() {
     let server = Server::start();
     let mut con = server.connect();
@@ -402,7 +464,8 @@ fn limits_stop_an_invalidation() {
         // A look makes tags young, on servers before 7.2.
         (0..50).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
         let report = sweep(server.config(), Options { dry_run, ..aged() });
-        assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 33));
+        let figures = (report.references_removed, report.entries_invalidated);
+        assert_eq!((report.reason, figures), (Reason::MaxRemovals, (33, 33)));
     }
     let entries: Vec<String> = con.keys("item:*").unwrap();
     assert_eq!(entries.len(), 250 - 33);
@@ -481,6 +544,7 @@ fn a_sweep_that_remembers_passes_over_what_cannot_have_become_stale() {
     assert_eq!(sweep(server.config(), quick()).references_checked, 302);
     // A new reference is a change, and so are names that lead elsewhere.
     let _: () = con.sadd("tag:live", "item:live:new").unwrap();
+    age(&mut con, "tag:live", 3600);
     let third = remembering(&server);
     assert_eq!((third.tags_unchanged, third.references_removed), (1, 1));
     assert_eq!(remembering(&server).tags_unchanged, 2);
@@ -513,8 +577,26 @@ fn what_is_remembered_ends_with_the_first_entry_that_expires() {
     let _: () = con.sadd("tag:t", "item:t:gone").unwrap();
     let _: () = con.set("item:other", "x").unwrap();
     let _: () = con.sadd("tag:other", "item:other").unwrap();
+    age(&mut con, "tag:other", 60);
     assert_eq!(remembering(&server).tags_removed, 1);
     assert_eq!(records(&mut con), 1, "that of the other tag");
+}
+
+#[test]
+fn a_tag_in_use_is_not_vouched_for() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.mset(&[("a", "x"), ("b", "x")]).unwrap();
+    let _: () = con.sadd("tag:x", &["a", "b"]).unwrap();
+    let options =
+        || Options { grace: Duration::ZERO, remember: Some(Duration::from_secs(3600)), ..quick() };
+    sweep(server.config(), options());
+    // As many references as before, within the resolution of the server's clock of uses.
+    let _: () = con.sadd("tag:x", "gone").unwrap();
+    let _: () = con.srem("tag:x", "b").unwrap();
+    age(&mut con, "tag:x", 8);
+    let report = sweep(server.config(), options());
+    assert_eq!((report.tags_unchanged, report.references_removed), (0, 1), "{report:?}");
 }
 
 #[test]
@@ -636,6 +718,36 @@ fn a_removal_that_is_refused_is_an_error_that_names_the_tag() {
     let e = watched.unwrap_err();
     assert!(e.to_string().contains("tag:a"), "{e}");
     assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap(), "the lock was given back");
+}
+
+#[test]
+fn a_sweep_that_may_not_look_for_any_entry_is_an_error() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..200).for_each(|n| tag(&mut con, "", &n.to_string(), 1, 1));
+    let mut sweep = Sweep::new(restricted(&server, "~* &* +@all -exists"), quick()).unwrap();
+    let e = sweep.run(&mut |_| Flow::Continue).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
+    let report = sweep.report().unwrap();
+    assert_eq!((report.complete, report.warnings.len()), (false, 1), "{report:?}");
+}
+
+#[test]
+fn what_may_be_seen_proves_the_mapping_whatever_else_a_tag_holds() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for n in 0..50 {
+        tag(&mut con, "app:", &n.to_string(), 1, 1);
+        let _: () = con.sadd(format!("app:tag:{n}"), "other:1").unwrap();
+        age(&mut con, format!("app:tag:{n}"), 3600);
+    }
+    let config = restricted(&server, "~app:tag:* ~app:item:* ~*lock:* &* +@all").prefix("app:");
+    let e = Sweep::new(config.clone(), quick()).unwrap().run(&mut |_| Flow::Continue).unwrap_err();
+    assert!(e.kind() == ErrorKind::Denied && e.to_string().contains("--entry-prefix"), "{e}");
+    let options = Options { entry_prefix: Some(b"app:".to_vec()), ..quick() };
+    let report = sweep(config, options);
+    assert!(report.complete && report.warnings.len() == 1, "{report:?}");
+    assert_eq!((report.references_removed, report.entry_prefix.as_deref()), (50, Some("app:")));
 }
 
 #[test]

@@ -264,28 +264,23 @@ fn prune(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
 fn invalidate(dice: &mut Random, before: &World, old: &BTreeSet<&str>) -> Call {
     let (names, tag, members) = (Names::roll(dice), TAGS[dice.below(3) as usize], members(dice, 1));
     let names = Names(names.0[..1].to_vec());
-    let (asks, field) = (one_in(dice, 2), if one_in(dice, 2) { "42.0" } else { "" });
+    let asks = one_in(dice, 2);
     let mut after = before.clone();
     let expected = match before.tags.get(tag) {
         _ if !before.is_ours() => fenced(),
         Some(_) if asks && !old.contains(tag) => ints([-1]),
-        None => ints([1, 0, 0]),
+        None => ints([0]),
         Some(Tag::Text) => ints([-2]),
         Some(Tag::Set(_)) => {
             let entries = names.keys(&members);
             after.entries.retain(|entry| !entries.contains(entry));
-            let deleted = (before.entries.len() - after.entries.len()) as i64;
-            let removed = after.remove(tag, &members).unwrap();
-            after.note(removed, field);
-            ints([i64::from(!after.tags.contains_key(tag)), removed, deleted])
+            ints([(before.entries.len() - after.entries.len()) as i64])
         }
     };
     let asked = if asks { ASKED.to_string() } else { String::new() };
-    let mut keys = vec![LOCK.to_owned(), QUARANTINE.to_owned(), tag.to_owned()];
+    let mut keys = vec![LOCK.to_owned(), tag.to_owned()];
     keys.extend(names.keys(&members));
-    let mut args: Vec<String> = [OURS, &asked, field, "noted", "60000"].map(str::to_owned).into();
-    args.extend(members);
-    Call { keys, args, expected, after }
+    Call { keys, args: vec![OURS.to_owned(), asked], expected, after }
 }
 
 fn restore(dice: &mut Random, before: &World, _old: &BTreeSet<&str>) -> Call {
@@ -306,11 +301,14 @@ fn restore(dice: &mut Random, before: &World, _old: &BTreeSet<&str>) -> Call {
             let Some(name) = names.of(member).find(|name| before.entries.contains(name)) else {
                 continue;
             };
-            if held.insert(member.clone()) {
+            if held.contains(member) {
+                continue;
+            }
+            if strict && before.is_ours() {
+                deleted += i64::from(after.entries.remove(&name));
+            } else {
+                held.insert(member.clone());
                 back += 1;
-                if strict && before.is_ours() && after.entries.remove(&name) {
-                    deleted += 1;
-                }
             }
         }
         if !held.is_empty() {

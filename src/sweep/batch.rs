@@ -28,6 +28,8 @@ pub(crate) struct Visit {
     /// What the confirming script is to ask of the idle time (s).
     pub idle: Cell<Option<u64>>,
     pub aged: Cell<bool>,
+    /// Counted as aged before in this run.
+    pub was_aged: bool,
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
     pub gone: Cell<bool>,

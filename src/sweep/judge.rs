@@ -51,10 +51,14 @@ pub(crate) fn aged(idle: Option<u64>, max_tag_age: Option<Duration>) -> bool {
 }
 
 /// Whether a run that has looked at `checked` references and would have removed `removed` of them
-/// exceeds the share that the operator allows. Small samples prove nothing.
+/// exceeds the share that the operator allows.
 pub(crate) fn exceeds_share(removed: u64, checked: u64, max_share: f64) -> bool {
-    const SAMPLE: u64 = 1000;
-    max_share < 1.0 && checked >= SAMPLE && removed as f64 > max_share * checked as f64
+    max_share < 1.0 && removed as f64 > max_share * checked as f64
+}
+
+/// Whether so many references are enough to judge a share by: of small samples nothing follows.
+pub(crate) fn is_sample(checked: u64) -> bool {
+    checked >= 1000
 }
 
 /// How many entries to look for with one command, where `few` of `all` are unlike the rest: a group of
@@ -109,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_breaker_waits_for_a_sample() {
-        assert!(!exceeds_share(999, 999, 0.5));
+        assert!(!is_sample(999) && is_sample(1000));
         assert!(exceeds_share(501, 1000, 0.5));
         assert!(!exceeds_share(1000, 1000, 1.0));
     }

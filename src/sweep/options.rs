@@ -32,7 +32,7 @@ pub struct Options {
     /// What to do with aged tags.
     pub on_aged: OnAged,
     /// Stop when more than this share of the references looked at would go, stale or of aged tags
-    /// (1 = never).
+    /// (1 = never). Judged from a thousand references on, or when all are seen; nothing goes before.
     pub max_share: f64,
     /// Stop after this many removed references.
     pub max_removals: Option<u64>,

@@ -27,7 +27,7 @@ pub(crate) const TIDIED: u32 = 16;
 pub(crate) const LIFE: Duration = Duration::from_secs(200 * 86_400);
 
 /// The server's clock of uses ticks once a second, and ours may be between two ticks.
-const SLOP: u64 = 2;
+pub(crate) const SLOP: u64 = 2;
 
 /// Seconds of the server's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

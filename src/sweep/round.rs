@@ -29,8 +29,8 @@ pub(crate) enum Ask {
     Lifetimes(Batch),
     /// Remove references whose entry is absent.
     Prune(Vec<Batch>),
-    /// Delete entries and references of an aged tag.
-    Invalidate(Batch),
+    /// Delete entries of an aged tag, of which so many were there; asked once more, for the answer was lost.
+    Invalidate { batch: Batch, live: u64, again: bool },
     /// Whether entries of removed references exist after all; `again`: not for the last time.
     Verify { batches: Vec<Batch>, again: bool },
     /// Put back the references of those that do.
@@ -93,7 +93,7 @@ impl Ask {
                 exists(&entries, out);
             }
             Self::Prune(batches) => PRUNE.pack(&prune(batches, terms), out),
-            Self::Invalidate(batch) => INVALIDATE.pack(&invalidate(batch, terms), out),
+            Self::Invalidate { batch, .. } => INVALIDATE.pack(&invalidate(batch, terms), out),
             Self::Restore(batch) => RESTORE.pack(&restore(batch, terms), out),
             Self::Untouch(on) => {
                 out.write("CLIENT", |cmd| cmd.arg("NO-TOUCH").arg(if *on { "ON" } else { "OFF" }))
@@ -141,7 +141,8 @@ impl Ask {
             Self::Read { visit, .. } | Self::Recall(visit) => {
                 vec![Batch { visit, ..Batch::default() }]
             }
-            Self::Look(batch) | Self::Sift(batch, _) | Self::Invalidate(batch) => vec![batch],
+            Self::Look(batch) | Self::Sift(batch, _) => vec![batch],
+            Self::Invalidate { batch, .. } => vec![batch],
             Self::Lifetimes(batch) => vec![batch],
             Self::Restore(batch) => vec![batch],
             Self::Prune(batches) | Self::Verify { batches, .. } => batches,
@@ -161,7 +162,7 @@ impl Ask {
             Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 2,
             Self::Lifetimes(batch) => 2 * weight(batch),
             Self::Prune(batches) => 12 + 6 * batches.len() + weights(batches),
-            Self::Invalidate(batch) | Self::Restore(batch) => 10 + 2 * weight(batch),
+            Self::Invalidate { batch, .. } | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,
             Self::Records(records) => 4 * records.len(),
@@ -298,15 +299,10 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
 }
 
 fn invalidate(batch: &Batch, terms: &Terms) -> Args {
-    let args = Args::default()
-        .key(&terms.contender.keys().lock)
-        .key(&quarantine(terms))
-        .key(&batch.visit.key)
-        .arg(value(terms))
-        .arg(idle(&batch.visit));
-    let mut args = note(args, std::slice::from_ref(batch));
+    let lock = &terms.contender.keys().lock;
+    let mut args = Args::default().key(lock).key(&batch.visit.key).arg(value(terms));
+    args = args.arg(idle(&batch.visit));
     batch.entries(terms.proof.in_force(), &mut args.keys);
-    batch.members.iter().for_each(|member| args.argv.push(member));
     args
 }
 

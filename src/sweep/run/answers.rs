@@ -40,7 +40,7 @@ impl Running<'_> {
                 Ok(())
             }
             Ask::Prune(batches) => self.pruned(batches, replies),
-            Ask::Invalidate(batch) => self.invalidated(batch, replies),
+            Ask::Invalidate { batch, live, again } => self.invalidated(batch, live, again, replies),
             Ask::Verify { batches, again } => {
                 self.verified(batches, again, first(replies));
                 Ok(())

@@ -59,11 +59,12 @@ impl Running<'_> {
     pub(super) fn progress(&mut self) -> Progress<'_> {
         self.take_stock();
         let (share, passed) = (self.walk.share(), self.walk.passed());
+        self.furthest = self.furthest.max(share);
         let left =
             (passed > 0.005).then(|| (1.0 - share) / passed * self.report.duration.as_secs_f64());
         Progress {
             report: &self.report,
-            share,
+            share: self.furthest,
             keys: self.keys,
             left: left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             effort: self.pace.effort(),
@@ -157,7 +158,8 @@ impl Running<'_> {
         // Ours was the last touch, as far as we saw.
         let touched = u32::try_from(now).unwrap_or(u32::MAX);
         let warrant = self.warrant(visit);
-        let fresh = || Record::observe(None, visit.idled.get().unwrap_or(0), now);
+        let read_at = visit.idled_at.get().map_or(now, |at| self.server_time_at(at));
+        let fresh = || Record::observe(None, visit.idled.get().unwrap_or(0), read_at);
         let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
         let record =
             record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
@@ -194,8 +196,33 @@ impl Running<'_> {
         let left = visit.checked.get().checked_sub(visit.removed.get())?;
         let most = self.server_time() + self.options.remember?.as_secs();
         let until = visit.until.get().map_or(most, |until| until.min(most));
-        let sound = left > 0 && visit.vouched.get() == left;
+        let sound = left > 0 && visit.vouched.get() == left && self.was_left_alone(visit);
         sound.then(|| Warrant::new(until, left, &self.proof.in_force().entry_prefix))
+    }
+
+    /// Whether the application had left a tag alone when it was read: of one in use nobody could tell later
+    /// that it was used again.
+    fn was_left_alone(&self, visit: &Visit) -> bool {
+        let (Some(idle), Some(at)) = (visit.idled.get(), visit.idled_at.get()) else {
+            return false;
+        };
+        let at = self.server_time_at(at);
+        let known = visit.known.get().filter(|_| !self.untouching);
+        Record::observe(known, idle, at).age(at) > records::SLOP
+    }
+
+    /// Of a dry run whose sweep would remove nothing after all.
+    pub(super) fn foresee_nothing(&mut self) {
+        let report = &mut self.report;
+        (report.tags_removed, report.tags_pruned, report.references_removed) = (0, 0, 0);
+        report.entries_invalidated = 0;
+    }
+
+    /// Warns of something, with the first case of it.
+    pub(super) fn warn_of(&mut self, what: &str, such_as: &str) {
+        if !self.report.warnings.iter().any(|known| known.starts_with(what)) {
+            self.report.warnings.push(format!("{what}, such as {such_as}"));
+        }
     }
 
     pub(super) fn warn(&mut self, what: &str) {

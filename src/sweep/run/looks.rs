@@ -71,19 +71,29 @@ impl Running<'_> {
         total
     }
 
-    /// Entries that we are not let see: each is looked for by itself, and what cannot be seen stays.
+    /// Entries of which we are not let see some: each is looked for by itself, and what cannot be seen
+    /// stays.
     fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
-        if !self.proof.is_settled() && !batch.visit.again {
-            // Only once the mapping is proven is it known which entry to look for.
-            return self.read_again(batch.visit, PROVEN_SOON);
-        }
         let key = printable(&batch.visit.key);
-        self.warn(&format!("entries of some tags cannot be looked for, such as of {key}: {e}"));
-        self.count_checked(&batch);
+        self.warn_of("entries of some tags cannot be looked for", &format!("of {key}: {e}"));
         batch.visit.alive.set(true);
-        match self.proof.is_settled() {
-            true => self.ready.push_back(Ask::Sift(batch, 1)),
-            false => self.let_go(batch.visit),
+        if self.proof.is_settled() {
+            self.count_checked(&batch);
+            self.ready.push_back(Ask::Sift(batch, 1));
+        } else if batch.members.len() > 1 {
+            for at in 0..batch.members.len() {
+                let (visit, members) = (Rc::clone(&batch.visit), batch.members.select(|i| i == at));
+                self.ready.push_back(Ask::Look(Batch { visit, members, slip: None }));
+            }
+            self.let_go(batch.visit);
+        } else if !batch.visit.again {
+            // Only once the mapping is proven is it known which entry to look for.
+            self.read_again(batch.visit, PROVEN_SOON);
+        } else {
+            self.count_checked(&batch);
+            self.report.references_skipped += 1;
+            self.unseen.get_or_insert(e.advice("grant it, or give --entry-prefix"));
+            self.let_go(batch.visit);
         }
     }
 

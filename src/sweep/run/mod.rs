@@ -45,9 +45,17 @@ const LOAD_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 enum Later {
     /// A tag to be read again: it was young, or something of it was found to be.
-    Tag { key: Vec<u8>, page: Rc<Page>, record: Option<Record>, earlier: Option<Rc<Visit>> },
+    Tag {
+        key: Vec<u8>,
+        page: Rc<Page>,
+        record: Option<Record>,
+        was_aged: bool,
+        earlier: Option<Rc<Visit>>,
+    },
     /// References seen absent once.
     Absent(Batch),
+    /// Entries of an aged tag, so many, until it can be told whether they are too large a share.
+    Aged(Batch, u64),
     /// The next slips that an earlier sweep left.
     Recover(u64),
 }
@@ -94,6 +102,12 @@ pub(super) struct Running<'a> {
     pruned_at: Moment,
     weighed: (u64, u64),
     report: Report,
+    /// The largest share of the keys that was told of, for a second pass begins anew.
+    furthest: f64,
+    /// What was held back made too large a share: nothing is removed.
+    refrains: bool,
+    /// Why entries could not be looked for, if some could not.
+    unseen: Option<Error>,
     /// Keys on the server, when the sweep began.
     pub keys: u64,
     /// Slips to be crossed out, and how many were written.
@@ -168,6 +182,9 @@ impl<'a> Running<'a> {
             pruned_at: now,
             weighed: (0, 0),
             report: Report { dry_run: options.dry_run, ..Report::default() },
+            furthest: 0.0,
+            refrains: false,
+            unseen: None,
             keys: 0,
             crossed: Done::default(),
             slips: 0,
@@ -274,10 +291,11 @@ impl<'a> Running<'a> {
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, page, record, earlier }) => {
+                Some(Later::Tag { key, page, record, was_aged, earlier }) => {
                     self.visit(Visit {
                         key,
                         page,
+                        was_aged,
                         earlier,
                         again: true,
                         known: record.into(),
@@ -286,6 +304,7 @@ impl<'a> Running<'a> {
                 }
                 Some(Later::Recover(cursor)) => self.ready.push_back(Ask::Recover { cursor }),
                 Some(Later::Absent(batch)) => self.condemn(batch),
+                Some(Later::Aged(batch, live)) => self.delete_entries(batch, live),
                 None => break,
             }
         }
@@ -326,7 +345,7 @@ impl<'a> Running<'a> {
         let mut batches: Vec<Batch> = self.condemned.drain(..).chain(held).collect();
         for later in self.waiting.drain() {
             match later {
-                Later::Absent(batch) => batches.push(batch),
+                Later::Absent(batch) | Later::Aged(batch, _) => batches.push(batch),
                 Later::Tag { page, earlier, .. } => {
                     self.give_up(&page);
                     earlier.into_iter().for_each(|visit| self.let_go(visit));
@@ -370,15 +389,20 @@ impl<'a> Running<'a> {
 
     /// At the end: whether what was held back means that the mapping is wrong.
     fn verdict(&mut self) -> Result<()> {
+        if self.options.dry_run && (self.exceeds_share() || self.refrains) {
+            self.foresee_nothing();
+        }
         match self.proof.refutation() {
             Some(what) if self.options.dry_run => {
-                let removed = &mut self.report;
-                (removed.tags_removed, removed.tags_pruned, removed.references_removed) = (0, 0, 0);
-                removed.warnings.push(what);
+                self.foresee_nothing();
+                self.warn(&what);
                 Ok(())
             }
             Some(what) if self.stop.is_none() => Err(Error::new(ErrorKind::Unproven, what)
                 .advice("give --entry-prefix, or --trust-mapping if every entry may be gone")),
+            None if self.stop.is_none() && !self.proof.is_settled() => {
+                self.unseen.take().map_or(Ok(()), Err)
+            }
             _ => Ok(()),
         }
     }
@@ -402,6 +426,10 @@ impl<'a> Running<'a> {
 
     /// The server's clock, by ours (s).
     pub(super) fn server_time(&self) -> u64 {
-        self.time + Moment::now().since(self.begun).as_secs()
+        self.server_time_at(Moment::now())
+    }
+
+    fn server_time_at(&self, moment: Moment) -> u64 {
+        self.time + moment.since(self.begun).as_secs()
     }
 }

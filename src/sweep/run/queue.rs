@@ -86,6 +86,9 @@ impl Running<'_> {
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
+        if self.holds_back() || self.exceeds_share() {
+            return None;
+        }
         let terms = self.condemned.front()?.visit.idle.get();
         self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
@@ -122,6 +125,8 @@ impl Running<'_> {
     /// Units of work that wait to be sent.
     pub(super) fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
-        8 * self.ready.len() + 14 * self.condemned.len()
+        // What is held back waits for more to be looked at, so it must not keep that from happening.
+        let condemned = if self.holds_back() { 0 } else { self.condemned.len() };
+        8 * self.ready.len() + 14 * condemned
     }
 }

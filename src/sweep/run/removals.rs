@@ -11,12 +11,15 @@ use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
 use crate::sweep::run::answers::{first, understood};
 use crate::sweep::run::ledger::grow;
-use crate::sweep::run::{Running, STOPPING};
+use crate::sweep::run::{Later, Running, STOPPING};
 use crate::sweep::slip::Slip;
 use redis::Value;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// How long what is held back waits until it is judged again.
+const HOLD: Duration = Duration::from_millis(20);
 
 /// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
 /// then their entries are looked for a second time, a grace later.
@@ -62,26 +65,49 @@ impl Running<'_> {
         let most = self.options.max_removals.unwrap_or(u64::MAX);
         let allowed = more.min(most.saturating_sub(self.condemned_total));
         self.condemned_total += allowed;
-        let checked = self.report.references_checked;
-        let too_large = judge::exceeds_share(self.condemned_total, checked, self.options.max_share);
-        (!too_large).then_some(allowed)
+        (!self.is_too_large_a_share()).then_some(allowed)
+    }
+
+    /// Whether a larger share would go than allowed, as far as there is enough to tell.
+    fn is_too_large_a_share(&self) -> bool {
+        let (removed, checked) = (self.condemned_total, self.report.references_checked);
+        self.tells() && judge::exceeds_share(removed, checked, self.options.max_share)
+    }
+
+    /// Whether so much was looked at that a share says something: a thousand references, or all there are.
+    fn tells(&self) -> bool {
+        let is_all = self.walk.is_done() && self.is_idle();
+        judge::is_sample(self.report.references_checked) || is_all
+    }
+
+    /// Whether nothing is to be removed yet, for the share that would go cannot be told.
+    pub(super) fn holds_back(&self) -> bool {
+        self.options.max_share < 1.0 && self.stop.is_none() && !self.tells()
+    }
+
+    /// Whether what was held back makes too large a share; then it ends.
+    pub(super) fn exceeds_share(&mut self) -> bool {
+        let exceeds = self.stop.is_none() && self.is_too_large_a_share();
+        if exceeds {
+            self.refrains = true;
+            self.stop(Reason::MaxShare);
+        }
+        exceeds
     }
 
     /// No more removals than the operator allows: what is condemned goes, and then it ends.
     fn reach_limit(&mut self) {
         let condemned = std::mem::take(&mut self.condemned);
-        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate(_));
+        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate { .. });
         let (allowed, others) =
             std::mem::take(&mut self.ready).into_iter().partition::<VecDeque<_>, _>(is_allowed);
         self.ready = others;
         self.stop(Reason::MaxRemovals);
         self.ready.extend(allowed);
         for batch in condemned {
-            if batch.members.is_empty() {
-                self.let_go(batch.visit);
-            } else {
-                let noted = self.noted(vec![batch]);
-                self.ready.push_back(Ask::Prune(noted));
+            match batch.members.is_empty() {
+                true => self.let_go(batch.visit),
+                false => self.prune(batch),
             }
         }
     }
@@ -90,23 +116,10 @@ impl Running<'_> {
         let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
         let mut refused = Ok(());
         for (batch, item) in batches.into_iter().zip(items) {
-            let skipped = batch.members.len() as u64;
             match item {
                 Value::Int(0) => self.vouch(batch),
-                Value::Int(-1) if !batch.visit.again && self.stop.is_none() => {
-                    self.read_again(batch.visit, self.options.grace);
-                }
-                Value::Int(-1) => {
-                    self.give_up(&batch.visit.page);
-                    self.report.references_skipped += skipped;
-                    self.let_go(batch.visit);
-                }
-                Value::Int(-2) => {
-                    let known = batch.visit.strange.replace(true);
-                    self.report.tags_skipped += u64::from(!known);
-                    self.report.references_skipped += skipped;
-                    self.let_go(batch.visit);
-                }
+                Value::Int(-1) => self.used_meanwhile(batch),
+                Value::Int(-2) => self.of_another_type(batch),
                 Value::Array(figures) => {
                     let done = self.removed(batch, figures);
                     refused = refused.and(done);
@@ -190,42 +203,86 @@ impl Running<'_> {
         self.stop(Reason::Lost);
     }
 
+    /// Deletes the entries of an aged tag, of which so many are there; its references go after them.
     pub(super) fn invalidate(&mut self, batch: Batch, live: u64) {
         if self.options.dry_run {
-            self.report.entries_invalidated += live;
-            let all = batch.members.len() as u64;
-            return self.foresee(batch, all);
+            let (all, before) = (batch.members.len() as u64, self.report.references_removed);
+            self.foresee(batch, all);
+            self.report.entries_invalidated += live.min(self.report.references_removed - before);
+            return;
         }
         if self.stop.is_some() {
             self.give_up(&batch.visit.page);
             return self.let_go(batch.visit);
         }
         let Some((batch, is_last)) = self.limit(batch) else { return };
-        if batch.members.is_empty() {
-            self.let_go(batch.visit);
-        } else {
-            let noted = self.noted(vec![batch]);
-            self.ready.extend(noted.into_iter().map(Ask::Invalidate));
-        }
+        let live = live.min(batch.members.len() as u64);
+        self.delete_entries(batch, live);
         if is_last {
             self.reach_limit();
         }
     }
 
-    pub(super) fn invalidated(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
-        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
-        let figures = items.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
-        if let [gone, references, entries] = figures.as_slice() {
-            self.report.references_removed += references.unsigned_abs();
-            self.report.entries_invalidated += entries.unsigned_abs();
-            let visit = &batch.visit;
-            grow(&visit.removed, references.unsigned_abs());
-            visit.gone.set(*gone == 1);
-            self.verify_later(batch);
+    /// Deletes so many entries, as soon as it can be told whether they are too large a share.
+    pub(super) fn delete_entries(&mut self, batch: Batch, live: u64) {
+        if batch.members.is_empty() {
+            self.let_go(batch.visit);
+        } else if self.holds_back() {
+            let size = batch.size();
+            self.waiting.put(Later::Aged(batch, live), size, Moment::now() + HOLD);
+        } else if !self.exceeds_share() {
+            self.ready.push_back(Ask::Invalidate { batch, live, again: false });
         } else {
+            self.give_up(&batch.visit.page);
             self.let_go(batch.visit);
         }
+    }
+
+    pub(super) fn invalidated(
+        &mut self,
+        batch: Batch,
+        live: u64,
+        again: bool,
+        replies: Vec<Value>,
+    ) -> Result<()> {
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        match items.first() {
+            Some(Value::Int(deleted @ 0..)) => {
+                // Deleted the first time, when the answer was lost.
+                let deleted = if again { live } else { deleted.unsigned_abs() };
+                self.report.entries_invalidated += deleted;
+                self.prune(batch);
+            }
+            Some(Value::Int(-1)) => self.used_meanwhile(batch),
+            _ => self.of_another_type(batch),
+        }
         Ok(())
+    }
+
+    /// Sends references to the confirming script, also when nothing else is removed any more.
+    fn prune(&mut self, batch: Batch) {
+        if self.stop.is_none() {
+            return self.condemned.push_back(batch);
+        }
+        let noted = self.noted(vec![batch]);
+        self.ready.push_back(Ask::Prune(noted));
+    }
+
+    /// A tag that was used since it was read is read again, once.
+    fn used_meanwhile(&mut self, batch: Batch) {
+        if !batch.visit.again && self.stop.is_none() {
+            return self.read_again(batch.visit, self.options.grace);
+        }
+        self.give_up(&batch.visit.page);
+        self.report.references_skipped += batch.members.len() as u64;
+        self.let_go(batch.visit);
+    }
+
+    fn of_another_type(&mut self, batch: Batch) {
+        let known = batch.visit.strange.replace(true);
+        self.report.tags_skipped += u64::from(!known);
+        self.report.references_skipped += batch.members.len() as u64;
+        self.let_go(batch.visit);
     }
 
     pub(super) fn verified(&mut self, batches: Vec<Batch>, again: bool, reply: Value) {
@@ -248,9 +305,9 @@ impl Running<'_> {
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
         let (back, deleted) = understood::<(i64, u64)>(checked(first(replies))?)?;
+        self.report.entries_invalidated += deleted;
         if let Ok(back @ 1..) = u64::try_from(back) {
             self.report.references_restored += back;
-            self.report.entries_invalidated += deleted;
             let visit = &batch.visit;
             visit.removed.set(visit.removed.get().saturating_sub(back));
             visit.gone.set(false);

@@ -62,6 +62,7 @@ impl Running<'_> {
         let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
         visit.known.set(kept);
         visit.idled.set(idle);
+        visit.idled_at.set(Some(Moment::now()));
         let age = if holds { self.age(&visit, idle) } else { None };
         let invalidates = self.options.on_aged == OnAged::Invalidate
             && judge::aged(age, self.options.max_tag_age);
@@ -102,8 +103,11 @@ impl Running<'_> {
         }
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
-            visit.idled_at.set(Some(sent));
+            if visit.idled.get().is_none() {
+                visit.idled_at.set(Some(sent));
+            }
             let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
+            visit.idled.set(idle);
             if visit.aging && visit.known.get().is_none() {
                 visit.known.set(replies.get(1).and_then(kept));
             }
@@ -148,8 +152,10 @@ impl Running<'_> {
 
     fn read_later(&mut self, visit: &Visit, span: Duration) {
         let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
-        let (size, record, earlier) = (key.capacity(), visit.record.get(), None);
-        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
+        let (size, record) = (key.capacity(), visit.record.get());
+        let (was_aged, earlier) = (visit.aged.get(), None);
+        let later = Later::Tag { key, page, record, was_aged, earlier };
+        self.waiting.put(later, size, Moment::now() + span);
     }
 
     /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed.
@@ -161,17 +167,21 @@ impl Running<'_> {
         self.report.references_checked -= counted;
         visit.page.checked.set(visit.page.checked.get() - counted);
         let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let (size, earlier) = (key.capacity() + size_of::<Visit>(), Some(visit));
-        self.waiting.put(Later::Tag { key, page, record, earlier }, size, Moment::now() + span);
+        let (size, was_aged) = (key.capacity() + size_of::<Visit>(), visit.aged.get());
+        let later = Later::Tag { key, page, record, was_aged, earlier: Some(visit) };
+        self.waiting.put(later, size, Moment::now() + span);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
         visit.aged.set(judge::aged(idle, self.options.max_tag_age));
         if !visit.again {
             self.report.tags_seen += 1;
-            self.report.tags_aged += u64::from(visit.aged.get());
             grow(&visit.page.seen, 1);
-            grow(&visit.page.aged, u64::from(visit.aged.get()));
+        }
+        if !visit.looked {
+            let (before, now) = (u64::from(visit.was_aged), u64::from(visit.aged.get()));
+            self.report.tags_aged = self.report.tags_aged + now - before;
+            visit.page.aged.set(visit.page.aged.get() + now - before);
         }
         if idle.is_none() && self.options.max_tag_age.is_some() {
             self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");

@@ -208,11 +208,8 @@ impl Running<'_> {
                     }
                 }
             }
-            Ask::Invalidate(batch) => {
-                self.unverified.put((batch.clone(), true), batch.size(), soon);
-                if self.stop.is_none() {
-                    self.ready.push_front(Ask::Invalidate(batch));
-                }
+            Ask::Invalidate { batch, live, .. } if self.stop.is_none() => {
+                self.ready.push_front(Ask::Invalidate { batch, live, again: true });
             }
             ask @ (Ask::Verify { .. } | Ask::Restore(_)) => self.ready.push_front(ask),
             ask if self.stop.is_none() => self.ready.push_front(ask),
@@ -267,7 +264,8 @@ mod tests {
         };
         assert_eq!(modes(asks(), true), "(y)n(yy)n(y)");
         assert_eq!(modes(asks(), false), "ynyyny");
-        let others = vec![Ask::Load, Ask::Extend, Ask::Invalidate(Batch::default())];
+        let invalidate = Ask::Invalidate { batch: Batch::default(), live: 1, again: false };
+        let others = vec![Ask::Load, Ask::Extend, invalidate];
         assert_eq!(modes(others, true), "nnn");
     }
 }
