@@ -31,6 +31,9 @@ pub(crate) enum Command {
     /// Run a command under a renewed lock and pass its exit code on.
     #[command(after_help = EXIT_CODES)]
     Lock(LockArgs),
+    /// Become a command that does not outlive its parent.
+    #[command(hide = true)]
+    Run(RunArgs),
     /// Show who holds a lock, who waits for it, and what happened to it.
     Status(StatusArgs),
     /// Take a lock away from its holder and hand it to the first who waits.
@@ -238,6 +241,16 @@ pub(crate) struct LockArgs {
     /// Exit code when the lock is held by another.
     #[arg(long, default_value_t = crate::exit::HELD)]
     pub conflict_exit_code: u8,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// What `tagsweep lock` starts.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The process that holds the lock.
+    pub parent: i32,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

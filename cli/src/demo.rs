@@ -22,10 +22,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
     let label = config.label();
     let stop = signals::stop_flag()?;
     let mut connection = redis::Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
-    println!("Writing {} tags of {MEMBERS} references each to {label}", args.tags);
-    println!("  a third live, a third half stale, a third orphaned");
+    say!("Writing {} tags of {MEMBERS} references each to {label}", args.tags);
+    say!("  a third live, a third half stale, a third orphaned");
     write(&mut connection, &prefix, args.tags)?;
-    println!("Sweeping. The tags are young, so the sweep waits for its grace (1 s and a tick).");
+    say!("Sweeping. The tags are young, so the sweep waits for its grace (1 s and a tick).");
     let options = Options { grace: Duration::from_secs(1), ..Options::default() };
     let mut screen = Screen::new(false);
     let ended = Sweep::new(config, options)?.run(&mut |progress| {
@@ -37,7 +37,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
     match ended? {
         Ended::Swept(report) => {
             print_report(&report, &label);
-            println!("{left} tags are left, each with live references only.");
+            say!("{left} tags are left, each with live references only.");
             Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
         }
         Ended::Held(_) => Ok(exit::HELD),

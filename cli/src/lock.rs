@@ -1,10 +1,11 @@
 //! `tagsweep lock NAME -- COMMAND…`: like flock, across the fleet.
 
-use crate::args::{LockArgs, WaitModeName, bytes};
+use crate::args::{LockArgs, RunArgs, WaitModeName, bytes};
 use crate::output::way_out;
 use crate::{Done, exit, signals};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use std::io::IsTerminal;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
@@ -15,8 +16,15 @@ use std::time::{Duration, Instant};
 use tagsweep::connect::Link;
 use tagsweep::lock::{Lock, LossReason, Options, Outcome, WaitMode, Watchdog};
 
+/// Time between two attempts to kill.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Longest time to give the lock back when somebody waits for our end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 enum Event {
-    Signal(Signal),
+    /// A signal, and whether somebody sent it to us; the terminal has told the command itself.
+    Signal(Signal, bool),
     Exited(std::io::Result<ExitStatus>),
     Lost(LossReason),
 }
@@ -31,7 +39,7 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
         Outcome::Acquired { fence } => fence,
         Outcome::Held(holder) => {
             let name = args.name.to_string_lossy();
-            eprintln!("tagsweep: the lock {name} is {holder}{}", way_out(&name, &holder));
+            complain!("tagsweep: the lock {name} is {holder}{}", way_out(&name, &holder));
             let waited = !interrupted.load(Ordering::Relaxed);
             return Ok(if waited { args.conflict_exit_code } else { exit::PARTIAL });
         }
@@ -43,14 +51,15 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let code = watch(&family, args.kill_after, &events)?;
     let held = lock.fence().is_some() && lock.lost().is_none();
     let name = args.name.to_string_lossy();
-    match lock.release() {
+    let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
+    match lock.release_within(patience) {
         Ok(false) if held => {
-            eprintln!("tagsweep: the lock {name} was lost while the command ran, to its end");
+            complain!("tagsweep: the lock {name} was lost while the command ran, to its end");
             return Ok(exit::PARTIAL);
         }
         Ok(_) => {}
         Err(e) => {
-            eprintln!("tagsweep: the lock could not be released and ends with its TTL: {e}");
+            complain!("tagsweep: the lock could not be released and ends with its TTL: {e}");
         }
     }
     Ok(code)
@@ -79,10 +88,10 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
 }
 
 fn listen(tell: Sender<Event>, interrupted: Arc<AtomicBool>) -> std::io::Result<()> {
-    signals::listen(&signals::forwarded(), move |signal| {
+    signals::listen(&signals::forwarded(), move |signal, sent| {
         let ends = signals::ENDING.contains(&signal);
         interrupted.fetch_or(ends, Ordering::Relaxed);
-        let _ = tell.send(Event::Signal(signal));
+        let _ = tell.send(Event::Signal(signal, sent));
     })
 }
 
@@ -101,6 +110,10 @@ impl Family {
         };
     }
 
+    fn is_a_group(&self) -> bool {
+        matches!(self, Self::Group(_))
+    }
+
     /// Waits until nobody is left, at most until then.
     fn wait_until(&self, then: Option<Instant>) {
         let Self::Group(group) = self else { return };
@@ -110,20 +123,30 @@ impl Family {
     }
 }
 
+/// Becomes the command, which is killed when its parent dies: whoever has no one to tell it of the loss of
+/// its lock must not go on. (It dies with the thread that started it, which is the parent's main thread.)
+pub(crate) fn run(args: &RunArgs) -> Done {
+    set_pdeathsig(Signal::SIGKILL)?;
+    if getppid().as_raw() != args.parent {
+        return Ok(exit::PARTIAL);
+    }
+    let e = Command::new(&args.command[0]).args(&args.command[1..]).exec();
+    let name = args.command[0].to_string_lossy();
+    Err(std::io::Error::new(e.kind(), format!("{name} could not be started: {e}")).into())
+}
+
 /// Starts the command; a thread waits for its end. Without a terminal it leads a group of its own, so
 /// that a signal reaches its children, too; with one it must stay in the terminal's group.
 fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Family> {
-    let mut command = Command::new(&args.command[0]);
-    command.args(&args.command[1..]).env("TAGSWEEP_FENCE", fence.to_string());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("tagsweep").arg("run").arg(std::process::id().to_string()).arg("--");
+    command.args(&args.command).env("TAGSWEEP_FENCE", fence.to_string());
     let alone = !std::io::stdin().is_terminal();
     if alone {
         command.process_group(0);
     }
     let spawned = signals::unblocked(&signals::forwarded(), || command.spawn())?;
-    let mut child: Child = spawned.map_err(|e| {
-        let name = args.command[0].to_string_lossy();
-        std::io::Error::new(e.kind(), format!("{name} could not be started: {e}"))
-    })?;
+    let mut child: Child = spawned?;
     let pid = Pid::from_raw(child.id() as i32);
     std::thread::spawn(move || tell.send(Event::Exited(child.wait())));
     Ok(if alone { Family::Group(pid) } else { Family::Process(pid) })
@@ -144,14 +167,18 @@ fn watch(family: &Family, kill_after: Duration, events: &Receiver<Event>) -> Don
                 family.send(Signal::SIGKILL);
                 return Ok(exit::PARTIAL);
             }
-            Ok(Event::Signal(signal)) => family.send(signal),
+            Ok(Event::Signal(signal, sent)) if sent || family.is_a_group() => family.send(signal),
+            Ok(Event::Signal(..)) => {}
             Ok(Event::Lost(reason)) => {
-                eprintln!("tagsweep: the lock was lost ({}); ending the command", reason.name());
                 family.send(Signal::SIGTERM);
                 kill_at = Some(Instant::now() + kill_after);
+                complain!("tagsweep: the lock was lost ({}); ending the command", reason.name());
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(exit::ERROR),
-            Err(RecvTimeoutError::Timeout) if kill_at.is_some() => family.send(Signal::SIGKILL),
+            Err(RecvTimeoutError::Timeout) if kill_at.is_some() => {
+                family.send(Signal::SIGKILL);
+                kill_at = Some(Instant::now() + AGAIN);
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
     }

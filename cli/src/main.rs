@@ -3,6 +3,22 @@
 //! Exit codes: 0 done, 1 error, 2 usage, 3 held by another, 4 lost or interrupted (partial result),
 //! 5 unknown (the server did not answer; what was sent may have taken effect).
 
+/// Prints a line. Nobody who listens no more can make us panic, and leave a lock or a command behind.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// Prints a line for people.
+macro_rules! complain {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod args;
 mod demo;
 mod history;
@@ -33,6 +49,7 @@ fn main() -> ExitCode {
         Command::Sweep(options) => sweep::sweep(&options, false),
         Command::Plan(options) => sweep::sweep(&options, true),
         Command::Lock(options) => lock::lock(&options),
+        Command::Run(options) => lock::run(&options),
         Command::Status(options) => monitor::status(&options),
         Command::ForceRelease(options) => monitor::force_release(&options),
         Command::History(options) => history::history(&options),
@@ -40,7 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
     };
     ExitCode::from(done.unwrap_or_else(|e| {
-        eprintln!("tagsweep: {e}");
+        complain!("tagsweep: {e}");
         code_of(e.as_ref())
     }))
 }

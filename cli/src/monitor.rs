@@ -34,7 +34,7 @@ fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Vec<(Vec
 
 /// Of all locks, one that is none (`lock:cart` of another program) is told of, and passed over.
 fn look_or_say<T>(name: Vec<u8>, look: impl Fn(Vec<u8>) -> tagsweep::Result<T>) -> Option<T> {
-    look(name).inspect_err(|e| eprintln!("tagsweep: passed over: {e}")).ok()
+    look(name).inspect_err(|e| complain!("tagsweep: passed over: {e}")).ok()
 }
 
 pub(crate) fn status(args: &StatusArgs) -> Done {
@@ -57,15 +57,15 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
     let name = args.name.to_string_lossy();
     match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
         Forced::Taken(holder) => {
-            println!("{name}: taken away; it was {}", short(&holder));
+            say!("{name}: taken away; it was {}", short(&holder));
             Ok(exit::DONE)
         }
         Forced::Free => {
-            println!("{name}: free already");
+            say!("{name}: free already");
             Ok(exit::DONE)
         }
         Forced::Another(holder) => {
-            eprintln!("tagsweep: {name} is {}; nothing was done", short(&holder));
+            complain!("tagsweep: {name} is {}; nothing was done", short(&holder));
             Ok(exit::HELD)
         }
     }

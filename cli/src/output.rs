@@ -89,13 +89,13 @@ pub(crate) fn print_report(report: &Report, server: &str) {
         (false, true) => "Swept".to_owned(),
         (_, false) => format!("Ended early ({})", report.reason.text()),
     };
-    println!(
+    say!(
         "{done} on {server} in {:.2} s ({:.2} s of the server's time)",
         report.duration.as_secs_f64(),
         report.server.as_secs_f64()
     );
     let gone = if report.dry_run { "to remove" } else { "removed" };
-    println!(
+    say!(
         "  tags        {} seen, {} {gone}, {} pruned, {} aged, {} unchanged, {} skipped (other types)",
         report.tags_seen,
         report.tags_removed,
@@ -104,32 +104,32 @@ pub(crate) fn print_report(report: &Report, server: &str) {
         report.tags_unchanged,
         report.tags_skipped
     );
-    println!(
+    say!(
         "  references  {} checked, {} {gone}, {} restored; {} entries invalidated",
         report.references_checked,
         report.references_removed,
         report.references_restored,
         report.entries_invalidated
     );
-    println!("  memory      about {} reclaimed", size(report.bytes_reclaimed));
-    println!(
+    say!("  memory      about {} reclaimed", size(report.bytes_reclaimed));
+    say!(
         "  rounds      {}, each kept the server for {} (median), {} (slowest hundredth)",
         report.rounds,
         span(report.round_p50),
         span(report.round_p99)
     );
     if report.references_skipped > 0 {
-        println!("  left alone  {} references of tags in use", report.references_skipped);
+        say!("  left alone  {} references of tags in use", report.references_skipped);
     }
     if report.resumed_at > 0.0 {
         let (at, before) = (report.resumed_at * 100.0, report.removed_before);
-        println!("  went on     at {at:.0} %; {before} references had been removed before");
+        say!("  went on     at {at:.0} %; {before} references had been removed before");
     }
     for Sample { tag, entry, why } in &report.samples {
-        println!("  example     {tag} would lose {entry}: {why}");
+        say!("  example     {tag} would lose {entry}: {why}");
     }
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        complain!("warning: {warning}");
     }
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress
     if let Ok(serde_json::Value::Object(figures)) = serde_json::to_value(report) {
         line.extend(figures);
     }
-    println!("{}", serde_json::Value::Object(line));
+    say!("{}", serde_json::Value::Object(line));
 }
 
 /// Writes a file in place of an older one: whoever reads it finds the old text or the new, never a part.

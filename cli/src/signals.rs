@@ -4,7 +4,9 @@
 //! own takes them and passes them on.
 
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::origin::WithOrigin;
+use signal_hook::low_level::siginfo::Cause;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,18 +37,23 @@ fn set(signals: &[Signal]) -> SigSet {
     signals.iter().copied().collect()
 }
 
-/// Calls `tell` for each of the signals from now on. Call it before other threads are made.
+/// Calls `tell` for each of the signals from now on, with whether a process sent it; the terminal's come
+/// from the kernel. Call it before other threads are made.
 pub(crate) fn listen(
     which: &[Signal],
-    mut tell: impl FnMut(Signal) + Send + 'static,
+    mut tell: impl FnMut(Signal, bool) + Send + 'static,
 ) -> std::io::Result<()> {
     let which = set(which);
     which.thread_block()?;
-    let mut signals = Signals::new(which.iter().map(|signal| signal as i32))?;
+    let numbers = which.iter().map(|signal| signal as i32);
+    let mut signals = SignalsInfo::<WithOrigin>::new(numbers)?;
     std::thread::spawn(move || {
         // If it cannot be unblocked here, signals stay pending: nothing is lost but promptness.
         let _ = which.thread_unblock();
-        signals.forever().filter_map(|n| Signal::try_from(n).ok()).for_each(&mut tell);
+        for origin in signals.forever() {
+            let sent = !matches!(origin.cause, Cause::Kernel);
+            let _ = Signal::try_from(origin.signal).map(|signal| tell(signal, sent));
+        }
     });
     Ok(())
 }
@@ -64,7 +71,7 @@ pub(crate) fn unblocked<T>(which: &[Signal], act: impl FnOnce() -> T) -> std::io
 pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
-    listen(&ENDING, move |signal| {
+    listen(&ENDING, move |signal, _| {
         if raised.swap(true, Ordering::SeqCst) {
             let _ = signal_hook::low_level::emulate_default_handler(signal as i32);
         }

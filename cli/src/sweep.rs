@@ -47,7 +47,7 @@ fn held(args: &SweepArgs, holder: &Holder) {
             "type": "held", "lock": lock, "host": holder.host, "pid": holder.pid,
             "fence": holder.fence, "ttl_s": holder.ttl.map(|ttl| ttl.as_secs_f64()),
         });
-        println!("{line}");
+        say!("{line}");
     }
-    eprintln!("tagsweep: skipped: the lock {lock} is {holder}{}", way_out(&lock, holder));
+    complain!("tagsweep: skipped: the lock {lock} is {holder}{}", way_out(&lock, holder));
 }

@@ -411,6 +411,49 @@ fn a_lost_lock_kills_what_does_not_end_by_itself_and_its_children() {
     until("its child is gone", gone);
 }
 
+/// A command that says who it is, under a lock.
+fn holding(url: &str, stderr: Stdio) -> (Child, u32) {
+    let mut holder = Command::new(TAGSWEEP)
+        .args(["lock", "job", "--ttl", "500ms", "--kill-after", "200ms", "--url", url])
+        .args(["--", "sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    (holder, pid.trim().parse().unwrap())
+}
+
+fn is_gone(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+#[test]
+fn a_command_does_not_outlive_whoever_holds_its_lock() {
+    let server = Server::start();
+    let (mut holder, command) = holding(&server.url(), Stdio::null());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    until("the command is gone", || is_gone(command));
+}
+
+#[test]
+fn nobody_who_listens_no_more_keeps_a_lost_command_alive() {
+    let server = Server::start();
+    let (_, deaf) = std::io::pipe().unwrap();
+    let (mut holder, command) = holding(&server.url(), deaf.try_clone().unwrap().into());
+    drop(deaf);
+    let _: () = server.connect().set("lock:job", "thief").unwrap();
+    assert_eq!(holder.wait().unwrap().code(), Some(4));
+    until("the command is gone", || is_gone(command));
+    let (_, deaf) = std::io::pipe().unwrap();
+    let mut held = Command::new(TAGSWEEP);
+    held.args(["lock", "job", "--url", &server.url(), "--", "true"]).stderr(deaf);
+    assert_eq!(held.status().unwrap().code(), Some(3));
+}
+
 #[test]
 fn what_the_command_started_has_its_grace_too() {
     let server = Server::start();

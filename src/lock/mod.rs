@@ -239,6 +239,15 @@ impl Lock {
         release(&mut self.contender, &mut guard(&self.link))
     }
 
+    /// The same, within so much time, if that is less than [`Config::timeout`].
+    ///
+    /// # Errors
+    /// As [`Lock::release`].
+    pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
+        let mut link = guard(&self.link);
+        link.hurry(patience, |link| release(&mut self.contender, link))
+    }
+
     /// Whether the lease may still be acted upon, by our own clock and without a round trip.
     pub fn is_held(&self) -> bool {
         self.contender.is_held(Moment::now())
