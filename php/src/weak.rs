@@ -16,6 +16,12 @@ unsafe extern "C" {
 /// "No argument number": the caller words the error.
 const NO_ARG: u32 = u32::MAX;
 
+/// Null is no scalar here: in files that are not strict the engine would make 0 and '' of it, also where
+/// it stands for a parameter that was not given.
+fn is_null(zval: &Zval) -> bool {
+    zval.dereference().is_null()
+}
+
 /// `int`
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Int(pub i64);
@@ -26,6 +32,9 @@ impl FromZval<'_> for Int {
     fn from_zval(zval: &Zval) -> Option<Self> {
         if let Some(long) = zval.long() {
             return Some(Self(long));
+        }
+        if is_null(zval) {
+            return None;
         }
         let mut long = 0;
         // SAFETY: reads the zval, writes one long.
@@ -66,6 +75,9 @@ impl FromZval<'_> for Number {
         let plain = |zval: &Zval| zval.long().map(|n| n as f64).or_else(|| zval.double());
         if let Some(number) = plain(zval) {
             return Some(Self(number));
+        }
+        if is_null(zval) {
+            return None;
         }
         let mut out: *mut Zval = std::ptr::null_mut();
         // Converts in place: a copy, so that the caller's variable keeps its type.
@@ -137,6 +149,9 @@ impl FromZval<'_> for Bytes {
     fn from_zval(zval: &Zval) -> Option<Self> {
         if let Some(string) = zval.zend_str() {
             return Some(Self(string.as_bytes().to_vec()));
+        }
+        if is_null(zval) {
+            return None;
         }
         let mut out: *mut zend_string = std::ptr::null_mut();
         // Converts in place: a copy, so that the caller's variable keeps its type.

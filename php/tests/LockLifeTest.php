@@ -414,4 +414,15 @@ final class LockLifeTest extends TestCase
         }
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
+
+    public function testNullStandsForWhatIsNotGivenInFilesThatAreNotStrictToo(): void
+    {
+        $code = 'class Theirs extends Tagsweep\DistributedLock {
+                public function extend(?int $ttl = null): bool { return parent::extend($ttl); }
+            }
+            $lock = new Theirs($argv[1], "null", 30);
+            var_dump($lock->isOwnedBy(null), $lock->acquire(), $lock->extend(), $lock->extend(null), $lock->refresh(null));';
+        [$status, $output] = (new Run(['-r', $code, $this->dsn]))->end();
+        self::assertSame([0, str_repeat("bool(true)\n", 5)], [$status, $output]);
+    }
 }

@@ -7,6 +7,7 @@ namespace Tagsweep\Bridge;
 use Illuminate\Cache\Lock;
 use Illuminate\Contracts\Cache\LockTimeoutException;
 use Tagsweep\DistributedLock;
+use Tagsweep\Exception\LockLostException;
 use Tagsweep\Exception\ReentrantLockException;
 
 /**
@@ -71,7 +72,7 @@ final class LaravelLock extends Lock
 
     public function release(): bool
     {
-        return $this->lock?->release() ?? false;
+        return $this->unlessLost(static fn (DistributedLock $lock) => $lock->release());
     }
 
     public function forceRelease(): void
@@ -84,7 +85,7 @@ final class LaravelLock extends Lock
     {
         $ttl = $seconds === null ? null : $this->ttl($seconds);
 
-        return $this->lock?->refresh($ttl) ?? false;
+        return $this->unlessLost(static fn (DistributedLock $lock) => $lock->refresh($ttl));
     }
 
     public function isLocked(): bool
@@ -100,7 +101,7 @@ final class LaravelLock extends Lock
 
     public function isOwnedByCurrentProcess(): bool
     {
-        return $this->lock?->verify() ?? false;
+        return $this->unlessLost(static fn (DistributedLock $lock) => $lock->verify());
     }
 
     protected function getCurrentOwner(): string
@@ -111,7 +112,21 @@ final class LaravelLock extends Lock
     /** An owner that is not one of ours holds nothing here. */
     private static function mayBeOurs(mixed $owner): bool
     {
-        return $owner !== null && str_contains((string) $owner, ':');
+        return $owner !== null && preg_match('/\A[^:]+:[1-9]\d*\|/', (string) $owner) === 1;
+    }
+
+    /**
+     * A lease that was lost is an answer in Laravel, not an exception.
+     *
+     * @param callable(DistributedLock): bool $act
+     */
+    private function unlessLost(callable $act): bool
+    {
+        try {
+            return $this->lock !== null && $act($this->lock);
+        } catch (LockLostException) {
+            return false;
+        }
     }
 
     private function take(float $wait): bool

@@ -28,7 +28,7 @@ final class LaravelLockProvider implements LockProvider
     /**
      * @param string      $name
      * @param int|float   $seconds
-     * @param string|null $owner   of a lease that was granted before; others are made by the server
+     * @param string|null $owner   of a lease that was granted before; one of your own making is not taken
      */
     public function lock($name, $seconds = 0, $owner = null): LaravelLock
     {

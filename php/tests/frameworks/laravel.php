@@ -79,5 +79,15 @@ check('a blocking callback that throws', (function () use ($own, $redis) {
 $other = $provider->restoreLock('own', 'other_owner');
 $own->get();
 check('an alien owner sees who has it', $other->isOwnedBy($own->owner()) && !$other->isOwnedByCurrentProcess() && $own->release());
+check('an owner of somebody else\'s making', $provider->lock('job', 5, 'user:5')->release() === false);
+$renewed = (new LaravelLockProvider($dsn, 'app:', ['renew' => true]))->lock('renewed', 0.6);
+check('a lost lease is an answer', $renewed->get(function () use ($redis, $renewed) {
+    $redis->set('lock:app:renewed', 'thief');
+    while ($renewed->isOwnedByCurrentProcess()) {
+        usleep(5_000);
+    }
+
+    return 42;
+}) === 42 && $renewed->release() === false);
 check('an owner that is none', $provider->restoreLock('job', 'nonsense')->release() === false);
 echo "done\n";
