@@ -150,7 +150,8 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Calls `tell` when the lease is lost: from the watchdog's thread, or from the call that notices.
+    /// Calls `tell` when the lease is lost: from the watchdog's thread, or from the call that notices. While
+    /// it tells, whoever gives the lease up waits; afterwards it tells no more.
     pub fn on_lost(&mut self, tell: impl Fn(LossReason) + Send + Sync + 'static) {
         self.on_lost = Some(Arc::new(tell));
     }
@@ -184,7 +185,10 @@ impl Lock {
         self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
             self.confirm()?;
-            self.watch()?;
+            self.watch().inspect_err(|_| {
+                // What was promised cannot be kept.
+                let _ = release(&mut self.contender, &mut guard(&self.link));
+            })?;
         }
         Ok(outcome)
     }
@@ -345,6 +349,11 @@ impl Lock {
         let ours = self.contender.extended(&asked.answer, asked.sent, exact);
         if ours && std::mem::take(&mut self.restored) {
             self.watch()?;
+        }
+        if let (true, Some(watchdog), Some(pulse)) =
+            (exact && ours, &self.contender.options().renew, self.contender.pulse())
+        {
+            watchdog.hasten(pulse);
         }
         Ok(ours)
     }

@@ -251,6 +251,9 @@ fn past(run: &str) -> Option<Run> {
     Some(Run { fence: fence.parse().ok()?, host: holder.host, pid: holder.pid, end })
 }
 
+/// How long may be asked why a lease was lost: what was to be told is told already.
+const WHY: Duration = Duration::from_millis(150);
+
 /// A lease that was found lost, and as what.
 pub(crate) struct Loss {
     pub fence: u64,
@@ -268,7 +271,7 @@ pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
         redis::cmd("INFO"),
     ];
     let early = !loss.until.passed();
-    let Ok(replies) = link.calls(&asked, Moment::now() + Duration::from_millis(500)) else {
+    let Ok(replies) = link.calls(&asked, Moment::now() + WHY) else {
         return loss.found;
     };
     let mut replies = replies.into_iter();

@@ -1,10 +1,13 @@
 //! What is known of a lease at this moment, shared between its holder and the watchdog without a lock:
-//! until when it is safe, and whether and why it is lost.
+//! until when it is safe, and whether and why it is lost. (One lock there is, for the moment in which a
+//! loss is told of: who gives the lease up waits for its end.)
 
 use crate::clock::Moment;
 use crate::lock::lease::safe_until;
 use crate::lock::stats::LossReason;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{ThreadId, current};
 use std::time::Duration;
 
 /// Of one lease.
@@ -18,7 +21,12 @@ pub struct Pulse {
     failed: AtomicU32,
     /// Grows when the holder sets a TTL of its own: an older renewal then says nothing.
     version: AtomicU32,
+    /// The TTL that the holder asked for last (us); 0 while that is the usual one.
+    ttl: AtomicU64,
     ended: AtomicBool,
+    /// The thread that tells of the loss.
+    teller: Mutex<Option<ThreadId>>,
+    told: Condvar,
     /// 0, or 1 more than the position in [`LossReason::ALL`].
     lost: AtomicU8,
 }
@@ -55,6 +63,7 @@ impl Pulse {
     /// The holder has set another TTL, perhaps a shorter one.
     pub fn set(&self, sent: Moment, ttl: Duration) {
         self.version.fetch_add(1, Ordering::AcqRel);
+        self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
         self.confirm(sent, ttl, u32::MAX);
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
@@ -79,9 +88,34 @@ impl Pulse {
         )
     }
 
-    /// The holder gives it up: no renewal any more.
+    /// For how long it is to be renewed, if the usual TTL is that.
+    pub fn ttl(&self, usual: Duration) -> Duration {
+        match self.ttl.load(Ordering::Acquire) {
+            0 => usual,
+            us => Duration::from_micros(us),
+        }
+    }
+
+    /// The holder gives it up: no renewal any more. Waits until nobody else tells of a loss.
     pub fn end(&self) {
+        let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
         self.ended.store(true, Ordering::Release);
+        let other = |teller: &mut Option<ThreadId>| teller.is_some_and(|id| id != current().id());
+        while other(&mut teller) {
+            teller = self.told.wait(teller).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Tells of the loss, unless the lease was given up.
+    pub fn tell(&self, tell: impl FnOnce()) {
+        let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_ended() {
+            return;
+        }
+        *teller = Some(current().id());
+        drop(teller);
+        let _telling = Telling(self);
+        tell();
     }
 
     /// Whether it was given up.
@@ -97,10 +131,26 @@ impl Pulse {
         self.lost.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless).is_ok()
     }
 
+    /// It is lost already, and now it is known why.
+    pub fn explain(&self, reason: LossReason) {
+        let at = LossReason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
+        self.lost.store(u8::try_from(at + 1).unwrap_or(u8::MAX), Ordering::Release);
+    }
+
     /// Whether and why it is lost.
     pub fn lost(&self) -> Option<LossReason> {
         let code = usize::from(self.lost.load(Ordering::Acquire));
         LossReason::ALL.get(code.checked_sub(1)?).copied()
+    }
+}
+
+/// However the telling ends, it has ended.
+struct Telling<'a>(&'a Pulse);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        *self.0.teller.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.told.notify_all();
     }
 }
 

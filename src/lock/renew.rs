@@ -11,7 +11,7 @@
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lock::monitor::{Loss, why};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
@@ -43,6 +43,22 @@ pub(crate) struct Ward {
     pub pulse: Arc<Pulse>,
     pub on_lost: Option<OnLost>,
 }
+
+impl Ward {
+    /// When a lease that was extended at a moment is to be extended again.
+    fn next_due(&self, extended: Moment) -> Moment {
+        let next = extended + self.pulse.ttl(self.ttl) / PARTS;
+        self.end.map_or(next, |end| next.min(end))
+    }
+}
+
+/// A connection to a server, and whether the last renewal over it failed.
+struct Known {
+    link: Link,
+    failing: bool,
+}
+
+type Links = HashMap<Config, Known>;
 
 #[derive(Default)]
 struct Shared {
@@ -105,18 +121,31 @@ impl Watchdog {
         let shared = self.shared();
         let mut state = lock(&shared.state);
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
-        let due = Moment::now() + ward.ttl / PARTS;
-        let due = ward.end.map_or(due, |end| due.min(end));
+        let due = ward.next_due(Moment::now());
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
         state.wards.push((due, ward));
         if !state.running {
-            state.running = true;
-            state.closing = false;
-            start(Arc::clone(&shared))?;
+            if let Err(e) = start(Arc::clone(&shared)) {
+                state.wards.pop();
+                return Err(e);
+            }
+            (state.running, state.closing) = (true, false);
         } else if sooner {
             shared.changed.notify_one();
         }
         Ok(())
+    }
+
+    /// The holder has set another TTL: its lease may be due sooner.
+    pub(crate) fn hasten(&self, pulse: &Arc<Pulse>) {
+        let shared = self.shared();
+        let mut state = lock(&shared.state);
+        for (due, ward) in &mut state.wards {
+            if Arc::ptr_eq(&ward.pulse, pulse) {
+                *due = (*due).min(ward.next_due(Moment::now()));
+            }
+        }
+        shared.changed.notify_one();
     }
 
     /// Ends the thread, and waits for that at most so long. Leases end with their TTL. For programs
@@ -143,16 +172,20 @@ impl Drop for Watchdog {
 
 fn start(shared: Arc<Shared>) -> Result<()> {
     let thread = thread::start("tagsweep-renew", move || keep_watch(&shared));
-    thread.map(drop).map_err(|e| Error::invalid(format!("no thread for renewal: {e}")))
+    let refused =
+        |e| Error::new(ErrorKind::Refused, "the system gives no thread for renewal").because(e);
+    thread.map(drop).map_err(refused)
 }
 
 fn keep_watch(shared: &Shared) {
     let _watch = Watch(shared);
-    let mut links = HashMap::new();
+    let mut links = Links::new();
     loop {
-        let Some(ward) = wait_for_due(shared) else { return };
+        let Some(ward) = wait_for_due(shared, &mut links) else { return };
         if let Some(next) = tend(&ward, &mut links) {
-            lock(&shared.state).wards.push((next, ward));
+            let mut state = lock(&shared.state);
+            // The holder may have set another TTL meanwhile.
+            state.wards.push((next.min(ward.next_due(Moment::now())), ward));
         }
     }
 }
@@ -167,18 +200,21 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// Sleeps until a lease is due, and gives the one that ends first: a server out of reach must not cost
-/// leases of another. `None` when the watch is over.
-fn wait_for_due(shared: &Shared) -> Option<Ward> {
+/// Sleeps until a lease is due, and gives the one that ends first; those of a server out of reach come
+/// after those of others, which it must not cost. `None` when the watch is over.
+fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
             return None;
         }
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
+        links.retain(|config, _| state.wards.iter().any(|(_, ward)| ward.config == *config));
+        let failing = |ward: &Ward| links.get(&ward.config).is_some_and(|known| known.failing);
         let now = Moment::now();
         let due = state.wards.iter().enumerate().filter(|(_, (due, _))| *due <= now);
-        if let Some((at, _)) = due.min_by_key(|(_, (_, ward))| ward.pulse.safe_until()) {
+        let urgency = |(_, (_, ward)): &(_, &(_, Ward))| (failing(ward), ward.pulse.safe_until());
+        if let Some((at, _)) = due.min_by_key(urgency) {
             return Some(state.wards.swap_remove(at).1);
         }
         let first = state.wards.iter().map(|(due, _)| *due).min();
@@ -189,29 +225,35 @@ fn wait_for_due(shared: &Shared) -> Option<Ward> {
 }
 
 /// Extends one lease; when to do so next, or nothing when it has ended.
-fn tend(ward: &Ward, links: &mut HashMap<Config, Link>) -> Option<Moment> {
+fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
     let now = Moment::now();
     if ward.pulse.is_ended() || ward.pulse.lost().is_some() {
         return None;
     }
-    let left = ward.end.map_or(ward.ttl, |end| end.since(now));
+    let ttl = ward.pulse.ttl(ward.ttl);
+    let left = ward.end.map_or(ttl, |end| end.since(now));
     if left < Duration::from_millis(1) {
         return lose(ward, LossReason::MaxHold);
     }
     let version = ward.pulse.version();
-    match renew(ward, ward.ttl.min(left), links) {
+    match renew(ward, ttl.min(left), links) {
         Ok(Answer::Extended(left)) => {
             ward.pulse.count(true);
             ward.pulse.confirm(now, left, version);
-            let end = ward.end.unwrap_or(now + ward.ttl);
-            Some((now + ward.ttl / PARTS).min(end))
+            Some(ward.next_due(now))
         }
         Ok(answer) => {
             let stolen = answer == Answer::NotOurs(true);
             let found = if stolen { LossReason::Stolen } else { LossReason::Expired };
-            let known = links.get_mut(&ward.config);
             let loss = Loss { fence: ward.fence, until: ward.pulse.safe_until(), found };
-            lose(ward, known.map_or(found, |link| why(link, &ward.keys, &loss)))
+            // Its holder knows at once; why it is, in a moment.
+            if ward.pulse.lose(found) {
+                let known = links.get_mut(&ward.config);
+                let reason = known.map_or(found, |known| why(&mut known.link, &ward.keys, &loss));
+                ward.pulse.explain(reason);
+                tell(ward, reason);
+            }
+            None
         }
         Err(_) => {
             ward.pulse.count(false);
@@ -219,33 +261,39 @@ fn tend(ward: &Ward, links: &mut HashMap<Config, Link>) -> Option<Moment> {
             if now >= ward.pulse.safe_until() {
                 return lose(ward, LossReason::Unknown);
             }
-            Some((now + AGAIN.min(ward.ttl / 20)).min(ward.pulse.safe_until()))
+            Some((now + AGAIN.min(ttl / 20)).min(ward.pulse.safe_until()))
         }
     }
 }
 
 fn lose(ward: &Ward, reason: LossReason) -> Option<Moment> {
-    if ward.pulse.lose(reason)
-        && let Some(tell) = &ward.on_lost
-    {
-        tell(reason);
+    if ward.pulse.lose(reason) {
+        tell(ward, reason);
     }
     None
 }
 
+fn tell(ward: &Ward, reason: LossReason) {
+    if let Some(tell) = &ward.on_lost {
+        ward.pulse.tell(|| tell(reason));
+    }
+}
+
 /// One renewal: one attempt, bounded, so that there is time for another.
-fn renew(ward: &Ward, ttl: Duration, links: &mut HashMap<Config, Link>) -> Result<Answer> {
-    let link = match links.entry(ward.config.clone()) {
+fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
+    let known = match links.entry(ward.config.clone()) {
         std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
         std::collections::hash_map::Entry::Vacant(new) => {
-            new.insert(Link::new(ward.config.clone())?)
+            new.insert(Known { link: Link::new(ward.config.clone())?, failing: false })
         }
     };
     let request = Request::Extend { value: ward.value.clone(), ttl, exact: false };
     let (script, args) = request.script(&ward.keys);
-    let patience = PATIENCE.min(ward.ttl / 6).max(Duration::from_millis(10));
-    let reply = script.run(link, &args, Moment::now() + patience)?;
-    request.read(&reply)
+    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
+    let deadline = (Moment::now() + patience).min(ward.pulse.safe_until());
+    let reply = script.run(&mut known.link, &args, deadline);
+    known.failing = reply.is_err();
+    request.read(&reply?)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
