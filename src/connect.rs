@@ -30,6 +30,8 @@ pub struct Link {
     pid: u32,
     sent: u64,
     given_up: Option<Moment>,
+    /// When what is done in a hurry must have ended.
+    until: Option<Moment>,
 }
 
 /// A connection besides the link's own, for commands that block.
@@ -71,6 +73,7 @@ impl Link {
             pid: 0,
             sent: 0,
             given_up: None,
+            until: None,
         })
     }
 
@@ -81,7 +84,8 @@ impl Link {
 
     /// When a call that starts now must have ended.
     pub(crate) fn deadline(&self) -> Moment {
-        Moment::now() + self.config.timeout
+        let end = Moment::now() + self.config.timeout;
+        self.until.map_or(end, |until| until.min(end))
     }
 
     /// Connects, if that is not done or the peer has hung up: what is sent into a connection that is
@@ -193,12 +197,14 @@ impl Link {
         }
     }
 
-    /// Does something with less patience than usual.
+    /// Does something that has less patience than usual, all of it together.
     pub(crate) fn hurry<T>(&mut self, patience: Duration, act: impl FnOnce(&mut Self) -> T) -> T {
-        let usual = self.config.timeout;
+        let (usual, until) = (self.config.timeout, self.until);
+        let end = Moment::now() + patience;
         self.config.timeout = usual.min(patience);
+        self.until = Some(until.map_or(end, |until| until.min(end)));
         let done = act(self);
-        self.config.timeout = usual;
+        (self.config.timeout, self.until) = (usual, until);
         done
     }
 
@@ -246,7 +252,7 @@ impl Link {
         mut attempt: impl FnMut(&mut Self, Moment) -> Result<T>,
     ) -> Result<T> {
         let begun = Moment::now();
-        let end = begun + self.config.timeout;
+        let end = self.deadline();
         let mut times = 0;
         loop {
             times += 1;

@@ -4,10 +4,12 @@
 mod support;
 
 use redis::Commands;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, age, run, until};
-use tagsweep::lock::{Lock, Outcome};
+use tagsweep::connect::Link;
+use tagsweep::lock::{Lock, Options as Terms, Outcome, Ttl};
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -37,6 +39,63 @@ fn an_acquire_whose_answer_was_lost_is_recognised() {
         assert!(lock.release().unwrap(), "{fault:?}");
         assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"));
     }
+}
+
+#[test]
+fn a_release_whose_answer_was_lost_does_not_take_a_theft_for_its_own_doing() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut con = server.connect();
+    for taken_over in [false, true] {
+        let options = || Terms { record: true, ..Terms::new(TTL) };
+        let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+        let mut lock = Lock::on(Arc::new(Mutex::new(link)), b"job", options()).unwrap();
+        lock.acquire().unwrap();
+        let _: () = match taken_over {
+            false => con.set("lock:job", "thief").unwrap(),
+            true => con.del("lock:job").unwrap(),
+        };
+        if taken_over {
+            // Another grant follows one that was never given back.
+            let mut other = Lock::on(server.link(), b"job", options()).unwrap();
+            other.acquire().unwrap();
+            other.forget();
+        }
+        proxy.break_next("EVALSHA", Fault::DropReply, 1);
+        assert!(!lock.release().unwrap(), "{taken_over}");
+        assert_eq!(proxy.left(), 0);
+        let _: () = con.del("lock:job").unwrap();
+    }
+}
+
+#[test]
+fn no_call_has_more_time_than_one() {
+    let server = Server::start();
+    let short = || server.config().timeout(PATIENCE);
+    let most = PATIENCE + Duration::from_millis(200);
+    let in_time = |act: &str, call: &mut dyn FnMut()| {
+        let begun = Instant::now();
+        call();
+        assert!(begun.elapsed() < most, "{act}: {:?}", begun.elapsed());
+    };
+    let ttl = Ttl::Auto { least: Duration::from_secs(5), most: Duration::from_secs(60) };
+    let options = Terms { ttl, confirm: 1, ..Terms::new(TTL) };
+    let link = Arc::new(Mutex::new(Link::new(short()).unwrap()));
+    let mut learns = Lock::on(Arc::clone(&link), b"job", options).unwrap();
+    let mut waits = Lock::new(server.config(), b"job", TTL).unwrap();
+    server.signal("STOP");
+    in_time("a lock that learns", &mut || assert!(learns.acquire().is_err()));
+    in_time("a wait", &mut || {
+        let budget = Duration::from_millis(500);
+        assert!(waits.acquire_within(budget, &mut |_| true).is_err());
+    });
+    server.signal("CONT");
+    let proxy = Proxy::start(&server.socket());
+    let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+    let options = Terms { confirm: 1, ..Terms::new(TTL) };
+    let mut confirmed = Lock::on(Arc::new(Mutex::new(link)), b"other", options).unwrap();
+    proxy.break_next("WAIT", Fault::DropReply, 99);
+    in_time("a lock to be confirmed", &mut || assert!(confirmed.acquire().is_err()));
 }
 
 #[test]

@@ -138,6 +138,20 @@ fn a_loss_has_a_reason() {
 }
 
 #[test]
+fn nobody_counts_on_from_a_fence_that_is_too_large() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let _: () = run(&mut other, "SET {lock:job}:fence 9007199254740992|30000");
+    let e = lock(&server).acquire().unwrap_err();
+    assert!(e.to_string().contains("delete the fence key"), "{e}");
+    assert!(!run::<bool>(&mut other, "EXISTS lock:job"));
+    let kept: String = run(&mut other, "GET {lock:job}:fence");
+    assert_eq!(kept, "9007199254740992|30000");
+    let e = Lock::new(server.config(), b"job", Duration::from_millis(2)).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid);
+}
+
+#[test]
 fn extend_never_creates_and_shortens_only_when_told() {
     let server = Server::start();
     let mut other = server.connect();

@@ -15,6 +15,10 @@ use std::time::Duration;
 /// How often a waiter looks up: for a signal, or a caller who has had enough. No traffic.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
+/// Longest time to wait for the answer to a look before the baton is listened for again: well below the time
+/// in which it must be claimed.
+const LOOK: Duration = Duration::from_millis(300);
+
 /// Time beyond the end of patience to leave the line in order.
 const FAREWELL: Duration = Duration::from_millis(150);
 
@@ -27,6 +31,8 @@ pub(crate) struct Drive<'a> {
     link: &'a SharedLink,
     go_on: GoOn<'a>,
     end: Moment,
+    /// There is a wait budget.
+    waits: bool,
     line: Option<Line>,
     /// By when everything must be said, once patience has ended.
     last_word: Option<Moment>,
@@ -38,7 +44,9 @@ pub(crate) struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// With patience until `end`.
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
-        Self { keys, link, go_on, end, line: None, last_word: None, answered: 0, failures: 0 }
+        let waits = !end.passed();
+        let (line, last_word, answered, failures) = (None, None, 0, 0);
+        Self { keys, link, go_on, end, waits, line, last_word, answered, failures }
     }
 
     /// Drives an attempt to its end.
@@ -71,11 +79,32 @@ impl<'a> Drive<'a> {
         if let Request::Leave { .. } = request {
             return Ok(self.leave(request));
         }
-        // While waiting, a call ends with our patience, not with its own.
-        let patience = if self.answered > 0 { self.patience() } else { Duration::MAX };
+        // Who waits has no more patience than that; who only tries, as much as a call has.
+        let patience = if self.waits { self.patience() } else { Duration::MAX };
+        if let Request::Wait { .. } = request {
+            return self.look(request, Moment::now() + patience);
+        }
         let mut link = guard(self.link);
         let asked = link.hurry(patience, |link| ask(link, self.keys, request))?;
         Ok(Event::Answered(asked.answer, asked.sent))
+    }
+
+    /// A look at the lock from the line, in which the baton may come while its answer does not.
+    fn look(&mut self, request: &Request, end: Moment) -> Result<Event> {
+        loop {
+            let patience = LOOK.min(end.left());
+            let asked = guard(self.link).hurry(patience, |link| ask(link, self.keys, request));
+            let fault = match asked {
+                Ok(asked) => return Ok(Event::Answered(asked.answer, asked.sent)),
+                Err(fault) => fault,
+            };
+            let until = (Moment::now() + LOOK_UP).min(end);
+            match self.line.as_mut().filter(|_| !end.passed()).map(|line| line.listen(until)) {
+                Some(Ok(Heard::Baton(baton))) => return Ok(Event::Baton(baton)),
+                Some(Ok(_)) if passes(&fault) => {}
+                _ => return Err(fault),
+            }
+        }
     }
 
     /// Time for what is left to say.
@@ -103,7 +132,9 @@ impl<'a> Drive<'a> {
             Err(fault) => fault,
         };
         let again = matches!(request, Request::Wait { .. } | Request::Acquire { claim: None, .. });
-        if !again || self.answered == 0 || self.end.passed() || !passes(&fault) {
+        // A server that is read-only may be one that is about to be replaced.
+        let passes = passes(&fault) || fault.code() == Some("READONLY");
+        if !again || self.answered == 0 || self.end.passed() || !passes {
             return Err(fault);
         }
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;

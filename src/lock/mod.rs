@@ -116,6 +116,12 @@ const LEARN_EVERY: Duration = Duration::from_secs(300);
 /// How long replicas have to confirm a grant.
 const CONFIRM: Duration = Duration::from_millis(500);
 
+/// How long learning from the past may take; without it the TTL stays as it is.
+const LEARN: Duration = Duration::from_millis(150);
+
+/// How long what comes after the answer of a call may take.
+const AFTER: Duration = Duration::from_millis(150);
+
 impl Lock {
     /// A lock with a connection of its own. Does not connect yet.
     ///
@@ -180,11 +186,12 @@ impl Lock {
                 .advice("release it first; leases do not nest"));
         }
         self.contender.forget();
-        self.learn()?;
+        self.learn();
+        let begun = Moment::now();
         let outcome = acquire_within(&mut self.contender, &self.link, budget, go_on)?;
         self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
-            self.confirm()?;
+            self.confirm(begun)?;
             self.watch().inspect_err(|_| {
                 // What was promised cannot be kept.
                 let _ = release(&mut self.contender, &mut guard(&self.link));
@@ -359,34 +366,39 @@ impl Lock {
     }
 
     /// Learns the TTL from the past, if it is to be learned.
-    fn learn(&mut self) -> Result<()> {
+    fn learn(&mut self) {
         let ttl = self.contender.options().ttl;
         let fresh = self.learned.is_some_and(|at| Moment::now().since(at) < LEARN_EVERY);
         if matches!(ttl, Ttl::Auto { .. }) && !fresh {
             let renewed = self.contender.options().renew.is_some();
-            let link = &mut guard(&self.link);
-            self.contender.ttl = monitor::learn(link, self.contender.keys(), ttl, renewed)?;
-            self.learned = Some(Moment::now());
+            let keys = self.contender.keys();
+            let learned =
+                guard(&self.link).hurry(LEARN, |link| monitor::learn(link, keys, ttl, renewed));
+            if let Ok(ttl) = learned {
+                self.contender.ttl = ttl;
+                self.learned = Some(Moment::now());
+            }
         }
-        Ok(())
     }
 
     /// Has replicas confirm the grant, or gives it back.
-    fn confirm(&mut self) -> Result<()> {
+    fn confirm(&mut self, begun: Moment) -> Result<()> {
         let wanted = self.contender.options().confirm;
         if wanted == 0 {
             return Ok(());
         }
-        let mut wait = redis::cmd("WAIT");
-        wait.arg(wanted).arg(CONFIRM.min(self.contender.ttl / 2).as_millis().max(1) as u64);
         let link = &mut guard(&self.link);
-        let deadline = link.deadline();
-        let confirmed = link.call(&wait, deadline);
+        // What the attempt has left of its time, or what a wait leaves for it.
+        let left = (begun + link.config().timeout).left().max(AFTER);
+        let span = CONFIRM.min(self.contender.ttl / 2).min(left / 2);
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(wanted).arg(span.as_millis().max(1) as u64);
+        let confirmed = link.call(&wait, Moment::now() + (2 * span).min(left));
         if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
             return Ok(());
         }
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
-        let _ = release(&mut self.contender, link);
+        let _ = link.hurry(AFTER, |link| release(&mut self.contender, link));
         let told = match confirmed {
             Ok(redis::Value::Int(n)) => format!("{n} of {wanted} replicas have the grant"),
             Ok(_) => "the server does not tell which replicas have the grant".to_owned(),
@@ -489,8 +501,19 @@ pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool
     let until = contender.safe_until();
     let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
-    // Gone after an attempt whose reply was lost: that attempt released it.
-    let done = answer == Answer::Released || repeated;
+    let done = match (&answer, &request) {
+        (Answer::Released, _) => true,
+        // Gone after an attempt whose reply was lost: did that attempt release it?
+        (_, Request::Release { fence, .. }) if repeated => {
+            let (keys, recorded) = (contender.keys(), contender.options().record);
+            let unknown =
+                Error::new(ErrorKind::Unknown, "its answer was lost, and others had it since");
+            link.hurry(AFTER, |link| monitor::was_given_back(link, keys, *fence, recorded))
+                .and_then(|told| told.ok_or(unknown))
+                .map_err(|e| e.key(&keys.lock))?
+        }
+        _ => false,
+    };
     contender.released(&request, done, Moment::now());
     if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
         let until = until.unwrap_or(Moment::now());

@@ -301,6 +301,35 @@ fn evicts(info: &str) -> bool {
     !never && field("evicted_keys:").is_some_and(|count| count != "0")
 }
 
+/// Whether a lease that is not there any more was given back by its holder, who has not heard of it: its
+/// grant is closed then, or another has followed and no takeover is on record. `None` where none would be.
+/// One round trip.
+pub(crate) fn was_given_back(
+    link: &mut Link,
+    keys: &Keys,
+    fence: u64,
+    recorded: bool,
+) -> Result<Option<bool>> {
+    let asked = [
+        redis::cmd("GET").arg(&keys.fence).to_owned(),
+        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
+    ];
+    let deadline = link.deadline();
+    let mut replies = link.calls(&asked, deadline)?.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil);
+    let grant: String = read::<Option<String>>(next())?.unwrap_or_default();
+    let runs: Vec<String> = read(next()).unwrap_or_default();
+    let lost = |run: Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
+    Ok(match fence_of(&grant) {
+        Some(last) if last == fence => Some(!grant.contains('+')),
+        Some(last) if last > fence && recorded => {
+            Some(!runs.iter().filter_map(|run| past(run)).any(lost))
+        }
+        Some(last) if last > fence => None,
+        _ => Some(false),
+    })
+}
+
 /// Why a key is gone before its time, by the last fence that the server knows of.
 fn cause(fence: u64, last: Option<u64>, evicts: bool) -> LossReason {
     match last {

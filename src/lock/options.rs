@@ -1,7 +1,8 @@
 //! How a lock is contended for. Pure.
 
+use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::lock::lease::ttl_ms;
+use crate::lock::lease::{safe_until, ttl_ms};
 use crate::lock::renew::Watchdog;
 use crate::lock::ttl::Ttl;
 use crate::lock::wait::WaitMode;
@@ -50,10 +51,10 @@ impl Options {
     /// [`Invalid`](crate::ErrorKind::Invalid) with the first that is out of bounds.
     pub fn check(&self) -> Result<()> {
         match self.ttl {
-            Ttl::Fixed(ttl) => ttl_ms(ttl).map(drop)?,
+            Ttl::Fixed(ttl) => lasting(ttl)?,
             Ttl::Auto { least, most } => {
-                ttl_ms(least)?;
-                ttl_ms(most)?;
+                lasting(least)?;
+                lasting(most)?;
                 if least > most {
                     return Err(Error::invalid("the least TTL must not exceed the greatest"));
                 }
@@ -66,6 +67,17 @@ impl Options {
             return Err(Error::invalid("at_least must be at most a year"));
         }
         Ok(())
+    }
+}
+
+/// A TTL of which something is left when clocks may differ.
+fn lasting(ttl: Duration) -> Result<()> {
+    ttl_ms(ttl)?;
+    match safe_until(Moment::at(Duration::ZERO), ttl) > Moment::at(Duration::ZERO) {
+        true => Ok(()),
+        false => {
+            Err(Error::invalid("the TTL must be at least 3 ms: two are for clocks that drift"))
+        }
     }
 }
 

@@ -81,6 +81,12 @@ end
 if string.byte(last, 17) == 124 and last < fence then return ours end
 
 local number, open, rest = string.match(last, '^(%d+)(%+?)|?(.*)$')
+if number and tonumber(number) >= 2 ^ 53 - 1 then
+  -- Nobody can count on from there.
+  redis.call('DEL', KEYS[1])
+  redis.call('SET', KEYS[2], last, 'PX', ARGV[4])
+  return redis.error_reply('ERR the last fence is too large to count on from; delete the fence key')
+end
 if number and tonumber(number) >= tonumber(fence) then
   fence = string.format('%.0f', tonumber(number) + 1)
   ours = value(fence)
