@@ -14,6 +14,7 @@ pub use crate::socket::{Pack, Transport};
 use crate::socket::{Socket, checked};
 use redis::{Cmd, Value};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Makes a transport; called at first use and after each fault.
@@ -29,10 +30,15 @@ pub struct Link {
     spares: Vec<Spare>,
     pid: u32,
     sent: u64,
-    given_up: Option<Moment>,
+    fate: Fate,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
 }
+
+/// When last words to a server were said in vain; of links that lead to the same one.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default)]
+pub struct Fate(Arc<AtomicU64>);
 
 /// A connection besides the link's own, for commands that block.
 pub(crate) struct Spare {
@@ -72,9 +78,16 @@ impl Link {
             spares: Vec::new(),
             pid: 0,
             sent: 0,
-            given_up: None,
+            fate: Fate::default(),
             until: None,
         })
+    }
+
+    /// The same link, given up together with others to the same server.
+    #[doc(hidden)]
+    pub fn sharing(mut self, fate: &Fate) -> Self {
+        self.fate = fate.clone();
+        self
     }
 
     /// Where this link leads.
@@ -215,12 +228,13 @@ impl Link {
 
     /// The last words were said in vain: whoever has others need not try for a while.
     pub(crate) fn give_up(&mut self) {
-        self.given_up = Some(Moment::now());
+        self.fate.0.store(Moment::now().micros(), Ordering::Release);
     }
 
     /// Whether that was just now.
     pub(crate) fn is_given_up(&self) -> bool {
-        self.given_up.is_some_and(|at| Moment::now().since(at) < GIVEN_UP)
+        let at = self.fate.0.load(Ordering::Acquire);
+        at != 0 && Moment::now().since(Moment::from_micros(at)) < GIVEN_UP
     }
 
     /// Drops the connection; the next use makes a new one.

@@ -113,7 +113,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
         arginfo::repair_owners(lock);
         arginfo::repair_setters(manager);
         let namespace = alias_namespace();
-        if !namespace.is_empty() {
+        if !namespace.is_empty() && !namespace.eq_ignore_ascii_case("Tagsweep") {
             alias(&namespace, "DistributedLock", lock)?;
             alias(&namespace, "TagCleanupManager", manager)?;
         }

@@ -84,11 +84,9 @@ impl DistributedLock {
         options: &Array,
         restoring: Option<&Bytes>,
     ) -> PhpResult<Self> {
-        let mut config = config(redis, NAME)?;
         let given = Given::of(options)?;
+        let config = config(redis, NAME, &given)?;
         let lock_options = lock_options(&given, ttl, restoring.is_none())?;
-        config.prefix = given.string("prefix")?.unwrap_or(config.prefix);
-        config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
         let wait = given.seconds("wait")?.unwrap_or_default();
         let renewed = lock_options.renew.is_some();
         let link = shared_link(config)?;

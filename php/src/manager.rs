@@ -38,10 +38,8 @@ const EVERY: Duration = Duration::from_millis(100);
 impl TagCleanupManager {
     #[php(defaults(maxTagAge = Int(604_800), options = Array::default()))]
     pub fn __construct(redis: &Zval, maxTagAge: Int, options: Array) -> PhpResult<Self> {
-        let mut config = config(redis, NAME)?;
         let given = Given::of(&options)?;
-        config.prefix = given.string("prefix")?.unwrap_or(config.prefix);
-        config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
+        let config = config(redis, NAME, &given)?;
         let options = options::sweep(&given, maxTagAge.0)?;
         Ok(Self {
             config,

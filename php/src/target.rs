@@ -9,20 +9,29 @@ use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::types::{ZendObject, Zval};
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tagsweep::Config;
+use tagsweep::clock::Moment;
 use tagsweep::config::{Address, Secret};
-use tagsweep::connect::{Link, run_id};
+use tagsweep::connect::{Fate, Link, run_id};
 use tagsweep::lock::SharedLink;
 
 /// `Redis::OPT_PREFIX` and `Redis::ATOMIC`, as phpredis numbers them.
 const OPT_PREFIX: i64 = 2;
 const ATOMIC: i64 = 0;
 
-/// Reads the first argument of a constructor.
-pub(crate) fn config(redis: &Zval, class: &str) -> PhpResult<Config> {
+/// Reads the first argument of a constructor, and what the options say of the connection.
+pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Config> {
+    let timeout = options.seconds("timeout")?;
+    let mut config = where_to(redis, class, timeout)?;
+    config.prefix = options.string("prefix")?.unwrap_or(config.prefix);
+    config.timeout = timeout.unwrap_or(config.timeout);
+    Ok(config)
+}
+
+fn where_to(redis: &Zval, class: &str, timeout: Option<Duration>) -> PhpResult<Config> {
     let redis = redis.dereference();
     if let Some(dsn) = redis.zend_str() {
         let dsn =
@@ -33,7 +42,7 @@ pub(crate) fn config(redis: &Zval, class: &str) -> PhpResult<Config> {
         return from_array(&Given::new(array)?);
     }
     match redis.object() {
-        Some(object) if is_a(object, "Redis") => from_object(object),
+        Some(object) if is_a(object, "Redis") => from_object(object, timeout),
         _ => Err(type_error(format!(
             "{class}::__construct(): Argument #1 ($redis) must be of type Redis|string|array, {} given",
             type_name(redis)
@@ -95,7 +104,7 @@ fn pem(path: &str) -> PhpResult<Vec<u8>> {
     std::fs::read(path).map_err(|e| invalid(format!("{path}: {e}")))
 }
 
-fn from_object(object: &ZendObject) -> PhpResult<Config> {
+fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Config> {
     let host = call(object, "getHost")?;
     let Some(host) = host.str().filter(|host| !host.is_empty()).map(str::to_owned) else {
         return Err(invalid("the Redis object is not connected; call connect() first"));
@@ -114,35 +123,37 @@ fn from_object(object: &ZendObject) -> PhpResult<Config> {
     config.connect_timeout = patience("getTimeout")?.unwrap_or(config.connect_timeout);
     config.timeout = patience("getReadTimeout")?.unwrap_or(config.timeout);
     config.check().map_err(from_core)?;
+    config.timeout = timeout.unwrap_or(config.timeout).min(config.timeout);
     prove(object, &mut config)?;
     Ok(config)
 }
 
 /// A guess that was wrong must be caught: a TLS context and a database selected by a raw command have
 /// no getter. So the object is asked for its database, and the server who it is, through the object
-/// and natively (once for each configuration of a thread). What the server does not tell, for want of
+/// and natively (who it is, once for each configuration of a thread). What the server does not tell, for want of
 /// a permission, is not held against it.
 fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     if call(object, "getMode")?.long() != Some(ATOMIC) {
         return Ok(()); // in the middle of MULTI: a question would be queued
     }
+    // First by ourselves: phpredis may be set to wait for a minute, or for ever.
+    let known = PROVEN.with_borrow(|proven| proven.get(config).copied());
+    let is_fresh = known.is_some_and(|at| Moment::now().since(at) < FRESH);
+    let asked = (!is_fresh).then(|| Link::new(config.clone())?.server_id()).transpose();
+    let ours = asked.map_err(|e| cannot_copy(&e.to_string()))?.flatten();
+    let before = config.clone();
     if let Some(db) = ask(object, "CLIENT", "INFO").and_then(|info| database(&info)) {
         config.db = db;
     }
-    if PROVEN.with_borrow(|proven| proven.contains(config)) {
-        return Ok(());
+    if known.is_none()
+        && let Some(ours) = ours
+        && let Some(theirs) = ask(object, "INFO", "server").and_then(|info| run_id(&info))
+        && ours != theirs
+    {
+        return Err(cannot_copy("it leads to another server"));
     }
-    let Some(id) = ask(object, "INFO", "server").and_then(|info| run_id(&info)) else {
-        return Ok(());
-    };
-    match Link::new(config.clone()).and_then(|mut link| link.server_id()) {
-        Ok(same) if same.as_ref().is_none_or(|same| *same == id) => {
-            PROVEN.with_borrow_mut(|proven| proven.insert(config.clone()));
-            Ok(())
-        }
-        Ok(_) => Err(cannot_copy("it leads to another server")),
-        Err(e) => Err(cannot_copy(&e.to_string())),
-    }
+    PROVEN.with_borrow_mut(|proven| proven.insert(before, Moment::now()));
+    Ok(())
 }
 
 fn cannot_copy(why: &str) -> PhpException {
@@ -153,6 +164,9 @@ fn cannot_copy(why: &str) -> PhpException {
         ),
     )
 }
+
+/// For how long a server that answered is not asked again.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// A command through the object; nothing when it is refused.
 fn ask(object: &ZendObject, command: &str, what: &str) -> Option<String> {
@@ -170,8 +184,8 @@ fn database(info: &str) -> Option<i64> {
 }
 
 thread_local! {
-    /// Configurations that were seen to lead where their object leads.
-    static PROVEN: RefCell<HashSet<Config>> = RefCell::default();
+    /// Configurations that were seen to lead where their object leads, and when.
+    static PROVEN: RefCell<HashMap<Config, Moment>> = RefCell::default();
 }
 
 fn call(object: &ZendObject, method: &str) -> PhpResult<Zval> {
@@ -211,6 +225,8 @@ fn credentials(auth: &Zval) -> (Option<String>, Option<Secret>) {
 thread_local! {
     /// Links in use, one for each server: a connection for every lock would cost more than its use.
     static LINKS: RefCell<HashMap<Config, Weak<Mutex<Link>>>> = RefCell::default();
+    /// Links to one server are given up together, whatever else they differ in.
+    static FATES: RefCell<HashMap<Address, Fate>> = RefCell::default();
 }
 
 /// The link to a server that this thread's locks share; closed with the last of them.
@@ -220,7 +236,10 @@ pub(crate) fn shared_link(config: Config) -> PhpResult<SharedLink> {
         if let Some(link) = links.get(&config).and_then(Weak::upgrade) {
             return Ok(link);
         }
-        let link = Arc::new(Mutex::new(Link::new(config.clone()).map_err(from_core)?));
+        let fate =
+            FATES.with_borrow_mut(|fates| fates.entry(config.address.clone()).or_default().clone());
+        let link = Link::new(config.clone()).map_err(from_core)?.sharing(&fate);
+        let link = Arc::new(Mutex::new(link));
         links.insert(config, Arc::downgrade(&link));
         Ok(link)
     })

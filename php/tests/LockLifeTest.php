@@ -4,6 +4,7 @@ declare(strict_types=1);
 
 use PHPUnit\Framework\TestCase;
 use Tagsweep\DistributedLock;
+use Tagsweep\Exception\ConnectionException;
 use Tagsweep\Exception\LockConflictedException;
 use Tagsweep\Exception\LockLostException;
 use Tagsweep\Exception\ReentrantLockException;
@@ -424,5 +425,32 @@ final class LockLifeTest extends TestCase
             var_dump($lock->isOwnedBy(null), $lock->acquire(), $lock->extend(), $lock->extend(null), $lock->refresh(null));';
         [$status, $output] = (new Run(['-r', $code, $this->dsn]))->end();
         self::assertSame([0, str_repeat("bool(true)\n", 5)], [$status, $output]);
+    }
+
+    public function testAServerThatIsStoppedCostsNoMoreThanTheTimeGiven(): void
+    {
+        $redis = $this->server->redis();
+        $locks = [];
+        foreach (['a:', 'b:', 'c:', 'd:'] as $prefix) {
+            $locks[] = $lock = new DistributedLock($this->dsn, 'job', 30, ['prefix' => $prefix, 'timeout' => 1]);
+            self::assertTrue($lock->acquire());
+        }
+        $this->server->signal(SIGSTOP);
+        try {
+            $begun = microtime(true);
+            $thrown = null;
+            try {
+                new DistributedLock($redis, 'job', 30, ['timeout' => 0.5]);
+            } catch (ConnectionException $thrown) {
+            }
+            self::assertNotNull($thrown);
+            self::assertLessThan(0.8, microtime(true) - $begun, 'a constructor');
+            $begun = microtime(true);
+            unset($lock);
+            $locks = [];
+            self::assertLessThan(1.3, microtime(true) - $begun, 'four destructors');
+        } finally {
+            $this->server->signal(SIGCONT);
+        }
     }
 }
