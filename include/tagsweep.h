@@ -31,8 +31,9 @@
 #include <stdint.h>
 
 /**
- * Version of this interface. It grows when a function, a code or a field is added; a program built
- * against an older one goes on working. It starts again when something changes or goes.
+ * Version of this interface. It grows by one when a function or a code is added; a program built against
+ * an older one goes on working. It goes to the next hundred when a struct grows, or something changes or
+ * goes: programs are to be built anew then, and a struct of another size is refused.
  */
 #define TAGSWEEP_ABI_VERSION 3
 
@@ -133,7 +134,8 @@ typedef bool (*tagsweep_keep_waiting)(void *context);
 /**
  * Told once when a lease is lost, with the reason ("expired", "evicted", "failover", "stolen", "forced",
  * "unknown", "max_hold"; static storage): by the thread that renews, or within the call that finds out.
- * Must not use the lock, and must not unwind or jump out.
+ * Must not use the lock, and must not unwind or jump out. Whoever gives the lease up or frees the lock
+ * meanwhile waits until it returns; afterwards it is not called any more.
  */
 typedef void (*tagsweep_on_lost)(void *context, const char *reason);
 

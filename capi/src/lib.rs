@@ -20,8 +20,9 @@ pub use monitor::*;
 pub use status::*;
 pub use sweep::*;
 
-/// Version of this interface. It grows when a function, a code or a field is added; a program built
-/// against an older one goes on working. It starts again when something changes or goes.
+/// Version of this interface. It grows by one when a function or a code is added; a program built against
+/// an older one goes on working. It goes to the next hundred when a struct grows, or something changes or
+/// goes: programs are to be built anew then, and a struct of another size is refused.
 pub const TAGSWEEP_ABI_VERSION: u32 = 3;
 
 /// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.

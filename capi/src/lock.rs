@@ -198,7 +198,8 @@ pub unsafe extern "C" fn tagsweep_lock_verify(
 
 /// Told once when a lease is lost, with the reason ("expired", "evicted", "failover", "stolen", "forced",
 /// "unknown", "max_hold"; static storage): by the thread that renews, or within the call that finds out.
-/// Must not use the lock, and must not unwind or jump out.
+/// Must not use the lock, and must not unwind or jump out. Whoever gives the lease up or frees the lock
+/// meanwhile waits until it returns; afterwards it is not called any more.
 pub type tagsweep_on_lost =
     Option<unsafe extern "C" fn(context: *mut c_void, reason: *const c_char)>;
 
