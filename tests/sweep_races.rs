@@ -16,7 +16,7 @@ use support::Server;
 use support::proxy::{Proxy, Swap};
 use support::random::Random;
 use tagsweep::Config;
-use tagsweep::sweep::{Ended, Flow, Options, Progress, Reason, Report, Sweep};
+use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
 #[derive(Clone, Copy, Debug)]
 enum Order {
@@ -30,6 +30,7 @@ const ORDERS: [Order; 3] = [Order::EntryFirst, Order::ReferenceFirst, Order::Tog
 /// Writers of each order, and slow writers besides; each has items of its own.
 const WRITERS: u64 = 4;
 const SLOW: u64 = 24;
+const RARE: u64 = 4;
 const TAGS: u64 = 20;
 const ITEMS: u64 = 50;
 
@@ -71,6 +72,8 @@ struct Race {
     missing: Mutex<Vec<String>>,
     /// By when a removed reference of a live entry is back.
     repaired: Duration,
+    /// Tags that were left alone for a second are invalidated.
+    ages: bool,
 }
 
 impl Race {
@@ -82,6 +85,7 @@ impl Race {
             writes: AtomicU64::new(0),
             missing: Mutex::new(Vec::new()),
             repaired: REPAIRED,
+            ages: false,
         }
     }
 
@@ -165,12 +169,33 @@ impl Race {
         }
     }
 
+    /// A writer that comes back to a tag of many entries now and then: about when it is old enough to be
+    /// invalidated.
+    fn write_rarely(&self, writer: u64) {
+        let (mut con, mut dice) = (self.server.connect(), Random::new(2000 + writer));
+        let tag = format!("tag:Rare:{writer}");
+        let entries: Vec<String> = (0..600).map(|n| format!("item:Rare:{writer}:{n}")).collect();
+        while self.goes_on() {
+            for entry in &entries {
+                let _: () = con.pset_ex(entry, "v", 600_000).unwrap();
+                let _: () = con.sadd(&tag, entry).unwrap();
+                self.writes.fetch_add(1, Ordering::Relaxed);
+            }
+            std::thread::sleep(Duration::from_millis(1000 + dice.below(2500)));
+            entries.iter().for_each(|entry| self.check(&mut con, &tag, entry));
+        }
+    }
+
     fn options(&self) -> Options {
         let (grace, lock_ttl) = (GRACE, Duration::from_secs(5));
         let sound =
             Options { grace, verify: VERIFY, lock_ttl, trust_mapping: true, ..Options::default() };
         match self.weakness {
             Weakness::Grace => Options { grace: Duration::ZERO, ..sound },
+            _ if self.ages => {
+                let max_tag_age = Some(Duration::from_secs(1));
+                Options { max_tag_age, on_aged: OnAged::Invalidate, ..sound }
+            }
             _ => sound,
         }
     }
@@ -208,12 +233,15 @@ impl Race {
         (0..SLOW).for_each(|n| {
             scope.spawn(move || self.write_slowly(n));
         });
+        (0..if self.ages { RARE } else { 0 }).for_each(|n| {
+            scope.spawn(move || self.write_rarely(n));
+        });
     }
 
     /// Runs for some time, and to the first finding if `one_is_enough`; answers what was missing.
     fn run(self, time: Duration, one_is_enough: bool) -> Vec<String> {
         let way = self.way();
-        let (mut removed, mut restored, mut runs) = (0, 0, 0);
+        let (mut removed, mut restored, mut invalidated, mut runs) = (0, 0, 0, 0);
         std::thread::scope(|scope| {
             let race = &self;
             race.start(scope);
@@ -224,15 +252,18 @@ impl Race {
                 let report = race.sweep(&way, &mut watch);
                 removed += report.references_removed;
                 restored += report.references_restored;
+                invalidated += report.entries_invalidated;
                 runs += 1;
             }
             race.done.store(true, Ordering::Relaxed);
         });
         let writes = self.writes.load(Ordering::Relaxed);
         eprintln!(
-            "without {:?}: {writes} writes, {runs} sweeps, {removed} removed, {restored} restored",
+            "without {:?}: {writes} writes, {runs} sweeps, {removed} removed, {restored} restored, \
+             {invalidated} invalidated",
             self.weakness
         );
+        assert_eq!(invalidated > 0, self.ages);
         assert!(writes > 1000 && removed > 100, "the race was none");
         let mut missing = self.missing.lock().unwrap().clone();
         if !one_is_enough {
@@ -295,6 +326,15 @@ fn no_live_entry_leaves_its_tag() {
     let _alone = TRACK.lock();
     let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
     let missing = Race::new(Weakness::None).run(Duration::from_secs(seconds.unwrap_or(12)), false);
+    assert!(missing.is_empty(), "live entries missing from their tags: {missing:?}");
+}
+
+#[test]
+fn an_invalidation_of_aged_tags_takes_entries_and_references_together() {
+    let _alone = TRACK.lock();
+    let seconds = std::env::var("TAGSWEEP_RACE_SECONDS").ok().and_then(|s| s.parse().ok());
+    let race = Race { ages: true, ..Race::new(Weakness::None) };
+    let missing = race.run(Duration::from_secs(seconds.unwrap_or(12) / 2), false);
     assert!(missing.is_empty(), "live entries missing from their tags: {missing:?}");
 }
 
