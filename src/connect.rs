@@ -212,12 +212,10 @@ impl Link {
 
     /// Does something that has less patience than usual, all of it together.
     pub(crate) fn hurry<T>(&mut self, patience: Duration, act: impl FnOnce(&mut Self) -> T) -> T {
-        let (usual, until) = (self.config.timeout, self.until);
-        let end = Moment::now() + patience;
-        self.config.timeout = usual.min(patience);
-        self.until = Some(until.map_or(end, |until| until.min(end)));
+        let (usual, end) = (self.until, Moment::now() + patience);
+        self.until = Some(usual.map_or(end, |until| until.min(end)));
         let done = act(self);
-        (self.config.timeout, self.until) = (usual, until);
+        self.until = usual;
         done
     }
 
@@ -267,11 +265,11 @@ impl Link {
     ) -> Result<T> {
         let begun = Moment::now();
         let end = self.deadline();
+        let share = end.since(begun) / ATTEMPTS;
         let mut times = 0;
         loop {
             times += 1;
-            let share = Moment::now() + self.config.timeout / ATTEMPTS;
-            match attempt(self, share.min(end)) {
+            match attempt(self, (Moment::now() + share).min(end)) {
                 Err(e) if passes(&e) && times < ATTEMPTS && !end.passed() => {
                     std::thread::sleep(pause(times).min(end.left()));
                 }
