@@ -50,6 +50,7 @@ enum Later {
         page: Rc<Page>,
         record: Option<Record>,
         was_aged: bool,
+        looked: bool,
         earlier: Option<Rc<Visit>>,
     },
     /// References seen absent once.
@@ -291,11 +292,12 @@ impl<'a> Running<'a> {
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, page, record, was_aged, earlier }) => {
+                Some(Later::Tag { key, page, record, was_aged, looked, earlier }) => {
                     self.visit(Visit {
                         key,
                         page,
                         was_aged,
+                        looked,
                         earlier,
                         again: true,
                         known: record.into(),

@@ -153,8 +153,8 @@ impl Running<'_> {
     fn read_later(&mut self, visit: &Visit, span: Duration) {
         let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
         let (size, record) = (key.capacity(), visit.record.get());
-        let (was_aged, earlier) = (visit.aged.get(), None);
-        let later = Later::Tag { key, page, record, was_aged, earlier };
+        let (was_aged, looked, earlier) = (visit.aged.get(), visit.looked, None);
+        let later = Later::Tag { key, page, record, was_aged, looked, earlier };
         self.waiting.put(later, size, Moment::now() + span);
     }
 
@@ -167,8 +167,9 @@ impl Running<'_> {
         self.report.references_checked -= counted;
         visit.page.checked.set(visit.page.checked.get() - counted);
         let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let (size, was_aged) = (key.capacity() + size_of::<Visit>(), visit.aged.get());
-        let later = Later::Tag { key, page, record, was_aged, earlier: Some(visit) };
+        let size = key.capacity() + size_of::<Visit>();
+        let (was_aged, looked, earlier) = (visit.aged.get(), visit.looked, Some(visit));
+        let later = Later::Tag { key, page, record, was_aged, looked, earlier };
         self.waiting.put(later, size, Moment::now() + span);
     }
 
@@ -221,7 +222,7 @@ fn bites(members: &[Vec<u8>]) -> Vec<Strings> {
     bites
 }
 
-pub(super) fn kept(reply: &Value) -> Option<Record> {
+fn kept(reply: &Value) -> Option<Record> {
     match reply {
         Value::BulkString(bytes) => Record::read(bytes),
         _ => None,
