@@ -9,7 +9,7 @@ use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::types::{ZendObject, Zval};
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tagsweep::Config;
@@ -130,30 +130,41 @@ fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Conf
 
 /// A guess that was wrong must be caught: a TLS context and a database selected by a raw command have
 /// no getter. So the object is asked for its database, and the server who it is, through the object
-/// and natively (who it is, once for each configuration of a thread). What the server does not tell, for want of
-/// a permission, is not held against it.
+/// and natively (compared once for each configuration of a thread). What the server does not tell, for
+/// want of a permission, is not held against it.
 fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     if call(object, "getMode")?.long() != Some(ATOMIC) {
         return Ok(()); // in the middle of MULTI: a question would be queued
     }
-    // First by ourselves: phpredis may be set to wait for a minute, or for ever.
-    let known = PROVEN.with_borrow(|proven| proven.get(config).copied());
-    let is_fresh = known.is_some_and(|at| Moment::now().since(at) < FRESH);
-    let asked = (!is_fresh).then(|| Link::new(config.clone())?.server_id()).transpose();
-    let ours = asked.map_err(|e| cannot_copy(&e.to_string()))?.flatten();
-    let before = config.clone();
+    let ours = asked_by_ourselves(config)?;
     if let Some(db) = ask(object, "CLIENT", "INFO").and_then(|info| database(&info)) {
         config.db = db;
     }
-    if known.is_none()
-        && let Some(ours) = ours
-        && let Some(theirs) = ask(object, "INFO", "server").and_then(|info| run_id(&info))
-        && ours != theirs
-    {
+    if PROVEN.with_borrow(|proven| proven.contains(config)) {
+        return Ok(());
+    }
+    let Some(theirs) = ask(object, "INFO", "server").and_then(|info| run_id(&info)) else {
+        return Ok(());
+    };
+    if ours.is_some_and(|ours| ours != theirs) {
         return Err(cannot_copy("it leads to another server"));
     }
-    PROVEN.with_borrow_mut(|proven| proven.insert(before, Moment::now()));
+    PROVEN.with_borrow_mut(|proven| proven.insert(config.clone()));
     Ok(())
+}
+
+/// Who the server is, in the time given: phpredis may be set to wait for a minute, or for ever, so it is
+/// asked afterwards. An answer holds for a second.
+fn asked_by_ourselves(config: &Config) -> PhpResult<Option<String>> {
+    let known = ANSWERED.with_borrow(|answered| answered.get(config).cloned());
+    if let Some((_, id)) = known.filter(|(at, _)| Moment::now().since(*at) < FRESH) {
+        return Ok(id);
+    }
+    let asked = Link::new(config.clone()).and_then(|mut link| link.server_id());
+    let id = asked.map_err(|e| cannot_copy(&e.to_string()))?;
+    let answer = (Moment::now(), id.clone());
+    ANSWERED.with_borrow_mut(|answered| answered.insert(config.clone(), answer));
+    Ok(id)
 }
 
 fn cannot_copy(why: &str) -> PhpException {
@@ -184,8 +195,10 @@ fn database(info: &str) -> Option<i64> {
 }
 
 thread_local! {
-    /// Configurations that were seen to lead where their object leads, and when.
-    static PROVEN: RefCell<HashMap<Config, Moment>> = RefCell::default();
+    /// Configurations that were seen to lead where their object leads.
+    static PROVEN: RefCell<HashSet<Config>> = RefCell::default();
+    /// When servers answered last, and who they are, if they say so.
+    static ANSWERED: RefCell<HashMap<Config, (Moment, Option<String>)>> = RefCell::default();
 }
 
 fn call(object: &ZendObject, method: &str) -> PhpResult<Zval> {

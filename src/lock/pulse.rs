@@ -125,16 +125,13 @@ impl Pulse {
 
     /// It is lost; true for the first who says so, unless it was given up.
     pub fn lose(&self, reason: LossReason) -> bool {
-        let at = LossReason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
-        let code = u8::try_from(at + 1).unwrap_or(u8::MAX);
-        let unless = |lost: u8| (lost == 0 && !self.is_ended()).then_some(code);
+        let unless = |lost: u8| (lost == 0 && !self.is_ended()).then_some(code(reason));
         self.lost.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless).is_ok()
     }
 
     /// It is lost already, and now it is known why.
     pub fn explain(&self, reason: LossReason) {
-        let at = LossReason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
-        self.lost.store(u8::try_from(at + 1).unwrap_or(u8::MAX), Ordering::Release);
+        self.lost.store(code(reason), Ordering::Release);
     }
 
     /// Whether and why it is lost.
@@ -142,6 +139,12 @@ impl Pulse {
         let code = usize::from(self.lost.load(Ordering::Acquire));
         LossReason::ALL.get(code.checked_sub(1)?).copied()
     }
+}
+
+/// A reason, as it is kept.
+fn code(reason: LossReason) -> u8 {
+    let at = LossReason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
+    u8::try_from(at + 1).unwrap_or(u8::MAX)
 }
 
 /// However the telling ends, it has ended.
