@@ -263,30 +263,32 @@ pub(crate) struct Loss {
 }
 
 /// Why a lease was lost, for a holder that found it gone: an operator leaves word, and what is gone
-/// before its time leaves traces. One round trip.
+/// before its time leaves traces. One round trip, two if that must be told apart.
 pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
-    let asked = [
-        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
-        redis::cmd("GET").arg(&keys.fence).to_owned(),
-        redis::cmd("INFO"),
-    ];
-    let early = !loss.until.passed();
-    let Ok(replies) = link.calls(&asked, Moment::now() + WHY) else {
-        return loss.found;
-    };
-    let mut replies = replies.into_iter();
-    let mut next = || replies.next().unwrap_or(Value::Nil);
-    let runs: Vec<String> = read(next()).unwrap_or_default();
-    let mut runs = runs.iter().filter_map(|run| past(run));
-    if runs.any(|run| run.fence == loss.fence && run.end == RunEnd::Forced) {
+    let (early, deadline) = (!loss.until.passed(), Moment::now() + WHY);
+    let Ok((grant, runs)) = grants(link, keys, deadline) else { return loss.found };
+    if runs.iter().any(|run| run.fence == loss.fence && run.end == RunEnd::Forced) {
         return LossReason::Forced;
     }
     if loss.found != LossReason::Expired || !early {
         return loss.found;
     }
-    let last: Option<String> = read(next()).unwrap_or_default();
-    let info: String = read(next()).unwrap_or_default();
-    cause(loss.fence, last.as_deref().and_then(fence_of), evicts(&info))
+    // A user who may not ask is told nothing.
+    let info: String = link.call(&redis::cmd("INFO"), deadline).and_then(read).unwrap_or_default();
+    cause(loss.fence, fence_of(&grant), evicts(&info))
+}
+
+/// What the server knows of grants: the last, and those that ended. One round trip.
+fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec<Run>)> {
+    let asked = [
+        redis::cmd("GET").arg(&keys.fence).to_owned(),
+        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
+    ];
+    let mut replies = link.calls(&asked, deadline)?.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil);
+    let grant: Option<String> = read(next())?;
+    let runs: Vec<String> = read(next()).unwrap_or_default();
+    Ok((grant.unwrap_or_default(), runs.iter().filter_map(|run| past(run)).collect()))
 }
 
 /// The number in what a fence key holds.
@@ -310,21 +312,12 @@ pub(crate) fn was_given_back(
     fence: u64,
     recorded: bool,
 ) -> Result<Option<bool>> {
-    let asked = [
-        redis::cmd("GET").arg(&keys.fence).to_owned(),
-        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
-    ];
     let deadline = link.deadline();
-    let mut replies = link.calls(&asked, deadline)?.into_iter();
-    let mut next = || replies.next().unwrap_or(Value::Nil);
-    let grant: String = read::<Option<String>>(next())?.unwrap_or_default();
-    let runs: Vec<String> = read(next()).unwrap_or_default();
-    let lost = |run: Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
+    let (grant, runs) = grants(link, keys, deadline)?;
+    let lost = |run: &Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
     Ok(match fence_of(&grant) {
         Some(last) if last == fence => Some(!grant.contains('+')),
-        Some(last) if last > fence && recorded => {
-            Some(!runs.iter().filter_map(|run| past(run)).any(lost))
-        }
+        Some(last) if last > fence && recorded => Some(!runs.iter().any(lost)),
         Some(last) if last > fence => None,
         _ => Some(false),
     })
