@@ -311,3 +311,20 @@ pub(crate) fn passes(e: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hurry_shortens_deadlines_and_nothing_else() {
+        let mut link = Link::new(Config::from_url("redis://127.0.0.1").unwrap()).unwrap();
+        let (usual, ms) = (link.config().timeout, Duration::from_millis);
+        link.hurry(ms(100), |link| {
+            assert_eq!(link.config().timeout, usual, "connections made in it are like others");
+            assert!(link.deadline() <= Moment::now() + ms(100));
+            link.hurry(ms(200), |link| assert!(link.deadline() <= Moment::now() + ms(100)));
+        });
+        assert!(link.deadline() > Moment::now() + usual / 2);
+    }
+}

@@ -201,7 +201,7 @@ impl Lock {
     }
 
     /// Gives the lease more time. `None`: the usual TTL from now, never less than what is left;
-    /// `Some(ttl)`: exactly that. One round trip. False when the lease is lost, or was held for
+    /// `Some(ttl)`: exactly that, which a watchdog then renews it with. One round trip. False when the lease is lost, or was held for
     /// [`Options::max_hold`]; a lost lock is never taken again by an extend.
     ///
     /// # Errors
