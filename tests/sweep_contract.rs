@@ -821,6 +821,65 @@ fn what_was_removed_is_verified_although_an_error_ends_the_sweep() {
     assert!(members(&mut con, &format!("tag:{back}")).contains(&format!("item:{back}:s0")));
 }
 
+/// How often the server refused to write for want of replicas.
+fn refusals(con: &mut Connection) -> u64 {
+    let stats: String = run(con, "INFO errorstats");
+    let count = stats.lines().find_map(|l| l.strip_prefix("errorstat_NOREPLICAS:count="));
+    count.map_or(0, |n| n.trim().parse().unwrap())
+}
+
+#[test]
+fn a_reference_that_the_server_does_not_let_us_put_back_is_put_back_when_it_does() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let verify = Duration::from_millis(300);
+    let (mut written, mut refused) = (false, 0);
+    let report =
+        sweep_watched(server.config(), Options { verify, ..Options::default() }, &mut |progress| {
+            if progress.report.references_removed > 0 && !written {
+                written = true;
+                let _: () = con.set("item:a:s0", "late").unwrap();
+                run::<()>(&mut con, "CONFIG SET min-replicas-to-write 1");
+            } else if written && refused < 3 {
+                refused = refusals(&mut con);
+                let replicas = u8::from(refused < 3);
+                run::<()>(&mut con, &format!("CONFIG SET min-replicas-to-write {replicas}"));
+            }
+            Flow::Continue
+        });
+    assert_eq!((report.references_removed, report.references_restored), (1, 1));
+    assert!(report.complete && refused >= 3);
+    assert_eq!(members(&mut con, "tag:a").len(), 2);
+}
+
+#[test]
+fn what_cannot_be_put_back_is_told_of_and_its_note_stays() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let (verify, lock_ttl) = (Duration::from_millis(100), Duration::from_secs(1));
+    let options = Options { verify, lock_ttl, durable: true, ..Options::default() };
+    let mut first = Sweep::new(server.config(), options.clone()).unwrap();
+    let mut written = false;
+    let ended = first.run(&mut |progress| {
+        if progress.report.references_removed > 0 && !std::mem::replace(&mut written, true) {
+            let _: () = con.set("item:a:s0", "late").unwrap();
+            run::<()>(&mut con, "CONFIG SET min-replicas-to-write 1");
+        }
+        Flow::Continue
+    });
+    let told = ended.unwrap_err().to_string();
+    assert!(told.contains("NOREPLICAS") && told.contains("tag:a"), "{told}");
+    let warnings = &first.report().unwrap().warnings;
+    assert!(warnings.iter().any(|w| w.contains("missing") && w.contains("tag:a")), "{warnings:?}");
+    run::<()>(&mut con, "CONFIG SET min-replicas-to-write 0");
+    let wait = Duration::from_secs(5);
+    let report = sweep(server.config(), Options { wait, ..options });
+    assert_eq!((report.references_restored, report.complete), (1, true));
+    assert_eq!(members(&mut con, "tag:a").len(), 2);
+}
+
 #[test]
 fn a_reference_that_is_written_while_a_large_tag_is_swept_is_not_lost() {
     let server = Server::start();

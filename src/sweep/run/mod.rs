@@ -24,7 +24,7 @@ use crate::sweep::quarantine::Quarantine;
 use crate::sweep::records::Record;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
-use crate::sweep::slip::Done;
+use crate::sweep::slip::{Done, Slip};
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
 use std::collections::{BTreeMap, VecDeque};
@@ -94,6 +94,12 @@ pub(super) struct Running<'a> {
     cut_off: bool,
     /// What ended the sweep, while what was removed is verified.
     failure: Option<Error>,
+    /// The caller wants it to end.
+    called_off: bool,
+    /// Since when the server does not let us put references back.
+    refused_since: Option<Moment>,
+    /// Notes of what could not be put back.
+    unrestored: Vec<Rc<Slip>>,
     /// Which server process it is, if it says so.
     server_id: Option<String>,
     stop: Option<Reason>,
@@ -176,6 +182,9 @@ impl<'a> Running<'a> {
             outage: None,
             cut_off: false,
             failure: None,
+            called_off: false,
+            refused_since: None,
+            unrestored: Vec::new(),
             server_id: facts.run_id.clone(),
             stop: None,
             visits: 0,
@@ -207,6 +216,9 @@ impl<'a> Running<'a> {
     /// Goes on until every tag is judged and everything removed is verified, or until it must stop.
     pub fn finish(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         let ended = self.go(watch);
+        if ended.is_err() {
+            self.warn_of_unverified();
+        }
         self.report.reason = match (&ended, self.stop) {
             (Err(_), _) => Reason::Error,
             (Ok(()), Some(reason)) => reason,
@@ -223,6 +235,7 @@ impl<'a> Running<'a> {
         }
         loop {
             if watch(&self.progress()) == Flow::Stop {
+                self.called_off = true;
                 self.stop(Reason::Stopped);
             }
             self.look_at_the_clock();

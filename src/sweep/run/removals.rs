@@ -1,7 +1,7 @@
 //! Removals: within limits, confirmed by the server, verified, and taken back.
 
 use crate::clock::Moment;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::socket::checked;
 use crate::strings::Strings;
 use crate::sweep::batch::{Batch, Visit};
@@ -11,6 +11,7 @@ use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
 use crate::sweep::run::answers::{first, understood};
 use crate::sweep::run::ledger::grow;
+use crate::sweep::run::wire::LAST_TRY;
 use crate::sweep::run::{Later, Running, STOPPING};
 use crate::sweep::slip::Slip;
 use redis::Value;
@@ -20,6 +21,9 @@ use std::time::Duration;
 
 /// How long what is held back waits until it is judged again.
 const HOLD: Duration = Duration::from_millis(20);
+
+/// How soon references are put back that the server did not let us put back.
+const RESTORE_AGAIN: Duration = Duration::from_millis(100);
 
 /// How old the idle time of a tag may be when its references go, where the script cannot ask for it again:
 /// then their entries are looked for a second time, a grace later.
@@ -113,7 +117,10 @@ impl Running<'_> {
     }
 
     pub(super) fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
-        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else {
+            batches.into_iter().for_each(|batch| self.let_go(batch.visit));
+            return Ok(());
+        };
         let mut refused = Ok(());
         for (batch, item) in batches.into_iter().zip(items) {
             match item {
@@ -245,7 +252,10 @@ impl Running<'_> {
         again: bool,
         replies: Vec<Value>,
     ) -> Result<()> {
-        let Some(items) = self.unless_fenced(checked(first(replies))?)? else { return Ok(()) };
+        let Some(items) = self.unless_fenced(checked(first(replies))?)? else {
+            self.let_go(batch.visit);
+            return Ok(());
+        };
         match items.first() {
             Some(Value::Int(deleted @ 0..)) => {
                 // Deleted the first time, when the answer was lost.
@@ -304,7 +314,15 @@ impl Running<'_> {
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
-        let (back, deleted) = understood::<(i64, u64)>(checked(first(replies))?)?;
+        let reply = match checked(first(replies)) {
+            Ok(reply) => reply,
+            Err(e) => {
+                self.not_restored(batch, e);
+                return Ok(());
+            }
+        };
+        let (back, deleted) = understood::<(i64, u64)>(reply)?;
+        self.refused_since = None;
         self.report.entries_invalidated += deleted;
         if let Ok(back @ 1..) = u64::try_from(back) {
             self.report.references_restored += back;
@@ -316,6 +334,47 @@ impl Running<'_> {
         }
         self.let_go(batch.visit);
         Ok(())
+    }
+
+    /// The server does not let us put references back: it is asked again as long as the lock would live, or
+    /// a moment if somebody waits for our end. Then all that is left is to say so.
+    fn not_restored(&mut self, batch: Batch, refusal: Error) {
+        let now = Moment::now();
+        let refused_since = *self.refused_since.get_or_insert(now);
+        let patience = if self.called_off { LAST_TRY } else { self.options.lock_ttl };
+        if now.since(refused_since) < patience {
+            let size = batch.size();
+            return self.unverified.put((batch, false), size, now + RESTORE_AGAIN);
+        }
+        self.warn_of("references of some tags may be missing", &printable(&batch.visit.key));
+        let failure = refusal
+            .key(&batch.visit.key)
+            .advice("references that were removed could not be put back; rebuild this tag");
+        // Whatever else there is to complain of, this is worse.
+        self.failure = Some(failure);
+        // A note of them, if there is one, stays for the next sweep.
+        self.unrestored.extend(batch.slip.clone());
+        self.let_go(batch.visit);
+        self.stop(Reason::Error);
+    }
+
+    /// After an end that came too early: what may have been removed and was not looked for again.
+    pub(super) fn warn_of_unverified(&mut self) {
+        let owed = std::mem::take(&mut self.ready).into_iter().filter(Ask::is_owed);
+        let waiting = self.unverified.drain().map(|(batch, _)| batch);
+        let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
+        if let Some(batch) = batches.first() {
+            let (total, tag) =
+                (batches.iter().map(|b| b.members.len()).sum::<usize>(), &batch.visit.key);
+            let key = printable(tag);
+            self.warn(&format!(
+                "up to {total} references were removed and not verified, such as of {key}"
+            ));
+        }
+        for batch in batches {
+            self.unrestored.extend(batch.slip);
+            self.let_go(batch.visit);
+        }
     }
 
     /// Gives batches that go to a script together a slip, if removals are noted.

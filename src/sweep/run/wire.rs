@@ -14,8 +14,8 @@ use redis::Value;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Longest time in which a server may be out of reach while we are to stop.
-const LAST_TRY: Duration = Duration::from_secs(1);
+/// Longest time in which a server may be out of reach, or refuse, while we are to stop.
+pub(super) const LAST_TRY: Duration = Duration::from_secs(1);
 
 /// Longest rest between two attempts to reach it.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
