@@ -8,8 +8,8 @@ RELEASE = target/release
 CARGO ?= cargo
 PHP ?= php
 # What every server that we support must keep.
-CONTRACTS = --test lock_contract --test lock_waiting --test lock_errors --test faults \
-  --test sweep_contract --test sweep_races
+CONTRACTS = --test lock_contract --test lock_waiting --test lock_renewal --test lock_errors \
+  --test faults --test sweep_contract --test sweep_races
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
 
 .PHONY: help deps build demo test check bench install uninstall header fmt clean

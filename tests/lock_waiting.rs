@@ -5,11 +5,10 @@
 mod support;
 
 use redis::Commands;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome, SharedLink, WaitMode, Watchdog, status};
+use tagsweep::lock::{Lock, Options, Outcome, WaitMode, status};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -243,104 +242,4 @@ fn a_wait_by_asking_again_ends_in_time_when_the_server_stops() {
         server.signal("CONT");
         assert!(stopped && took < MS(1200), "{wait_mode:?}: {took:?}, {outcome:?}");
     }
-}
-
-#[test]
-fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
-    let server = Server::start();
-    let mut first = lock(&server, b"a", MS(600));
-    take(&mut first, MS(0)).unwrap();
-    let owner = first.owner().unwrap().to_vec();
-    first.forget();
-    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(600)) };
-    let mut restored = Lock::restore(server.link(), b"a", &owner, options).unwrap();
-    assert!(restored.verify().unwrap());
-    let begun = Instant::now();
-    until("three lives are over", || begun.elapsed() > MS(1800));
-    assert!(restored.is_held() && restored.release().unwrap());
-}
-
-#[test]
-fn leases_on_a_server_that_does_not_answer_cost_no_lease_on_another() {
-    let (silent, server) = (Server::start(), Server::start());
-    let watchdog = Watchdog::new();
-    let renewed = |link: &SharedLink, name: &[u8], ttl| {
-        let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
-        let mut lock = Lock::on(Arc::clone(link), name, options).unwrap();
-        take(&mut lock, MS(0)).unwrap();
-        lock
-    };
-    let link = silent.link();
-    let mut others: Vec<Lock> = (0..8u8).map(|n| renewed(&link, &[n], MS(6000))).collect();
-    let mut ours = renewed(&server.link(), b"a", MS(1500));
-    silent.signal("STOP");
-    let begun = Instant::now();
-    until("all of them were due", || begun.elapsed() > MS(6000));
-    let held = ours.is_held() && ours.verify().unwrap();
-    // And at the end they do not cost a second each.
-    let begun = Instant::now();
-    others.clear();
-    let farewell = begun.elapsed();
-    silent.signal("CONT");
-    assert!(held, "the lease on the server that answers");
-    assert!(farewell < MS(1500), "{farewell:?}");
-}
-
-/// A lock that a watchdog renews.
-fn renewed(server: &Server, watchdog: &Watchdog, ttl: Duration) -> Lock {
-    let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
-    Lock::on(server.link(), b"a", options).unwrap()
-}
-
-#[test]
-fn leases_that_end_no_later_on_a_silent_server_cost_none_on_another_either() {
-    let (silent, server) = (Server::start(), Server::start());
-    let watchdog = Watchdog::new();
-    let link = silent.link();
-    let mut others: Vec<Lock> = Vec::new();
-    for n in 0..3u8 {
-        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(2000)) };
-        others.push(Lock::on(Arc::clone(&link), &[n], options).unwrap());
-    }
-    assert!(others.iter_mut().all(|lock| take(lock, MS(0)).is_some()));
-    let mut ours = renewed(&server, &watchdog, MS(2000));
-    take(&mut ours, MS(0)).unwrap();
-    silent.signal("STOP");
-    let begun = Instant::now();
-    until("two lives are over", || begun.elapsed() > MS(4500));
-    let held = ours.is_held() && ours.verify().unwrap();
-    others.iter_mut().for_each(Lock::forget);
-    silent.signal("CONT");
-    assert!(held);
-}
-
-#[test]
-fn a_shorter_life_is_renewed_in_time() {
-    let server = Server::start();
-    let mut lock = renewed(&server, &Watchdog::new(), MS(9000));
-    take(&mut lock, MS(0)).unwrap();
-    assert!(lock.extend(Some(MS(600))).unwrap());
-    let begun = Instant::now();
-    until("three lives are over", || begun.elapsed() > MS(1800));
-    assert!(lock.is_held() && lock.verify().unwrap());
-    let left = run::<i64>(&mut server.connect(), "PTTL lock:a");
-    assert!(left <= 600, "{left}");
-}
-
-#[test]
-fn nothing_is_told_of_a_lease_any_more_when_its_lock_is_gone() {
-    let server = Server::start();
-    let mut lock = renewed(&server, &Watchdog::new(), MS(300));
-    let (tell, told) = channel();
-    lock.on_lost(move |reason| {
-        tell.send(reason).unwrap();
-        std::thread::sleep(MS(300)); // what it does takes a while
-        tell.send(reason).unwrap();
-    });
-    take(&mut lock, MS(0)).unwrap();
-    run::<()>(&mut server.connect(), "SET lock:a thief");
-    told.recv().unwrap();
-    assert!(!lock.is_held());
-    drop(lock);
-    assert!(told.try_recv().is_ok(), "it was waited for");
 }

@@ -200,6 +200,14 @@ impl Contender {
         news
     }
 
+    /// The lease is about to be given up: it is not renewed any more, and nobody is told of its loss. To be
+    /// called before the link is taken, for who is told right now may be waiting for that.
+    pub(crate) fn end(&self) {
+        if let Some(pulse) = self.pulse() {
+            pulse.end();
+        }
+    }
+
     /// Counts what became of the lease, and gives it up on this side.
     pub fn forget(&mut self) {
         if let Some((lease, pulse)) = self.lease.take().filter(|_| self.pid == std::process::id()) {

@@ -207,6 +207,9 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`]; the lease then stays valid until its own deadline.
     pub fn extend(&mut self, ttl: Option<Duration>) -> Result<bool> {
+        if self.is_known_to_be_lost() {
+            return Ok(false);
+        }
         match self.contender.extend(ttl, Moment::now())? {
             Some(request) => self.extended(&request, ttl.is_some()),
             None => {
@@ -218,14 +221,28 @@ impl Lock {
 
     /// The lease was held for as long as it may be: others need not wait for its TTL.
     fn give_up_held_too_long(&mut self) {
-        if self.contender.lease().is_none() {
-            return;
-        }
+        let news = self.contender.pulse().is_some_and(|pulse| pulse.lose(LossReason::MaxHold));
         // Over on our side, whatever this comes to.
         let _ = self.release();
-        self.contender.count_loss(LossReason::MaxHold);
+        if news {
+            self.tell(LossReason::MaxHold);
+        }
+    }
+
+    /// A lease that the watchdog has lost is over, whatever the server says now: nobody renews it.
+    fn is_known_to_be_lost(&mut self) -> bool {
+        match self.lost() {
+            None => return false,
+            // It may still be there, and others need not wait for its TTL.
+            Some(LossReason::Unknown | LossReason::MaxHold) => drop(self.release()),
+            Some(_) => self.forget(),
+        }
+        true
+    }
+
+    fn tell(&self, reason: LossReason) {
         if let Some(tell) = &self.on_lost {
-            tell(LossReason::MaxHold);
+            tell(reason);
         }
     }
 
@@ -235,6 +252,9 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`].
     pub fn verify(&mut self) -> Result<bool> {
+        if self.is_known_to_be_lost() {
+            return Ok(false);
+        }
         match self.contender.verify() {
             Some(request) => self.extended(&request, false),
             None => Ok(false),
@@ -247,6 +267,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`]; the lease then ends with its TTL.
     pub fn release(&mut self) -> Result<bool> {
+        self.contender.end();
         release(&mut self.contender, &mut guard(&self.link))
     }
 
@@ -255,6 +276,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
+        self.contender.end();
         let mut link = guard(&self.link);
         link.hurry(patience, |link| release(&mut self.contender, link))
     }
@@ -344,12 +366,11 @@ impl Lock {
         if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
             let until = self.contender.safe_until().unwrap_or(asked.sent);
-            let link = &mut guard(&self.link);
             let loss = Loss { fence, until, found };
-            let reason = monitor::why(link, self.contender.keys(), &loss);
-            self.contender.lose(reason);
-            if let Some(tell) = &self.on_lost {
-                tell(reason);
+            let reason = monitor::why(&mut guard(&self.link), self.contender.keys(), &loss);
+            // Who is told may use the link.
+            if self.contender.lose(reason) {
+                self.tell(reason);
             }
             return Ok(false);
         }
@@ -438,6 +459,7 @@ impl Drop for Lock {
         if self.contender.lease().is_none() && self.contender.is_told() {
             return;
         }
+        self.contender.end();
         let mut link = guard(&self.link);
         if link.is_given_up() {
             return self.contender.forget();

@@ -61,7 +61,7 @@ impl Options {
             }
         }
         if let Some(most) = self.max_hold {
-            ttl_ms(most).map_err(|_| Error::invalid("max_hold must be at least 1 ms"))?;
+            lasting(most).map_err(|_| Error::invalid("max_hold must be at least 3 ms"))?;
         }
         if self.at_least > YEAR {
             return Err(Error::invalid("at_least must be at most a year"));

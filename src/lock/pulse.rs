@@ -52,7 +52,7 @@ impl Pulse {
 
     /// The server has confirmed a request that was sent then, for this long.
     pub fn confirm(&self, sent: Moment, ttl: Duration, version: u32) {
-        let gap = sent.since(Moment::from_micros(self.confirmed.load(Ordering::Acquire)));
+        let gap = sent.since(self.confirmed());
         self.longest_gap.fetch_max(Moment::at(gap).micros(), Ordering::AcqRel);
         self.confirmed.fetch_max(sent.micros(), Ordering::AcqRel);
         if version == self.version() {
@@ -68,9 +68,14 @@ impl Pulse {
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
 
+    /// When the last request was sent that the server confirmed.
+    pub fn confirmed(&self) -> Moment {
+        Moment::from_micros(self.confirmed.load(Ordering::Acquire))
+    }
+
     /// The longest gap between two confirmed requests, the one up to now included.
     pub fn longest_gap(&self, now: Moment) -> Duration {
-        let open = now.since(Moment::from_micros(self.confirmed.load(Ordering::Acquire)));
+        let open = now.since(self.confirmed());
         open.max(Duration::from_micros(self.longest_gap.load(Ordering::Acquire)))
     }
 

@@ -45,9 +45,9 @@ pub(crate) struct Ward {
 }
 
 impl Ward {
-    /// When a lease that was extended at a moment is to be extended again.
-    fn next_due(&self, extended: Moment) -> Moment {
-        let next = extended + self.pulse.ttl(self.ttl) / PARTS;
+    /// When it is to be extended next: its TTL runs since the last request that the server confirmed.
+    fn next_due(&self) -> Moment {
+        let next = self.pulse.confirmed() + self.pulse.ttl(self.ttl) / PARTS;
         self.end.map_or(next, |end| next.min(end))
     }
 }
@@ -121,7 +121,7 @@ impl Watchdog {
         let shared = self.shared();
         let mut state = lock(&shared.state);
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
-        let due = ward.next_due(Moment::now());
+        let due = ward.next_due();
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
         state.wards.push((due, ward));
         if !state.running {
@@ -142,7 +142,7 @@ impl Watchdog {
         let mut state = lock(&shared.state);
         for (due, ward) in &mut state.wards {
             if Arc::ptr_eq(&ward.pulse, pulse) {
-                *due = (*due).min(ward.next_due(Moment::now()));
+                *due = (*due).min(ward.next_due());
             }
         }
         shared.changed.notify_one();
@@ -182,10 +182,12 @@ fn keep_watch(shared: &Shared) {
     let mut links = Links::new();
     loop {
         let Some(ward) = wait_for_due(shared, &mut links) else { return };
+        let version = ward.pulse.version();
         if let Some(next) = tend(&ward, &mut links) {
-            let mut state = lock(&shared.state);
             // The holder may have set another TTL meanwhile.
-            state.wards.push((next.min(ward.next_due(Moment::now())), ward));
+            let changed = ward.pulse.version() != version;
+            let due = if changed { next.min(ward.next_due()) } else { next };
+            lock(&shared.state).wards.push((due, ward));
         }
     }
 }
@@ -240,7 +242,7 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
         Ok(Answer::Extended(left)) => {
             ward.pulse.count(true);
             ward.pulse.confirm(now, left, version);
-            Some(ward.next_due(now))
+            Some(ward.next_due())
         }
         Ok(answer) => {
             let stolen = answer == Answer::NotOurs(true);

@@ -1,0 +1,212 @@
+//! Renewal by a watchdog, on a private server: what it keeps, what it cannot keep, and who is told.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::{Server, run, until};
+use tagsweep::lock::{
+    Lock, LossReason, Options, Outcome, SharedLink, Watchdog, force_release, status,
+};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn take(lock: &mut Lock) -> Option<u64> {
+    match lock.acquire().unwrap() {
+        Outcome::Acquired { fence } => Some(fence),
+        Outcome::Held(_) => None,
+    }
+}
+
+/// A lock that a watchdog renews.
+fn renewed(server: &Server, watchdog: &Watchdog, ttl: Duration) -> Lock {
+    let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
+    Lock::on(server.link(), b"a", options).unwrap()
+}
+
+#[test]
+fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
+    let server = Server::start();
+    let mut first = Lock::new(server.config(), b"a", MS(600)).unwrap();
+    take(&mut first).unwrap();
+    let owner = first.owner().unwrap().to_vec();
+    first.forget();
+    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(600)) };
+    let mut restored = Lock::restore(server.link(), b"a", &owner, options).unwrap();
+    assert!(restored.verify().unwrap());
+    let begun = Instant::now();
+    until("three lives are over", || begun.elapsed() > MS(1800));
+    assert!(restored.is_held() && restored.release().unwrap());
+}
+
+#[test]
+fn leases_on_a_server_that_does_not_answer_cost_no_lease_on_another() {
+    let (silent, server) = (Server::start(), Server::start());
+    let watchdog = Watchdog::new();
+    let renewed = |link: &SharedLink, name: &[u8], ttl| {
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
+        let mut lock = Lock::on(Arc::clone(link), name, options).unwrap();
+        take(&mut lock).unwrap();
+        lock
+    };
+    let link = silent.link();
+    let mut others: Vec<Lock> = (0..8u8).map(|n| renewed(&link, &[n], MS(6000))).collect();
+    let mut ours = renewed(&server.link(), b"a", MS(1500));
+    silent.signal("STOP");
+    let begun = Instant::now();
+    until("all of them were due", || begun.elapsed() > MS(6000));
+    let held = ours.is_held() && ours.verify().unwrap();
+    // And at the end they do not cost a second each.
+    let begun = Instant::now();
+    others.clear();
+    let farewell = begun.elapsed();
+    silent.signal("CONT");
+    assert!(held, "the lease on the server that answers");
+    assert!(farewell < MS(1500), "{farewell:?}");
+}
+
+#[test]
+fn leases_that_end_no_later_on_a_silent_server_cost_none_on_another_either() {
+    let (silent, server) = (Server::start(), Server::start());
+    let watchdog = Watchdog::new();
+    let link = silent.link();
+    let mut others: Vec<Lock> = Vec::new();
+    for n in 0..3u8 {
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(2000)) };
+        others.push(Lock::on(Arc::clone(&link), &[n], options).unwrap());
+    }
+    assert!(others.iter_mut().all(|lock| take(lock).is_some()));
+    let mut ours = renewed(&server, &watchdog, MS(2000));
+    take(&mut ours).unwrap();
+    silent.signal("STOP");
+    let begun = Instant::now();
+    until("two lives are over", || begun.elapsed() > MS(4500));
+    let held = ours.is_held() && ours.verify().unwrap();
+    others.iter_mut().for_each(Lock::forget);
+    silent.signal("CONT");
+    assert!(held);
+}
+
+#[test]
+fn a_shorter_life_is_renewed_in_time() {
+    let server = Server::start();
+    let mut lock = renewed(&server, &Watchdog::new(), MS(9000));
+    take(&mut lock).unwrap();
+    assert!(lock.extend(Some(MS(600))).unwrap());
+    let begun = Instant::now();
+    until("three lives are over", || begun.elapsed() > MS(1800));
+    assert!(lock.is_held() && lock.verify().unwrap());
+    let left = run::<i64>(&mut server.connect(), "PTTL lock:a");
+    assert!(left <= 600, "{left}");
+}
+
+#[test]
+fn nothing_is_told_of_a_lease_any_more_when_its_lock_is_gone() {
+    let server = Server::start();
+    let mut lock = renewed(&server, &Watchdog::new(), MS(300));
+    let (tell, told) = channel();
+    lock.on_lost(move |reason| {
+        tell.send(reason).unwrap();
+        std::thread::sleep(MS(300)); // what it does takes a while
+        tell.send(reason).unwrap();
+    });
+    take(&mut lock).unwrap();
+    run::<()>(&mut server.connect(), "SET lock:a thief");
+    told.recv().unwrap();
+    assert!(!lock.is_held());
+    drop(lock);
+    assert!(told.try_recv().is_ok(), "it was waited for");
+}
+
+#[test]
+fn a_loss_is_told_and_counted_once_whoever_finds_it() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let force = |lock: &Lock| drop(force_release(&server.link(), b"a", lock.fence()).unwrap());
+    let mut by = |act: &str| drop(run::<redis::Value>(&mut other, act));
+    for reason in [LossReason::Expired, LossReason::Stolen, LossReason::Forced, LossReason::MaxHold]
+    {
+        let max_hold = (reason == LossReason::MaxHold).then_some(MS(200));
+        let renew = Some(Watchdog::new());
+        let options = Options { renew, max_hold, record: true, ..Options::new(MS(300)) };
+        let mut lock = Lock::on(server.link(), b"a", options).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = Arc::clone(&told);
+        lock.on_lost(move |reason| tell.lock().unwrap().push(reason));
+        take(&mut lock).unwrap();
+        match reason {
+            LossReason::Expired => by("DEL lock:a"),
+            LossReason::Stolen => by("SET lock:a thief"),
+            LossReason::Forced => force(&lock),
+            _ => {}
+        }
+        until("the watchdog has told", || !told.lock().unwrap().is_empty());
+        assert!(!lock.extend(None).unwrap() && !lock.verify().unwrap(), "{reason:?}");
+        assert!(!lock.release().unwrap() && !lock.is_held());
+        assert_eq!(*told.lock().unwrap(), [reason]);
+        assert_eq!(lock.stats().lost.values().sum::<u64>(), 1);
+        assert_eq!(lock.stats().lost.get(&reason), Some(&1));
+        by("DEL lock:a");
+    }
+    let losses = "HMGET {lock:a}:stats lost.expired lost.stolen lost.forced lost.max_hold";
+    assert_eq!(run::<Vec<u64>>(&mut other, losses), [1, 1, 1, 1]);
+}
+
+#[test]
+fn who_is_told_may_use_the_client_whatever_the_holder_does_meanwhile() {
+    let server = Server::start();
+    let mut other = server.connect();
+    for renew in [Some(Watchdog::new()), None] {
+        let watched = renew.is_some();
+        let link = server.link();
+        let options = Options { renew, ..Options::new(MS(300)) };
+        let mut lock = Lock::on(Arc::clone(&link), b"a", options).unwrap();
+        let ((tell, told), (go, may_go)) = (channel(), channel());
+        let may_go = Mutex::new(may_go);
+        lock.on_lost(move |_| {
+            tell.send(false).unwrap();
+            let _: Result<(), _> = may_go.lock().unwrap().recv_timeout(MS(200));
+            status(&link, b"a").unwrap();
+            tell.send(true).unwrap();
+        });
+        take(&mut lock).unwrap();
+        run::<()>(&mut other, "SET lock:a thief");
+        let holder = std::thread::spawn(move || {
+            if watched {
+                until("the watchdog tells", || lock.lost().is_some());
+            } else {
+                go.send(()).unwrap();
+            }
+            let done = if watched { lock.release() } else { lock.extend(None) };
+            drop(go);
+            done.unwrap()
+        });
+        let told = [told.recv_timeout(MS(5000)), told.recv_timeout(MS(5000))];
+        assert_eq!(told, [Ok(false), Ok(true)], "renewed: {watched}");
+        assert!(!holder.join().unwrap());
+        run::<()>(&mut other, "SET lock:a thief XX PX 1");
+        until("it is free", || !run::<bool>(&mut other, "EXISTS lock:a"));
+    }
+}
+
+#[test]
+fn a_lease_whose_grant_came_late_is_renewed_in_time() {
+    let server = Server::start();
+    let mut lock = renewed(&server, &Watchdog::new(), MS(2100));
+    take(&mut lock).unwrap();
+    assert!(lock.release().unwrap());
+    server.signal("STOP");
+    let begun = Instant::now();
+    let (took, lock) = std::thread::scope(|scope| {
+        let taking = scope.spawn(|| take(&mut lock).map(|_| lock));
+        until("more than two thirds of a life are over", || begun.elapsed() > MS(1450));
+        server.signal("CONT");
+        (begun.elapsed(), taking.join().unwrap().unwrap())
+    });
+    assert!(took < MS(1600), "too late for this test: {took:?}");
+    until("another life is over", || begun.elapsed() > MS(4000));
+    assert!(lock.is_held(), "{:?}", lock.lost());
+}
