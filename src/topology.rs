@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub run_id: Option<String>,
     /// A child process saves or rewrites: idle times stand still.
     pub child: bool,
+    /// Grows with every child: their number, or when the last one saved, where that is not told.
+    pub children: Option<i64>,
     /// Every child that there ever was ended at least this many seconds ago. `None`: not known.
     pub childless_for: Option<u64>,
 }
@@ -52,7 +54,8 @@ impl Facts {
             positions: standalone && !SPEAKERS.iter().any(|other| field(other).is_some()),
             run_id: field("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
-            childless_for: childless_for(&number, now),
+            children: number("total_forks").or_else(|| number("rdb_last_save_time")),
+            childless_for: childless_for(&number, field("rdb_last_bgsave_status"), now),
         }
     }
 }
@@ -74,16 +77,24 @@ fn number(info: &str, name: &str) -> Option<f64> {
     line.trim_end().parse().ok()
 }
 
-/// How long ago the last child ended. A save for a replica and a rewrite leave no time behind, so
-/// those make it unknown.
-fn childless_for(number: &dyn Fn(&str) -> Option<i64>, now: u64) -> Option<u64> {
+/// How long ago the last child ended, at least. A save for a replica, a rewrite and a save that failed
+/// leave no time behind, so those make it unknown.
+fn childless_for(
+    number: &dyn Fn(&str) -> Option<i64>,
+    last_save: Option<&str>,
+    now: u64,
+) -> Option<u64> {
     if number("total_forks") == Some(0) {
         return Some(u64::MAX);
     }
-    let only_saves =
-        number("aof_last_rewrite_time_sec") == Some(-1) && number("connected_slaves") == Some(0);
+    let none = |name| number(name) == Some(0);
+    let only_saves = number("aof_last_rewrite_time_sec") == Some(-1)
+        && none("connected_slaves")
+        && none("sync_full")
+        && last_save == Some("ok");
     let saved = u64::try_from(number("rdb_last_save_time")?).ok()?;
-    only_saves.then_some(now.saturating_sub(saved))
+    // Two clocks that tick once a second.
+    only_saves.then_some(now.saturating_sub(saved + 1))
 }
 
 /// Whether idle times are evidence, watched over a run.
@@ -92,22 +103,27 @@ pub(crate) struct IdleClock {
     facts: Facts,
     /// Since when we know that no child ran. `None` while one does.
     still_since: Option<Moment>,
+    /// As of when.
+    observed: Moment,
 }
 
 impl IdleClock {
     pub fn new(facts: Facts, now: Moment) -> Self {
         let before = Duration::from_secs(facts.childless_for.unwrap_or(0).min(365 * 86_400));
         let still_since = (!facts.child).then(|| now - before);
-        Self { facts, still_since }
+        Self { facts, still_since, observed: now }
     }
 
-    /// Takes in what `INFO persistence` says now.
-    pub fn observe(&mut self, facts: &Facts, now: Moment) {
+    /// Takes in what `INFO` says now, as answer to a question that was sent then. A child that came and
+    /// went meanwhile is known by their number.
+    pub fn observe(&mut self, facts: &Facts, sent: Moment, now: Moment) {
+        let others = facts.children.is_none() || facts.children != self.facts.children;
         match (facts.child, self.still_since) {
             (true, _) => self.still_since = None,
-            (false, None) => self.still_since = Some(now),
-            (false, Some(_)) => {}
+            (false, Some(_)) if !others => {}
+            (false, _) => self.still_since = Some(now),
         }
+        (self.facts.children, self.observed) = (facts.children, sent);
     }
 
     /// Whether the server keeps idle times at all.
@@ -119,6 +135,12 @@ impl IdleClock {
     pub fn trusted(&self, span: Duration, now: Moment) -> bool {
         !self.facts.lfu && self.still_since.is_some_and(|since| now.since(since) >= span)
     }
+
+    /// Whether the server kept idle times from then to then, as far as was observed since.
+    pub fn was_still(&self, from: Moment, to: Moment) -> bool {
+        let still = self.still_since.is_some_and(|since| since <= from);
+        !self.facts.lfu && still && self.observed >= to
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +149,8 @@ mod tests {
 
     const INFO: &str = "redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n\
         rdb_bgsave_in_progress:0\r\naof_rewrite_in_progress:0\r\nrdb_last_save_time:1000\r\n\
-        aof_last_rewrite_time_sec:-1\r\ntotal_forks:3\r\nrole:master\r\nconnected_slaves:0\r\n";
+        aof_last_rewrite_time_sec:-1\r\ntotal_forks:3\r\nrole:master\r\nconnected_slaves:0\r\n\
+        sync_full:0\r\nrdb_last_bgsave_status:ok\r\n";
 
     fn with(from: &str, to: &str) -> Facts {
         Facts::read(&INFO.replace(from, to), 1007)
@@ -136,7 +159,8 @@ mod tests {
     #[test]
     fn facts_are_read_and_the_unknown_is_assumed_for_the_worse() {
         let facts = Facts::read(INFO, 1007);
-        let quiet = Facts { childless_for: Some(7), time: 1007, ..Facts::default() };
+        let (childless_for, children) = (Some(6), Some(3));
+        let quiet = Facts { childless_for, children, time: 1007, ..Facts::default() };
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
         assert!(with("noeviction", "allkeys-lfu").lfu);
@@ -146,6 +170,8 @@ mod tests {
         assert!(!mode("redis_mode:standalone\r\ndragonfly_version:df-v1.30"));
         assert!(with("bgsave_in_progress:0", "bgsave_in_progress:1").child);
         assert_eq!(with("connected_slaves:0", "connected_slaves:1").childless_for, None);
+        assert_eq!(with("sync_full:0", "sync_full:1").childless_for, None);
+        assert_eq!(with("status:ok", "status:err").childless_for, None);
         assert_eq!(with("rewrite_time_sec:-1", "rewrite_time_sec:0").childless_for, None);
         assert_eq!(with("total_forks:3", "total_forks:0").childless_for, Some(u64::MAX));
         assert!(Facts::read("", 0).child, "a server that says nothing may be saving");
@@ -166,9 +192,21 @@ mod tests {
         let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
         assert!(clock.trusted(span, now));
         assert!(!clock.trusted(span * 2, now));
-        clock.observe(&with("bgsave_in_progress:0", "bgsave_in_progress:1"), now);
+        clock.observe(&with("bgsave_in_progress:0", "bgsave_in_progress:1"), now, now);
         assert!(!clock.trusted(span, now + span));
-        clock.observe(&Facts::read(INFO, 1007), now + span);
+        clock.observe(&Facts::read(INFO, 1007), now + span, now + span);
         assert!(!clock.trusted(span, now + span) && clock.trusted(span, now + span * 2));
+    }
+
+    #[test]
+    fn a_save_that_nobody_saw_is_known_by_the_number_of_children() {
+        let (now, second) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(1));
+        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        assert!(!clock.was_still(now, now + second), "nobody has looked since");
+        clock.observe(&Facts::read(INFO, 1007), now + second, now + second);
+        assert!(clock.was_still(now, now + second));
+        clock.observe(&with("total_forks:3", "total_forks:4"), now + second * 2, now + second * 2);
+        assert!(!clock.was_still(now, now + second) && !clock.trusted(second, now + second * 2));
+        assert!(clock.was_still(now + second * 2, now + second * 2));
     }
 }

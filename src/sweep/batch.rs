@@ -71,6 +71,16 @@ pub(crate) struct Batch {
     pub slip: Option<Rc<Slip>>,
 }
 
+/// Whether what was removed is looked for a second time, a grace later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Twice {
+    Never,
+    /// What proved that its tag was left alone was old.
+    Always,
+    /// Unless the server kept idle times from when the tag was read until after that moment.
+    UnlessStill(Moment),
+}
+
 impl Batch {
     /// Memory taken while it waits.
     pub fn size(&self) -> usize {

@@ -4,7 +4,7 @@ use crate::connect::Pack;
 use crate::lock::{Contender, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE};
 use crate::strings::Strings;
-use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::batch::{Batch, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::proof::Proof;
 use crate::sweep::records::{self, Record};
@@ -31,8 +31,8 @@ pub(crate) enum Ask {
     Prune(Vec<Batch>),
     /// Delete entries of an aged tag, of which so many were there; asked once more, for the answer was lost.
     Invalidate { batch: Batch, live: u64, again: bool },
-    /// Whether entries of removed references exist after all; `again`: not for the last time.
-    Verify { batches: Vec<Batch>, again: bool },
+    /// Whether entries of removed references exist after all.
+    Verify(Vec<(Batch, Twice)>),
     /// Put back the references of those that do.
     Restore(Batch),
     /// Whether our reads leave idle times alone, from here on.
@@ -87,9 +87,9 @@ impl Ask {
             }),
             Self::Sift(batch, group) => by_groups("EXISTS", batch, *group, terms, out),
             Self::Lifetimes(batch) => by_groups("PTTL", batch, 1, terms, out),
-            Self::Verify { batches, .. } => {
+            Self::Verify(removed) => {
                 let mut entries = Strings::default();
-                batches.iter().for_each(|batch| all_entries(batch, terms.proof, &mut entries));
+                removed.iter().for_each(|(batch, _)| all_entries(batch, terms.proof, &mut entries));
                 exists(&entries, out);
             }
             Self::Prune(batches) => PRUNE.pack(&prune(batches, terms), out),
@@ -132,7 +132,7 @@ impl Ask {
 
     /// Whether it is done even when the sweep is to end: what was removed is verified.
     pub fn is_owed(&self) -> bool {
-        matches!(self, Self::Verify { .. } | Self::Restore(_) | Self::CrossOut(_))
+        matches!(self, Self::Verify(_) | Self::Restore(_) | Self::CrossOut(_))
     }
 
     /// What it works on; of a tag that is to be read, a batch of nothing.
@@ -145,7 +145,8 @@ impl Ask {
             Self::Invalidate { batch, .. } => vec![batch],
             Self::Lifetimes(batch) => vec![batch],
             Self::Restore(batch) => vec![batch],
-            Self::Prune(batches) | Self::Verify { batches, .. } => batches,
+            Self::Prune(batches) => batches,
+            Self::Verify(removed) => removed.into_iter().map(|(batch, _)| batch).collect(),
             _ => Vec::new(),
         }
     }
@@ -158,7 +159,7 @@ impl Ask {
             Self::Untouch(_) => 2,
             Self::Read { .. } => 8,
             Self::Look(batch) => 2 + weight(batch) / 3,
-            Self::Verify { batches, .. } => 2 + weights(batches) / 3,
+            Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 3,
             Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 2,
             Self::Lifetimes(batch) => 2 * weight(batch),
             Self::Prune(batches) => 12 + 6 * batches.len() + weights(batches),

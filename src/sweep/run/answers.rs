@@ -6,6 +6,7 @@ use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::companion;
 use crate::socket::checked;
+use crate::sweep::batch::Twice;
 use crate::sweep::records::Record;
 use crate::sweep::round::Ask;
 use crate::sweep::run::{Later, Running};
@@ -41,8 +42,8 @@ impl Running<'_> {
             }
             Ask::Prune(batches) => self.pruned(batches, replies),
             Ask::Invalidate { batch, live, again } => self.invalidated(batch, live, again, replies),
-            Ask::Verify { batches, again } => {
-                self.verified(batches, again, first(replies));
+            Ask::Verify(removed) => {
+                self.verified(removed, first(replies));
                 Ok(())
             }
             Ask::Restore(batch) => self.restored(batch, replies),
@@ -56,20 +57,20 @@ impl Running<'_> {
             Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
             Ask::Records(_) | Ask::Forget { .. } => Ok(()),
             Ask::Load => {
-                self.loaded(&replies);
+                self.loaded(&replies, sent);
                 Ok(())
             }
         }
     }
 
     /// How the server is: whether it saves, and how busy it is. Who may not ask knows neither.
-    fn loaded(&mut self, replies: &[Value]) {
+    fn loaded(&mut self, replies: &[Value], sent: Moment) {
         let now = Moment::now();
         let text = |at: usize| match replies.get(at) {
             Some(Value::BulkString(info)) => String::from_utf8_lossy(info),
             _ => "".into(),
         };
-        self.idle.observe(&Facts::read(&text(0), 0), now);
+        self.idle.observe(&Facts::read(&[text(0), text(2)].concat(), 0), sent, now);
         if let Some(used) = cpu_used(&text(1)) {
             self.pace.observe_cpu(used, now);
         }
@@ -131,7 +132,7 @@ impl Running<'_> {
             let slip = Slip::new(id, &self.crossed);
             for batch in slip::read(&bytes, &slip) {
                 let size = batch.size();
-                self.unverified.put((batch, false), size, now);
+                self.unverified.put((batch, Twice::Never), size, now);
             }
             self.warn("an earlier sweep was cut off before it had verified; that was made up for");
         }

@@ -13,7 +13,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{Contender, Histogram};
-use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::batch::{Batch, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
@@ -78,7 +78,7 @@ pub(super) struct Running<'a> {
     ready: VecDeque<Ask>,
     condemned: VecDeque<Batch>,
     waiting: Quarantine<Later>,
-    unverified: Quarantine<(Batch, bool)>,
+    unverified: Quarantine<(Batch, Twice)>,
     flights: VecDeque<Flight>,
     landed: Moment,
     pace: Pace,
@@ -177,7 +177,7 @@ impl<'a> Running<'a> {
             memory,
             begun: now,
             extended: now,
-            observed: now,
+            observed: now - LOAD_EVERY,
             sent: 0,
             outage: None,
             cut_off: false,
@@ -301,6 +301,7 @@ impl<'a> Running<'a> {
             self.stop(Reason::MaxDuration);
         }
         while let Some(ask) = self.next_verify(now) {
+            self.look_at_saves_after(&ask);
             self.ready.push_back(ask);
         }
         while self.backlog() < 4 * self.pace.size() {
@@ -340,10 +341,26 @@ impl<'a> Running<'a> {
             self.ready.push_back(Ask::Records(std::mem::take(&mut self.records)));
         }
         if now.since(self.observed) >= LOAD_EVERY {
-            self.observed = now;
-            self.sent = self.link.sent();
-            self.ready.push_front(Ask::Load);
+            self.ask_for_load();
         }
+    }
+
+    /// Asks whether the server saved until something was removed, unless it was asked after that.
+    fn look_at_saves_after(&mut self, verify: &Ask) {
+        let Ask::Verify(removed) = verify else { return };
+        let unseen = |(_, twice): &(Batch, Twice)| match twice {
+            Twice::UnlessStill(at) => *at >= self.observed,
+            _ => false,
+        };
+        if removed.iter().any(unseen) {
+            self.ask_for_load();
+        }
+    }
+
+    fn ask_for_load(&mut self) {
+        self.observed = Moment::now();
+        self.sent = self.link.sent();
+        self.ready.push_front(Ask::Load);
     }
 
     fn is_idle(&self) -> bool {

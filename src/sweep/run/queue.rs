@@ -1,7 +1,7 @@
 //! What is asked next: rounds are put together here.
 
 use crate::clock::Moment;
-use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch};
+use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Twice};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::LARGEST;
@@ -106,20 +106,20 @@ impl Running<'_> {
 
     /// Batches whose verification is due, as many as one command may look for.
     pub(super) fn next_verify(&mut self, now: Moment) -> Option<Ask> {
-        let (first, again) = self.unverified.take(now)?;
-        let (mut members, mut bytes) = (first.members.len(), first.members.bytes());
-        let mut batches = vec![first];
-        let fits = |(batch, other): &(Batch, bool), members: usize, bytes: usize| {
-            *other == again && members + batch.members.len() <= BATCH && bytes <= BATCH_BYTES
+        let first = self.unverified.take(now)?;
+        let (mut members, mut bytes) = (first.0.members.len(), first.0.members.bytes());
+        let mut removed = vec![first];
+        let fits = |(batch, _): &(Batch, Twice), members: usize, bytes: usize| {
+            members + batch.members.len() <= BATCH && bytes <= BATCH_BYTES
         };
         while self.unverified.peek(now).is_some_and(|next| fits(next, members, bytes))
-            && let Some((batch, _)) = self.unverified.take(now)
+            && let Some(next) = self.unverified.take(now)
         {
-            members += batch.members.len();
-            bytes += batch.members.bytes();
-            batches.push(batch);
+            members += next.0.members.len();
+            bytes += next.0.members.bytes();
+            removed.push(next);
         }
-        Some(Ask::Verify { batches, again })
+        Some(Ask::Verify(removed))
     }
 
     /// Units of work that wait to be sent.

@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::socket::checked;
 use crate::strings::Strings;
-use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::batch::{Batch, Twice, Visit};
 use crate::sweep::judge;
 use crate::sweep::proof::Proof;
 use crate::sweep::report::Reason;
@@ -182,8 +182,13 @@ impl Running<'_> {
             true => self.options.verify.min(STOPPING),
             false => self.options.verify,
         };
-        let again = batch.visit.unclear.get() || self.is_old(&batch.visit);
-        self.unverified.put((batch.clone(), again), batch.size(), Moment::now() + wait);
+        let now = Moment::now();
+        let twice = match batch.visit.unclear.get() || self.is_old(&batch.visit) {
+            true => Twice::Always,
+            false => Twice::UnlessStill(now),
+        };
+        let size = batch.size();
+        self.unverified.put((batch, twice), size, now + wait);
     }
 
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
@@ -295,14 +300,13 @@ impl Running<'_> {
         self.let_go(batch.visit);
     }
 
-    pub(super) fn verified(&mut self, batches: Vec<Batch>, again: bool, reply: Value) {
+    pub(super) fn verified(&mut self, removed: Vec<(Batch, Twice)>, reply: Value) {
         let clean = reply == Value::Int(0);
         let grace = self.options.grace.saturating_sub(self.options.verify);
-        let again = again && !grace.is_zero() && !self.is_hurried();
-        for batch in batches {
-            if again {
+        for (batch, twice) in removed {
+            if self.is_to_be_verified_again(&batch.visit, twice) {
                 let size = batch.size();
-                self.unverified.put((batch.clone(), false), size, Moment::now() + grace);
+                self.unverified.put((batch.clone(), Twice::Never), size, Moment::now() + grace);
             }
             if clean {
                 self.let_go(batch.visit);
@@ -311,6 +315,20 @@ impl Running<'_> {
                 self.ready.push_back(Ask::Restore(batch));
             }
         }
+    }
+
+    /// Whether a writer may have come between what proved that a tag was left alone and the removal,
+    /// unseen: then it has the grace for its entry, too.
+    fn is_to_be_verified_again(&self, visit: &Visit, twice: Twice) -> bool {
+        let unproven = match twice {
+            Twice::Never => false,
+            Twice::Always => true,
+            Twice::UnlessStill(removed) => {
+                let read = visit.idled_at.get();
+                !read.is_some_and(|read| self.idle.was_still(read, removed))
+            }
+        };
+        unproven && self.options.grace > self.options.verify && !self.is_hurried()
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
@@ -344,7 +362,7 @@ impl Running<'_> {
         let patience = if self.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
             let size = batch.size();
-            return self.unverified.put((batch, false), size, now + RESTORE_AGAIN);
+            return self.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
         }
         self.warn_of("references of some tags may be missing", &printable(&batch.visit.key));
         let failure = refusal

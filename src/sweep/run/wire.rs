@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lock::companion;
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::socket::checked;
+use crate::sweep::batch::Twice;
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
@@ -200,7 +201,7 @@ impl Running<'_> {
             }
             Ask::Prune(batches) => {
                 for batch in batches {
-                    self.unverified.put((batch.clone(), true), batch.size(), soon);
+                    self.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
                     batch.visit.asked.set(true);
                     match self.stop {
                         None => self.condemned.push_front(batch),
@@ -211,7 +212,7 @@ impl Running<'_> {
             Ask::Invalidate { batch, live, .. } if self.stop.is_none() => {
                 self.ready.push_front(Ask::Invalidate { batch, live, again: true });
             }
-            ask @ (Ask::Verify { .. } | Ask::Restore(_)) => self.ready.push_front(ask),
+            ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.ready.push_front(ask),
             ask if self.stop.is_none() => self.ready.push_front(ask),
             ask => ask.into_batches().iter().for_each(|batch| self.give_up(&batch.visit.page)),
         }
