@@ -402,6 +402,18 @@ fn a_share_of_few_references_is_judged_when_all_are_seen() {
 }
 
 #[test]
+fn a_share_is_not_judged_while_tags_wait_for_their_grace() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "old", 1, 10);
+    (0..50).for_each(|i| tag(&mut con, "", &format!("t{i}"), 10, 0));
+    (0..50).for_each(|i| age(&mut con, format!("tag:t{i}"), 0));
+    let grace = Duration::from_secs(1);
+    let report = sweep(server.config(), Options { grace, max_share: 0.5, ..quick() });
+    assert_eq!((report.reason, report.references_removed), (Reason::Complete, 10));
+}
+
+#[test]
 fn an_aged_tag_goes_as_a_whole_however_large() {
     let server = Server::start();
     let mut con = server.connect();

@@ -120,12 +120,13 @@ impl Pace {
     }
 
     fn owe(&mut self, own: Duration, now: Moment) {
-        self.owed += own.mul_f64(1.0 / self.share - 1.0);
+        // A stall is not our work.
+        self.owed += own.min(LONGEST).mul_f64(1.0 / self.share - 1.0);
         if own > self.target * SLOW {
             self.owed += own.min(LONGEST);
         }
         if self.owed >= SPELL {
-            self.free_since = now + std::mem::take(&mut self.owed);
+            self.free_since = now + std::mem::take(&mut self.owed).min(LONGEST * 10);
             self.rest_until = Some(self.free_since);
         }
     }
@@ -232,6 +233,13 @@ mod tests {
         pace.observe(pace.size(), Duration::from_millis(30), true, now());
         assert_eq!(pace.rest(now()), Some(now() + Duration::from_millis(30)));
         assert_eq!(pace.rest(now() + Duration::from_millis(30)), None);
+    }
+
+    #[test]
+    fn after_a_stall_no_rest_is_long() {
+        let mut pace = Pace::new(BUDGET, 1);
+        pace.observe(pace.size(), Duration::from_secs(4), true, now());
+        assert!(pace.rest(now()).unwrap().since(now()) <= LONGEST * 10);
     }
 
     #[test]

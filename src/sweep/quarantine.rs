@@ -66,6 +66,11 @@ impl<T> Quarantine<T> {
         std::mem::take(&mut self.waiting).into_iter().map(|w| w.what)
     }
 
+    /// Everything that waits, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().map(|w| &w.what)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -276,7 +276,7 @@ impl<'a> Running<'a> {
             self.reconnect()?;
             self.cut_off = false;
         }
-        while self.flights.len() < self.pace.depth() && self.pace.rest(Moment::now()).is_none() {
+        while self.flights.len() < self.pace.depth() && self.rest().is_none() {
             let asks = self.compose();
             if asks.is_empty() {
                 break;
@@ -439,12 +439,16 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// Until when the server is left alone; whoever waits for our end does not wait for that.
+    fn rest(&self) -> Option<Moment> {
+        self.pace.rest(Moment::now()).filter(|_| self.stop.is_none())
+    }
+
     /// Waits for what is due next.
     fn pause(&self) {
         const NAP: Duration = Duration::from_millis(20);
         let due = [self.waiting.next_due(), self.unverified.next_due()];
-        let rest = self.pace.rest(Moment::now());
-        if let Some(rest) = rest {
+        if let Some(rest) = self.rest() {
             return std::thread::sleep(rest.left().min(NAP));
         }
         let left = due.into_iter().flatten().map(Moment::left).min().unwrap_or(NAP);

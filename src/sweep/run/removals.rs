@@ -80,7 +80,8 @@ impl Running<'_> {
 
     /// Whether so much was looked at that a share says something: a thousand references, or all there are.
     fn tells(&self) -> bool {
-        let is_all = self.walk.is_done() && self.is_idle();
+        let unread = self.waiting.iter().any(|later| matches!(later, Later::Tag { .. }));
+        let is_all = self.walk.is_done() && self.is_idle() && !unread;
         judge::is_sample(self.report.references_checked) || is_all
     }
 
