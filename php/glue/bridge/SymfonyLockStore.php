@@ -30,6 +30,9 @@ final class SymfonyLockStore implements BlockingStoreInterface
     /** @var \WeakMap<Key, DistributedLock> */
     private \WeakMap $locks;
 
+    /** Where a Key keeps the owner: a CombinedStore has one Key for several stores. */
+    private readonly string $state;
+
     /**
      * @param \Redis|string|array<string, mixed> $redis      as Tagsweep\DistributedLock takes it
      * @param float                              $initialTtl seconds; a Lock sets its own TTL right after
@@ -44,6 +47,24 @@ final class SymfonyLockStore implements BlockingStoreInterface
             throw new InvalidTtlException("the initial TTL must be greater than 0 seconds, not $initialTtl");
         }
         $this->locks = new \WeakMap();
+        $this->state = self::class.':'.substr(hash('sha256', $this->target()), 0, 16);
+    }
+
+    /** Which server, database and prefix: the same in every process, and without secrets. */
+    private function target(): string
+    {
+        $prefix = (string) ($this->options['prefix'] ?? '');
+        if ($this->redis instanceof \Redis) {
+            $prefix .= (string) $this->redis->getOption(\Redis::OPT_PREFIX);
+
+            return implode(' ', [$this->redis->getHost(), $this->redis->getPort(), $this->redis->getDbNum(), $prefix]);
+        }
+        if (\is_string($this->redis)) {
+            return preg_replace('~//[^/@]*@~', '//', $this->redis).' '.$prefix;
+        }
+        $open = array_diff_key($this->redis, ['password' => 1, 'user' => 1, 'auth' => 1]);
+
+        return serialize(array_filter($open, 'is_scalar')).' '.$prefix;
     }
 
     public function save(Key $key): void
@@ -72,7 +93,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
     {
         $this->of($key, static fn (DistributedLock $lock) => $lock->release());
         unset($this->locks[$key]);
-        $key->removeState(self::class);
+        $key->removeState($this->state);
     }
 
     public function exists(Key $key): bool
@@ -97,7 +118,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
                 throw new LockConflictedException();
             }
             $this->locks[$key] = $lock;
-            $key->setState(self::class, $lock->owner());
+            $key->setState($this->state, $lock->owner());
             if ($wait > 0) {
                 // Waiting does not count: the lease began when it was granted.
                 $key->resetLifetime();
@@ -110,11 +131,11 @@ final class SymfonyLockStore implements BlockingStoreInterface
     /** @param callable(DistributedLock): bool $act */
     private function of(Key $key, callable $act): bool
     {
-        if (!$key->hasState(self::class)) {
+        if (!$key->hasState($this->state)) {
             return false;
         }
         try {
-            $this->locks[$key] ??= DistributedLock::restore($this->redis, (string) $key, $key->getState(self::class), $this->options);
+            $this->locks[$key] ??= DistributedLock::restore($this->redis, (string) $key, $key->getState($this->state), $this->options);
 
             return $act($this->locks[$key]);
         } catch (\Tagsweep\Exception\LockLostException) {

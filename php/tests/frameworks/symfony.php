@@ -12,6 +12,8 @@ use Symfony\Component\Lock\Exception\LockExpiredException;
 use Symfony\Component\Lock\Key;
 use Symfony\Component\Lock\LockFactory;
 use Symfony\Component\Lock\Lock;
+use Symfony\Component\Lock\Store\CombinedStore;
+use Symfony\Component\Lock\Strategy\UnanimousStrategy;
 use Tagsweep\Bridge\SymfonyLockStore;
 
 $store = new SymfonyLockStore($dsn, 300.0);
@@ -50,6 +52,13 @@ $store->delete($one);
 $store->save($two);
 check('free after its owner deleted it', $store->exists($two));
 $store->delete($two);
+
+$stores = array_map(fn ($prefix) => new SymfonyLockStore($dsn, 300.0, ['prefix' => $prefix]), ['a:', 'b:', 'c:']);
+$all = (new LockFactory(new CombinedStore($stores, new UnanimousStrategy())))->createLock('all', 30);
+$keys = ['a:lock:all', 'b:lock:all', 'c:lock:all'];
+check('several stores, one key', $all->acquire() && $redis->exists($keys) === 3);
+$all->release();
+check('each store gives its own lock back', $redis->exists($keys) === 0);
 
 $short = $factory->createLock('short', 0.2);
 check('a short lock', $short->acquire());
