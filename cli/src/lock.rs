@@ -49,10 +49,16 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     }
     let family = start(args, fence, tell)?;
     let code = watch(&family, args.kill_after, &events)?;
-    let held = lock.fence().is_some() && lock.lost().is_none();
+    // The word of it may still be on its way to us.
+    let lost = lock.lost().is_some();
+    let held = lock.fence().is_some() && !lost;
     let name = args.name.to_string_lossy();
     let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
     match lock.release_within(patience) {
+        Ok(_) if lost && code != exit::PARTIAL => {
+            complain!("tagsweep: the lock {name} was lost just before the command ended");
+            return Ok(exit::PARTIAL);
+        }
         Ok(false) if held => {
             complain!("tagsweep: the lock {name} was lost while the command ran, to its end");
             return Ok(exit::PARTIAL);

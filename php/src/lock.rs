@@ -113,11 +113,16 @@ impl DistributedLock {
 
     /// Takes the lock within a wait budget.
     fn take(&self, budget: Duration) -> PhpResult<bool> {
+        Ok(matches!(self.contend(budget)?, Outcome::Acquired { .. }))
+    }
+
+    /// The same, and who has it otherwise.
+    fn contend(&self, budget: Duration) -> PhpResult<Outcome> {
         watch();
         let gate = Gate::close();
         let mut lock = self.lock()?;
         if lock.is_held() && budget.is_zero() {
-            return Ok(false); // held, be it by ourselves: an outcome
+            return Ok(Outcome::Held(Holder::default())); // by ourselves, and that is an outcome
         }
         let mut by_ourselves = false;
         let outcome = lock.acquire_within(budget, &mut |holder| {
@@ -130,7 +135,7 @@ impl DistributedLock {
             });
             !by_ourselves && !gate.must_stop()
         });
-        let acquired = matches!(outcome.map_err(from_core)?, Outcome::Acquired { .. });
+        let outcome = outcome.map_err(from_core)?;
         if by_ourselves {
             let told = format!(
                 "this process itself holds the lock {}, and would wait for itself; release it first",
@@ -138,8 +143,9 @@ impl DistributedLock {
             );
             return Err(exception(Class::Reentrant, told));
         }
+        let acquired = matches!(outcome, Outcome::Acquired { .. });
         self.register(acquired.then(|| lock.fence()).flatten());
-        Ok(acquired)
+        Ok(outcome)
     }
 
     /// Notes which lease we hold, or that we hold none.
@@ -300,22 +306,17 @@ impl DistributedLock {
                 "this lock is held already, and leases do not nest",
             ));
         }
-        if self.take(budget)? {
-            return self.run(&body);
-        }
+        let Outcome::Held(holder) = self.contend(budget)? else { return self.run(&body) };
         if ExecutorGlobals::has_exception() {
             return Ok(Zval::new()); // a signal handler threw while we waited
         }
         let lock = self.peek(name).unwrap_or_default();
-        let holder =
-            self.peek(|lock| lock.status().ok()).flatten().and_then(|status| status.holder);
-        let who = holder.map_or("held by another".to_owned(), |holder| holder.to_string());
         let waited = if budget.is_zero() {
             String::new()
         } else {
             format!("; it was waited for {} s", budget.as_secs_f64())
         };
-        Err(exception(Class::LockConflicted, format!("the lock {lock} is {who}{waited}")))
+        Err(exception(Class::LockConflicted, format!("the lock {lock} is {holder}{waited}")))
     }
 
     /// The same as extend(), with fractions.
