@@ -238,7 +238,7 @@ fn line(
 ) {
     let _ = write!(out, "tagsweep_{what}{{lock=\"{lock}\"");
     for (label, value) in labels {
-        let _ = write!(out, ",{label}=\"{value}\"");
+        let _ = write!(out, ",{label}=\"{}\"", self::label(value.as_bytes()));
     }
     let _ = writeln!(out, "}} {value}");
 }

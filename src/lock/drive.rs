@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Time beyond the end of patience to leave the line in order.
 const FAREWELL: Duration = Duration::from_millis(150);
 
+/// Time for a last word however late it is.
+const LEAST_FAREWELL: Duration = Duration::from_millis(20);
+
 /// Asked before and while waiting, with who has the lock; false ends the wait.
 pub type GoOn<'a> = &'a mut dyn FnMut(&Holder) -> bool;
 
@@ -34,8 +37,6 @@ pub(crate) struct Drive<'a> {
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
-    /// By when everything must be said, once patience has ended.
-    last_word: Option<Moment>,
     /// Requests that were answered, and failures since the last one.
     answered: u32,
     failures: u32,
@@ -45,8 +46,8 @@ impl<'a> Drive<'a> {
     /// With patience until `end`.
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
         let waits = !end.passed();
-        let (line, last_word, answered, failures) = (None, None, 0, 0);
-        Self { keys, link, go_on, end, waits, line, last_word, answered, failures }
+        let (line, answered, failures) = (None, 0, 0);
+        Self { keys, link, go_on, end, waits, line, answered, failures }
     }
 
     /// Drives an attempt to its end.
@@ -107,13 +108,9 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Time for what is left to say.
-    fn patience(&mut self) -> Duration {
-        let now = Moment::now();
-        if now < self.end {
-            return (self.end + FAREWELL).since(now);
-        }
-        self.last_word.get_or_insert(now + FAREWELL).since(now)
+    /// Time for what is left to say: a little beyond the end of patience, whenever we come to it.
+    fn patience(&self) -> Duration {
+        (self.end + FAREWELL).since(Moment::now()).max(LEAST_FAREWELL)
     }
 
     /// While we wait, a server out of reach is waited for, too. Not with a claim: of that we must know
@@ -132,8 +129,9 @@ impl<'a> Drive<'a> {
             Err(fault) => fault,
         };
         let again = matches!(request, Request::Wait { .. } | Request::Acquire { claim: None, .. });
-        // A server that is read-only may be one that is about to be replaced.
-        let passes = passes(&fault) || fault.code() == Some("READONLY");
+        // A server that does not write now may do so in a moment, or be replaced.
+        let passes =
+            passes(&fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"));
         if !again || self.answered == 0 || self.end.passed() || !passes {
             return Err(fault);
         }
