@@ -402,6 +402,19 @@ fn a_share_of_few_references_is_judged_when_all_are_seen() {
 }
 
 #[test]
+fn a_dry_run_says_that_a_sweep_would_remove_nothing_for_want_of_a_proof() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "orphan", 0, 4);
+    let report = sweep(server.config(), Options { dry_run: true, ..quick() });
+    assert_eq!((report.references_removed, report.tags_removed), (0, 0));
+    let told = report.warnings.join("\n");
+    assert!(told.contains("no reference leads") && told.contains("tag:orphan"), "{told}");
+    let mut real = Sweep::new(server.config(), quick()).unwrap();
+    assert_eq!(real.run(&mut |_| Flow::Continue).unwrap_err().kind(), ErrorKind::Unproven);
+}
+
+#[test]
 fn a_share_is_not_judged_while_tags_wait_for_their_grace() {
     let server = Server::start();
     let mut con = server.connect();

@@ -18,13 +18,16 @@ pub(crate) struct Proof {
     /// Bytes that may be held back; of more, the tags are walked to again.
     budget: usize,
     missed: bool,
+    /// Of a dry run, which holds nothing back: a tag and a member that it would have.
+    foreseen: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Proof {
     /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
     pub fn new(mappings: Vec<Mapping>, trusted: bool, budget: usize) -> Self {
         let chosen = trusted.then_some(0);
-        Self { mappings, chosen, held: Vec::new(), held_size: 0, budget, missed: false }
+        let (held, held_size, missed, foreseen) = (Vec::new(), 0, false, None);
+        Self { mappings, chosen, held, held_size, budget, missed, foreseen }
     }
 
     /// The mapping in force, or the first one while none is.
@@ -92,6 +95,15 @@ impl Proof {
         None
     }
 
+    /// Takes note of what a dry run would have held back: a tag and one of its members.
+    pub fn foresee(&mut self, batch: &Batch) {
+        if let (None, None, Some(member)) =
+            (self.chosen, &self.foreseen, batch.members.iter().next())
+        {
+            self.foreseen = Some((batch.visit.key.clone(), member.to_vec()));
+        }
+    }
+
     /// What was held back, and since when.
     pub fn take_held(&mut self) -> Vec<(Moment, Batch)> {
         self.held_size = 0;
@@ -110,12 +122,17 @@ impl Proof {
 
     /// At the end of a walk: what speaks against every mapping, if anything does.
     pub fn refutation(&self) -> Option<String> {
-        if self.chosen.is_some() || (self.held.is_empty() && !self.missed) {
+        let concerned = !self.held.is_empty() || self.missed || self.foreseen.is_some();
+        if self.chosen.is_some() || !concerned {
             return None;
         }
-        let sample = self.held.first().and_then(|(_, batch)| {
-            let entry = self.in_force().entry(batch.members.iter().next()?);
-            Some(format!(" (such as {} of {})", printable(&entry), printable(&batch.visit.key)))
+        let held = self.held.first().and_then(|(_, batch)| {
+            Some((batch.visit.key.as_slice(), batch.members.iter().next()?))
+        });
+        let foreseen = self.foreseen.as_ref().map(|(tag, member)| (&tag[..], &member[..]));
+        let sample = held.or(foreseen).map(|(tag, member)| {
+            let entry = self.in_force().entry(member);
+            format!(" (such as {} of {})", printable(&entry), printable(tag))
         });
         Some(format!(
             "no reference leads to an existing entry{}: either every entry is gone, or the prefix \

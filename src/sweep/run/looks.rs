@@ -135,6 +135,9 @@ impl Running<'_> {
             return self.let_go(batch.visit);
         }
         let allowed = self.allow(stale);
+        if stale > 0 {
+            self.proof.foresee(&batch);
+        }
         let removed = allowed.unwrap_or(0);
         self.report.references_removed += removed;
         let visit = &batch.visit;
