@@ -237,8 +237,8 @@ fn line(
     value: impl std::fmt::Display,
 ) {
     let _ = write!(out, "tagsweep_{what}{{lock=\"{lock}\"");
-    for (label, value) in labels {
-        let _ = write!(out, ",{label}=\"{}\"", self::label(value.as_bytes()));
+    for (key, value) in labels {
+        let _ = write!(out, ",{key}=\"{}\"", label(value.as_bytes()));
     }
     let _ = writeln!(out, "}} {value}");
 }
@@ -293,5 +293,12 @@ mod tests {
         has("waiters{lock=\"a\\\"\\\\\\n\\\\xff\"} 2");
         assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("tagsweep_")));
         assert!(!text.contains("ttl_seconds{"), "nobody holds it");
+    }
+
+    #[test]
+    fn what_a_server_calls_an_error_is_escaped_too() {
+        let totals = Totals { errors: [("A\"}".to_owned(), 1)].into(), ..Totals::default() };
+        let text = open_metrics(&[], &[SweepSample { lock: b"l", totals: &totals }]);
+        assert!(text.contains("{lock=\"l\",code=\"A\\\"}\"} 1\n"), "{text}");
     }
 }

@@ -846,6 +846,48 @@ fn what_was_removed_is_verified_although_an_error_ends_the_sweep() {
     assert!(members(&mut con, &format!("tag:{back}")).contains(&format!("item:{back}:s0")));
 }
 
+#[test]
+fn a_reference_that_is_written_while_the_server_saves_has_the_grace_for_its_entry() {
+    // Seen by the next look at the server, which is before the tag is read; or between two looks.
+    [250_000, 15_000].into_iter().for_each(write_while_it_saves);
+}
+
+/// A few keys, each of which takes the server so long to save (us).
+fn write_while_it_saves(delay: u32) {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    run::<()>(&mut con, &format!("CONFIG SET rdb-key-save-delay {delay}"));
+    let (grace, verify) = (Duration::from_secs(2), Duration::from_millis(200));
+    let options = Options { grace, verify, ..Options::default() };
+    let (mut saved, mut removed, mut written) = (false, None, false);
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        let report = progress.report;
+        if report.pages > 0 && !std::mem::replace(&mut saved, true) {
+            assert_eq!(report.references_checked, 0, "the tag is read after this");
+            run::<redis::Value>(&mut con, "BGSAVE");
+            let _: () = con.sadd("tag:a", "item:a:s0").unwrap();
+            until("it was saved", || {
+                let info: String = run(&mut con, "INFO persistence");
+                info.contains("rdb_bgsave_in_progress:0")
+            });
+            let idle: u64 = run(&mut con, "OBJECT IDLETIME tag:a");
+            assert!(idle > 1000, "the server does not know of that use: {idle}");
+        }
+        if report.references_removed > 0 {
+            let at = *removed.get_or_insert_with(Instant::now);
+            // Verified once by now.
+            if at.elapsed() > 3 * verify && !std::mem::replace(&mut written, true) {
+                let _: () = con.set("item:a:s0", "late").unwrap();
+            }
+        }
+        Flow::Continue
+    });
+    assert!(written, "the sweep did not wait for it: {report:?}");
+    assert_eq!((report.references_removed, report.references_restored), (1, 1));
+    assert_eq!(members(&mut con, "tag:a").len(), 2);
+}
+
 /// How often the server refused to write for want of replicas.
 fn refusals(con: &mut Connection) -> u64 {
     let stats: String = run(con, "INFO errorstats");
