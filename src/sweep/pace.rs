@@ -25,6 +25,10 @@ const SLOW: u32 = 16;
 /// Longest rest after a slow round.
 const LONGEST: Duration = Duration::from_millis(50);
 
+/// Longest rest at all. What would be owed for more was a stall, and not our work; the lock is to be kept
+/// and what was removed to be verified meanwhile.
+const REST: Duration = Duration::from_millis(500);
+
 /// A server busier than this, by the work of others for at least [`OTHERS`], has no time to spare.
 const BUSY: f64 = 0.93;
 const OTHERS: f64 = 0.25;
@@ -120,13 +124,12 @@ impl Pace {
     }
 
     fn owe(&mut self, own: Duration, now: Moment) {
-        // A stall is not our work.
-        self.owed += own.min(LONGEST).mul_f64(1.0 / self.share - 1.0);
+        self.owed += own.mul_f64(1.0 / self.share - 1.0);
         if own > self.target * SLOW {
             self.owed += own.min(LONGEST);
         }
         if self.owed >= SPELL {
-            self.free_since = now + std::mem::take(&mut self.owed).min(LONGEST * 10);
+            self.free_since = now + std::mem::take(&mut self.owed).min(REST);
             self.rest_until = Some(self.free_since);
         }
     }
@@ -239,7 +242,7 @@ mod tests {
     fn after_a_stall_no_rest_is_long() {
         let mut pace = Pace::new(BUDGET, 1);
         pace.observe(pace.size(), Duration::from_secs(4), true, now());
-        assert!(pace.rest(now()).unwrap().since(now()) <= LONGEST * 10);
+        assert!(pace.rest(now()).unwrap().since(now()) <= REST);
     }
 
     #[test]

@@ -18,16 +18,16 @@ pub(crate) struct Proof {
     /// Bytes that may be held back; of more, the tags are walked to again.
     budget: usize,
     missed: bool,
-    /// Of a dry run, which holds nothing back: a tag and a member that it would have.
-    foreseen: Option<(Vec<u8>, Vec<u8>)>,
+    /// The first that was, or in a dry run would be, held back: a tag and a member.
+    example: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Proof {
     /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
     pub fn new(mappings: Vec<Mapping>, trusted: bool, budget: usize) -> Self {
         let chosen = trusted.then_some(0);
-        let (held, held_size, missed, foreseen) = (Vec::new(), 0, false, None);
-        Self { mappings, chosen, held, held_size, budget, missed, foreseen }
+        let (held, held_size, missed, example) = (Vec::new(), 0, false, None);
+        Self { mappings, chosen, held, held_size, budget, missed, example }
     }
 
     /// The mapping in force, or the first one while none is.
@@ -85,6 +85,7 @@ impl Proof {
         if self.chosen.is_some() {
             return Some(batch);
         }
+        self.foresee(&batch);
         let size = self.held_size + batch.size();
         if size > self.budget {
             self.missed = true;
@@ -95,12 +96,11 @@ impl Proof {
         None
     }
 
-    /// Takes note of what a dry run would have held back: a tag and one of its members.
+    /// Takes note of what is held back, or would be.
     pub fn foresee(&mut self, batch: &Batch) {
-        if let (None, None, Some(member)) =
-            (self.chosen, &self.foreseen, batch.members.iter().next())
-        {
-            self.foreseen = Some((batch.visit.key.clone(), member.to_vec()));
+        let first = || Some((batch.visit.key.clone(), batch.members.iter().next()?.to_vec()));
+        if self.chosen.is_none() && self.example.is_none() {
+            self.example = first();
         }
     }
 
@@ -122,22 +122,11 @@ impl Proof {
 
     /// At the end of a walk: what speaks against every mapping, if anything does.
     pub fn refutation(&self) -> Option<String> {
-        let concerned = !self.held.is_empty() || self.missed || self.foreseen.is_some();
-        if self.chosen.is_some() || !concerned {
-            return None;
-        }
-        let held = self.held.first().and_then(|(_, batch)| {
-            Some((batch.visit.key.as_slice(), batch.members.iter().next()?))
-        });
-        let foreseen = self.foreseen.as_ref().map(|(tag, member)| (&tag[..], &member[..]));
-        let sample = held.or(foreseen).map(|(tag, member)| {
-            let entry = self.in_force().entry(member);
-            format!(" (such as {} of {})", printable(&entry), printable(tag))
-        });
+        let (tag, member) = self.example.as_ref().filter(|_| self.chosen.is_none())?;
+        let (entry, tag) = (printable(&self.in_force().entry(member)), printable(tag));
         Some(format!(
-            "no reference leads to an existing entry{}: either every entry is gone, or the prefix \
-             is wrong; nothing was removed",
-            sample.unwrap_or_default()
+            "no reference leads to an existing entry (such as {entry} of {tag}): either every entry \
+             is gone, or the prefix is wrong; nothing was removed"
         ))
     }
 

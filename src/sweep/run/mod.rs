@@ -177,6 +177,7 @@ impl<'a> Running<'a> {
             memory,
             begun: now,
             extended: now,
+            // At once: our facts are from before we waited for the lock.
             observed: now - LOAD_EVERY,
             sent: 0,
             outage: None,
@@ -300,9 +301,9 @@ impl<'a> Running<'a> {
         if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
             self.stop(Reason::MaxDuration);
         }
-        while let Some(ask) = self.next_verify(now) {
-            self.look_at_saves_after(&ask);
-            self.ready.push_back(ask);
+        while let Some(removed) = self.next_verify(now) {
+            self.look_at_saves_after(&removed);
+            self.ready.push_back(Ask::Verify(removed));
         }
         while self.backlog() < 4 * self.pace.size() {
             match self.waiting.take(now) {
@@ -346,8 +347,7 @@ impl<'a> Running<'a> {
     }
 
     /// Asks whether the server saved until something was removed, unless it was asked after that.
-    fn look_at_saves_after(&mut self, verify: &Ask) {
-        let Ask::Verify(removed) = verify else { return };
+    fn look_at_saves_after(&mut self, removed: &[(Batch, Twice)]) {
         let unseen = |(_, twice): &(Batch, Twice)| match twice {
             Twice::UnlessStill(at) => *at >= self.observed,
             _ => false,
@@ -441,7 +441,7 @@ impl<'a> Running<'a> {
 
     /// Until when the server is left alone; whoever waits for our end does not wait for that.
     fn rest(&self) -> Option<Moment> {
-        self.pace.rest(Moment::now()).filter(|_| self.stop.is_none())
+        self.pace.rest(Moment::now()).filter(|_| !self.is_hurried())
     }
 
     /// Waits for what is due next.

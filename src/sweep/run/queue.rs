@@ -105,7 +105,7 @@ impl Running<'_> {
     }
 
     /// Batches whose verification is due, as many as one command may look for.
-    pub(super) fn next_verify(&mut self, now: Moment) -> Option<Ask> {
+    pub(super) fn next_verify(&mut self, now: Moment) -> Option<Vec<(Batch, Twice)>> {
         let first = self.unverified.take(now)?;
         let (mut members, mut bytes) = (first.0.members.len(), first.0.members.bytes());
         let mut removed = vec![first];
@@ -119,7 +119,7 @@ impl Running<'_> {
             bytes += next.0.members.bytes();
             removed.push(next);
         }
-        Some(Ask::Verify(removed))
+        Some(removed)
     }
 
     /// Units of work that wait to be sent.

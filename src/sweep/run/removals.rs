@@ -80,9 +80,10 @@ impl Running<'_> {
 
     /// Whether so much was looked at that a share says something: a thousand references, or all there are.
     fn tells(&self) -> bool {
-        let unread = self.waiting.iter().any(|later| matches!(later, Later::Tag { .. }));
-        let is_all = self.walk.is_done() && self.is_idle() && !unread;
-        judge::is_sample(self.report.references_checked) || is_all
+        let is_unread = |later: &Later| matches!(later, Later::Tag { .. });
+        let is_all =
+            || self.walk.is_done() && self.is_idle() && !self.waiting.iter().any(is_unread);
+        judge::is_sample(self.report.references_checked) || is_all()
     }
 
     /// Whether nothing is to be removed yet, for the share that would go cannot be told.
@@ -382,13 +383,11 @@ impl Running<'_> {
         let owed = std::mem::take(&mut self.ready).into_iter().filter(Ask::is_owed);
         let waiting = self.unverified.drain().map(|(batch, _)| batch);
         let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
+        let total: usize = batches.iter().map(|batch| batch.members.len()).sum();
         if let Some(batch) = batches.first() {
-            let (total, tag) =
-                (batches.iter().map(|b| b.members.len()).sum::<usize>(), &batch.visit.key);
-            let key = printable(tag);
-            self.warn(&format!(
-                "up to {total} references were removed and not verified, such as of {key}"
-            ));
+            let key = printable(&batch.visit.key);
+            let told = format!("up to {total} references were removed and not verified");
+            self.warn_of(&told, &format!("of {key}"));
         }
         for batch in batches {
             self.unrestored.extend(batch.slip);
