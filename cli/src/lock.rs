@@ -54,11 +54,12 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let held = lock.fence().is_some() && !lost;
     let name = args.name.to_string_lossy();
     let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
-    match lock.release_within(patience) {
-        Ok(_) if lost && code != exit::PARTIAL => {
-            complain!("tagsweep: the lock {name} was lost just before the command ended");
-            return Ok(exit::PARTIAL);
-        }
+    let released = lock.release_within(patience);
+    if lost && code != exit::PARTIAL {
+        complain!("tagsweep: the lock {name} was lost just before the command ended");
+        return Ok(exit::PARTIAL);
+    }
+    match released {
         Ok(false) if held => {
             complain!("tagsweep: the lock {name} was lost while the command ran, to its end");
             return Ok(exit::PARTIAL);

@@ -161,12 +161,7 @@ impl DistributedLock {
 
     /// A lease that was lost while PHP did something else is told of once, by the next operation.
     fn complain(&self, lock: &mut Lock) -> PhpResult<()> {
-        let Some(reason) = lock.lost() else { return Ok(()) };
-        if matches!(reason, LossReason::Unknown | LossReason::MaxHold) {
-            // It may still be there, and should not be.
-            let _ = lock.release();
-        }
-        lock.forget();
+        let Some(reason) = lock.give_up_lost() else { return Ok(()) };
         self.register(None);
         Err(lost(lock, reason))
     }

@@ -201,13 +201,13 @@ impl Lock {
     }
 
     /// Gives the lease more time. `None`: the usual TTL from now, never less than what is left;
-    /// `Some(ttl)`: exactly that, which a watchdog then renews it with. One round trip. False when the lease is lost, or was held for
-    /// [`Options::max_hold`]; a lost lock is never taken again by an extend.
+    /// `Some(ttl)`: exactly that, which a watchdog then renews it with. One round trip. False when the
+    /// lease is lost, or was held for [`Options::max_hold`]; a lost lock is never taken again by an extend.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; the lease then stays valid until its own deadline.
     pub fn extend(&mut self, ttl: Option<Duration>) -> Result<bool> {
-        if self.is_known_to_be_lost() {
+        if self.give_up_lost().is_some() {
             return Ok(false);
         }
         match self.contender.extend(ttl, Moment::now())? {
@@ -229,15 +229,16 @@ impl Lock {
         }
     }
 
-    /// A lease that the watchdog has lost is over, whatever the server says now: nobody renews it.
-    fn is_known_to_be_lost(&mut self) -> bool {
-        match self.lost() {
-            None => return false,
-            // It may still be there, and others need not wait for its TTL.
-            Some(LossReason::Unknown | LossReason::MaxHold) => drop(self.release()),
-            Some(_) => self.forget(),
+    /// Gives up a lease that the watchdog has lost, and says why it has: it is over, whatever the server
+    /// says now, for nobody renews it. One round trip if it may still be there.
+    pub fn give_up_lost(&mut self) -> Option<LossReason> {
+        let reason = self.lost()?;
+        match reason {
+            // Others need not wait for its TTL.
+            LossReason::Unknown | LossReason::MaxHold => drop(self.release()),
+            _ => self.forget(),
         }
-        true
+        Some(reason)
     }
 
     fn tell(&self, reason: LossReason) {
@@ -252,7 +253,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`].
     pub fn verify(&mut self) -> Result<bool> {
-        if self.is_known_to_be_lost() {
+        if self.give_up_lost().is_some() {
             return Ok(false);
         }
         match self.contender.verify() {
@@ -267,8 +268,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`]; the lease then ends with its TTL.
     pub fn release(&mut self) -> Result<bool> {
-        self.contender.end();
-        release(&mut self.contender, &mut guard(&self.link))
+        self.release_within(Duration::MAX)
     }
 
     /// The same, within so much time, if that is less than [`Config::timeout`].
