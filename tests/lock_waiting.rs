@@ -7,6 +7,7 @@ mod support;
 use redis::Commands;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use support::proxy::Proxy;
 use support::{Server, run, until};
 use tagsweep::lock::{Lock, Options, Outcome, WaitMode, status};
 
@@ -161,10 +162,16 @@ fn without_blocking_commands_waiting_is_asking_again() {
     let _: () = run(&mut server.connect(), "ACL SETUSER default -blpop");
     let mut holder = lock(&server, b"a", MS(30_000));
     take(&mut holder, MS(0)).unwrap();
-    let next = waiter(&server, b"a", MS(30_000), MS(5000));
-    std::thread::sleep(MS(20));
-    holder.release().unwrap();
-    assert!(next.recv().unwrap().0.is_some());
+    let mut other = lock(&server, b"a", MS(30_000));
+    let mut asked = 0;
+    let outcome = other.acquire_within(MS(5000), &mut |_| {
+        asked += 1;
+        if asked == 3 {
+            holder.release().unwrap();
+        }
+        true
+    });
+    assert!(matches!(outcome.unwrap(), Outcome::Acquired { .. }));
 }
 
 #[test]
@@ -242,4 +249,63 @@ fn a_wait_by_asking_again_ends_in_time_when_the_server_stops() {
         server.signal("CONT");
         assert!(stopped && took < MS(1200), "{wait_mode:?}: {took:?}, {outcome:?}");
     }
+}
+
+#[test]
+fn a_handover_that_nobody_heard_of_delays_a_lone_waiter_by_three_seconds_at_most() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let (tell, told) = channel();
+    let mut other = Lock::new(proxy.config(), b"a", MS(30_000)).unwrap();
+    std::thread::spawn(move || {
+        let fence = take(&mut other, MS(20_000));
+        tell.send((fence, Instant::now(), other)).unwrap();
+    });
+    until("it waits", || waiting(&server, b"a") == 1);
+    // The server serves it, and the answer is lost, as where a firewall forgets the connection.
+    assert!(proxy.silence("BLPOP") > 0);
+    let released = Instant::now();
+    assert!(holder.release().unwrap());
+    let (fence, had, mut other) = told.recv().unwrap();
+    assert!(fence.is_some() && had - released < MS(3000), "{:?}", had - released);
+    assert!(other.release().unwrap());
+    let keys: Vec<String> = server.connect().keys("*").unwrap();
+    assert_eq!(keys, ["{lock:a}:fence"]);
+}
+
+#[test]
+fn who_has_had_enough_when_the_lock_comes_hands_it_on_and_leaves_no_ticket() {
+    let server = Server::start();
+    let (mut redis, mut holder) = (server.connect(), lock(&server, b"a", MS(30_000)));
+    for round in 0..20 {
+        take(&mut holder, MS(0)).unwrap();
+        let mut other = lock(&server, b"a", MS(30_000));
+        let mut asked = 0;
+        let outcome = other.acquire_within(MS(20_000), &mut |_| {
+            asked += 1;
+            if asked == 2 {
+                // Handed over at the very moment in which the wait is called off.
+                assert!(holder.release().unwrap(), "round {round}");
+            }
+            asked < 2
+        });
+        assert!(matches!(outcome.unwrap(), Outcome::Held(_)));
+        let keys: Vec<String> = redis.keys("*").unwrap();
+        assert_eq!(keys, ["{lock:a}:fence"]);
+    }
+}
+
+#[test]
+fn a_refused_place_in_the_line_is_given_up_and_a_timeout_is_counted() {
+    let server = Server::start();
+    let _: () = run(&mut server.connect(), "ACL SETUSER default -blpop");
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let options = Options { record: true, ..Options::new(MS(30_000)) };
+    let mut other = Lock::on(server.link(), b"a", options).unwrap();
+    assert_eq!(take(&mut other, MS(300)), None);
+    let status = status(&server.link(), b"a").unwrap();
+    assert_eq!((status.waiting, status.stats.timeouts), (0, 1));
 }

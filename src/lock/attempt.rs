@@ -6,18 +6,19 @@
 //! |---|---|---|---|
 //! | Asking, Claiming | granted | – | done: ours |
 //! | | granted, but the answer took as long as the lease | the same | extend it, once |
-//! | | held, no time left | – | done: held |
+//! | | held, no time left | – (Leaving after a wait that counts) | done: held (leave) |
 //! | | held | Queued (Pausing with back-off) | join the line (pause) |
 //! | Pausing | time | Asking | ask again |
 //! | Queued | in line | Queued | listen for the baton until the next look |
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look |
 //! | | the line broke, or passed us over | Queued | join anew, at its end |
-//! | | blocking is refused | Pausing | back-off from now on |
+//! | | blocking is refused | Asking | leave, and back-off from now on |
 //! | | time up, or cancelled | Leaving | hang up |
 //! | Claiming | held (the claim came too late) | Queued or Leaving | join anew, or leave |
 //! | Leaving | no baton came | Leaving | leave |
-//! | | a baton came at the last moment | Claiming | claim; if cancelled, hand it on instead |
+//! | | a baton came at the last moment | Claiming | claim |
+//! | | the same, but cancelled | Leaving | leave, and hand it on |
 //! | | left, handed on | – | done: held |
 
 use crate::clock::Moment;
@@ -104,6 +105,8 @@ pub struct Attempt {
     next_look: Moment,
     pauses: u32,
     cancelled: bool,
+    /// A baton that came when we wanted it no more.
+    unwanted: Option<Vec<u8>>,
     /// A grant whose answer came when it was over.
     late: Option<Vec<u8>>,
 }
@@ -134,6 +137,7 @@ impl Attempt {
             next_look: end,
             pauses: 0,
             cancelled: false,
+            unwanted: None,
             late: None,
         }
     }
@@ -177,13 +181,22 @@ impl Attempt {
             (_, Event::Broken) => self.held(now),
             (_, Event::CannotBlock) => {
                 self.manner.mode = WaitMode::Backoff;
-                self.held(now)
+                let leave = self.ask_to_leave(false);
+                self.state = State::Asking;
+                leave
             }
-            (_, Event::HungUp(Some(baton))) if self.cancelled => self.hand_on(baton),
+            (State::Asking, Event::Answered(Answer::Left, _)) => self.held(now),
+            (_, Event::HungUp(baton @ Some(_))) if self.cancelled => {
+                self.unwanted = baton;
+                self.ask_to_leave(false)
+            }
             (_, Event::HungUp(Some(baton))) => self.claim(baton),
-            (_, Event::HungUp(None)) => self.ask_to_leave(),
+            (_, Event::HungUp(None)) => self.ask_to_leave(!self.cancelled),
             // Left, or handed on; and whatever else is said when all is said.
-            _ => Step::Done(Err(self.holder.clone())),
+            _ => match self.unwanted.take() {
+                Some(baton) => self.hand_on(baton),
+                None => Step::Done(Err(self.holder.clone())),
+            },
         }
     }
 
@@ -227,9 +240,10 @@ impl Attempt {
     /// Somebody else has it.
     fn held(&mut self, now: Moment) -> Step {
         let over = now >= self.end || self.cancelled;
+        let untold = self.manner.record && !self.manner.budget.is_zero() && !self.cancelled;
         match (self.state, self.manner.mode) {
-            (State::Asking, _) if over => Step::Done(Err(self.holder.clone())),
-            (_, _) if over => self.ask_to_leave(),
+            (State::Asking, _) if over && !untold => Step::Done(Err(self.holder.clone())),
+            (_, _) if over => self.ask_to_leave(!self.cancelled),
             (_, WaitMode::Line) => self.join(),
             (_, WaitMode::Backoff) => {
                 self.state = State::Pausing;
@@ -280,9 +294,9 @@ impl Attempt {
         Step::HangUp
     }
 
-    fn ask_to_leave(&mut self) -> Step {
+    fn ask_to_leave(&mut self, timed_out: bool) -> Step {
         self.state = State::Leaving;
-        let timed_out = !self.cancelled && self.manner.record;
+        let timed_out = timed_out && self.manner.record;
         Step::Ask(Request::Leave { waiter: self.waiter.clone(), timed_out })
     }
 

@@ -99,9 +99,9 @@ pub enum Request {
         /// Whether it is the first look.
         join: bool,
     },
-    /// Out of the line.
+    /// Out of the line, and done with waiting.
     Leave {
-        /// Who waited.
+        /// Who waited; nobody stands in line under an empty name.
         waiter: String,
         /// Whether it counts as a timeout.
         timed_out: bool,
@@ -160,7 +160,7 @@ pub enum Answer {
         ttl: Option<Duration>,
         /// Waiters behind us.
         younger: u32,
-        /// Our place.
+        /// Our place; empty when we have none any more.
         ticket: String,
     },
     /// We are out of the line.

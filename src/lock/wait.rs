@@ -27,8 +27,9 @@ pub enum WaitMode {
 /// How often the youngest waiter looks.
 pub(crate) const WATCH: Duration = Duration::from_millis(900);
 
-/// Longest time between two looks: the line's key must outlive it.
-const RAREST: Duration = Duration::from_secs(3600);
+/// Longest time between two looks: the line's key must outlive it. It lives for two of these, so that
+/// the tickets of waiters who were killed are soon gone when nobody else waits.
+const RAREST: Duration = Duration::from_secs(60);
 
 /// Time between the first looks of waiters when a TTL ends: the youngest comes first.
 const STAGGER: Duration = Duration::from_millis(20);
@@ -44,9 +45,9 @@ pub(crate) fn next_look(left: Option<Duration>, younger: u32, strange: bool) -> 
 /// A TTL is told in whole milliseconds, rounded down.
 const SOON: Duration = Duration::from_millis(2);
 
-/// How long the line's key lives after this look: until well after the next.
+/// How long the line's key lives after a look: until well after the next.
 pub(crate) fn line_life() -> Duration {
-    RAREST + Duration::from_secs(60)
+    2 * RAREST + Duration::from_secs(10)
 }
 
 /// Bound of the first pause, its growth, and the cap.

@@ -7,7 +7,7 @@
 -- KEYS[2] waiters
 -- KEYS[3] baton
 -- KEYS[4] statistics
--- ARGV[1] who waited: "id|host|pid|program"
+-- ARGV[1] who waited: "id|host|pid|program", or '' of one who stood in no line
 -- ARGV[2] '1' to count a timeout
 -- ARGV[3] TTL of the statistics in ms
 -- Returns 1.

@@ -4,6 +4,10 @@
 -- lock that is free (expired, deleted by hand, given back by a program that knows no line) is put in
 -- transit for the first in line: whoever looks, the order stays.
 --
+-- Who looks believes to stand in line. It does not if its ticket is gone (whoever is served takes all
+-- older tickets away), nor if a baton lies in its list, which nobody blocks on then: an answer was lost,
+-- and neither side knows. It must join anew.
+--
 -- KEYS[1] lock key
 -- KEYS[2] waiters
 -- KEYS[3] baton
@@ -12,9 +16,11 @@
 -- ARGV[3] time to claim it in ms
 -- ARGV[4] life of the line in ms, if nobody looks again
 -- ARGV[5] '1' to join, '0' to look again
--- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters, our ticket}.
+-- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters, our ticket, or '' of
+--   who stands in line no more}.
 -- Cost: O(log waiters), 5 commands when the lock is held, at most 10.
 local held = redis.call('GET', KEYS[1])
+local lost = held and ARGV[5] == '0' and redis.call('LINDEX', KEYS[3], 0) == held
 if not held then
   held = ARGV[2]
   redis.call('DEL', KEYS[3])
@@ -22,11 +28,8 @@ if not held then
   redis.call('LPUSH', KEYS[3], held)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
-local ticket = ARGV[5] == '0' and redis.call('ZSCORE', KEYS[2], ARGV[1])
-local younger = 0
-if ticket then
-  younger = redis.call('ZREVRANK', KEYS[2], ARGV[1])
-else
+local ticket, younger = '', 0
+if ARGV[5] == '1' then
   local time = redis.call('TIME')
   ticket = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
   if type(redis.pcall('ZADD', KEYS[2], ticket, ARGV[1])) == 'table' then
@@ -34,6 +37,9 @@ else
     redis.call('PEXPIRE', KEYS[2], ARGV[4])
     redis.call('ZADD', KEYS[2], ticket, ARGV[1])
   end
+elseif not lost then
+  ticket = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ''
+  younger = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {held, redis.call('PTTL', KEYS[1]), younger, ticket}

@@ -52,9 +52,9 @@ fn same(real: &Answer, model: &Answer) -> bool {
         (Answer::Granted(a), Answer::Granted(b)) => shape(a) == shape(b),
         (Answer::Held(a, _), Answer::Held(b, _)) => shape(a) == shape(b),
         (
-            Answer::Waiting { holder: a, younger: n, .. },
-            Answer::Waiting { holder: b, younger: m, .. },
-        ) => shape(a) == shape(b) && n == m,
+            Answer::Waiting { holder: a, younger: n, ticket: s, .. },
+            Answer::Waiting { holder: b, younger: m, ticket: t, .. },
+        ) => shape(a) == shape(b) && n == m && s.is_empty() == t.is_empty(),
         (Answer::Extended(_), Answer::Extended(_)) => true,
         (a, b) => a == b,
     }

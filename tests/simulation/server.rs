@@ -143,24 +143,27 @@ impl Server {
     }
 
     fn wait(&mut self, waiter: &str, transit: &[u8], join: bool, now: u64) -> Answer {
+        let lies = |held: &Vec<u8>| self.data.baton.as_ref().is_some_and(|(b, _)| b == held);
+        let lost = self.data.lock.as_ref().is_some_and(|(held, _)| lies(held));
         if self.data.lock.is_none() {
             self.put_in_transit(transit, now);
         }
         let waiters = &mut self.data.waiters;
         let known = waiters.iter().find(|(_, who)| *who == waiter).map(|(ticket, _)| *ticket);
         let (ticket, younger) = match known {
-            Some(ticket) if !join => (ticket, waiters.range(ticket + 1..).count()),
-            _ => {
+            _ if join => {
                 waiters.retain(|_, who| who != waiter);
                 let free = |ticket: &u64| !waiters.contains_key(ticket);
                 let ticket = (now..).find(free).unwrap();
                 waiters.insert(ticket, waiter.to_owned());
-                (ticket, 0)
+                (ticket.to_string(), 0)
             }
+            Some(ticket) if !lost => (ticket.to_string(), waiters.range(ticket + 1..).count()),
+            _ => (String::new(), 0),
         };
         let (holder, ttl) = self.held(now).unwrap();
         let younger = u32::try_from(younger).unwrap();
-        Answer::Waiting { holder, ttl, younger, ticket: ticket.to_string() }
+        Answer::Waiting { holder, ttl, younger, ticket }
     }
 
     fn leave(&mut self, waiter: &str) -> Answer {

@@ -477,12 +477,13 @@ impl World {
         }
     }
 
-    /// A baton on its way. A connection that loses it breaks.
+    /// A baton on its way. A connection that loses it breaks, or neither side knows.
     fn hand(&mut self, connection: Connection, baton: Vec<u8>) {
         let Some((client, life)) = self.owner_of.get(&connection).copied() else { return };
         self.served.insert(connection, baton.clone());
         let (span, event) = match self.travel() {
             Some(span) => (span, Event::Baton(baton)),
+            None if self.random.chance(5000) => return,
             None => (self.random.below(2 * SECOND), Event::Broken),
         };
         let reply = Reply::Line(connection, event);

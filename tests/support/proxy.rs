@@ -29,9 +29,17 @@ struct Rule {
     times: u32,
 }
 
+/// One connection: its last request, and whether answers are swallowed.
+#[derive(Default)]
+struct Passage {
+    last: Vec<u8>,
+    silent: bool,
+}
+
 pub struct Proxy {
     socket: PathBuf,
     rule: Arc<Mutex<Option<Rule>>>,
+    passages: Arc<Mutex<Vec<Arc<Mutex<Passage>>>>>,
 }
 
 /// A word that is replaced by another of the same length wherever it is sent.
@@ -76,13 +84,30 @@ impl Proxy {
         let listener = UnixListener::bind(&socket).unwrap();
         let rule = Arc::new(Mutex::new(None));
         let (shared, target) = (Arc::clone(&rule), target.to_owned());
+        let passages = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&passages);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let (rule, target, swap) = (Arc::clone(&shared), target.clone(), swap.clone());
-                std::thread::spawn(move || carry(client, &target, &rule, swap));
+                let passage = Arc::new(Mutex::new(Passage::default()));
+                all.lock().unwrap().push(Arc::clone(&passage));
+                std::thread::spawn(move || carry(client, &target, &rule, swap, &passage));
             }
         });
-        Self { socket, rule }
+        Self { socket, rule, passages }
+    }
+
+    /// From now on answers are swallowed on each connection whose last request held `word`; how many
+    /// there are.
+    pub fn silence(&self, word: &str) -> usize {
+        let passages = self.passages.lock().unwrap();
+        let silenced = passages.iter().filter(|passage| {
+            let mut passage = passage.lock().unwrap();
+            let asked = holds(&passage.last, word);
+            passage.silent |= asked;
+            asked
+        });
+        silenced.count()
     }
 
     pub fn config(&self) -> Config {
@@ -106,15 +131,15 @@ fn carry(
     target: &Path,
     rule: &Mutex<Option<Rule>>,
     mut swap: Option<Swap>,
+    passage: &Arc<Mutex<Passage>>,
 ) {
     let Ok(mut server) = UnixStream::connect(target) else { return };
     let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-    let silent = Arc::new(Mutex::new(false));
-    let deaf = Arc::clone(&silent);
+    let heard = Arc::clone(passage);
     std::thread::spawn(move || {
         let mut buffer = [0; 65536];
         while let Ok(n @ 1..) = answers.read(&mut buffer) {
-            if !*deaf.lock().unwrap() && back.write_all(&buffer[..n]).is_err() {
+            if !heard.lock().unwrap().silent && back.write_all(&buffer[..n]).is_err() {
                 break;
             }
         }
@@ -122,6 +147,7 @@ fn carry(
     });
     let mut buffer = vec![0; 1 << 20];
     while let Ok(n @ 1..) = client.read(&mut buffer) {
+        passage.lock().unwrap().last = buffer[..n].to_vec();
         let fault = strike(rule, &buffer[..n]);
         if fault == Some(Fault::CloseBefore) {
             break;
@@ -129,7 +155,7 @@ fn carry(
         if let Some(Fault::Delay(ms)) = fault {
             std::thread::sleep(std::time::Duration::from_millis(ms));
         } else if fault.is_some() {
-            *silent.lock().unwrap() = true;
+            passage.lock().unwrap().silent = true;
         }
         let swapped = swap.as_mut().map(|swap| swap.pass(&buffer[..n]));
         if server.write_all(swapped.as_deref().unwrap_or(&buffer[..n])).is_err() {
@@ -150,9 +176,12 @@ fn carry(
 fn strike(rule: &Mutex<Option<Rule>>, request: &[u8]) -> Option<Fault> {
     let mut rule = rule.lock().unwrap();
     let rule = rule.as_mut().filter(|rule| rule.times > 0)?;
-    let hit = request.windows(rule.word.len()).any(|window| window == rule.word.as_bytes());
-    hit.then(|| {
+    holds(request, rule.word).then(|| {
         rule.times -= 1;
         rule.fault
     })
+}
+
+fn holds(request: &[u8], word: &str) -> bool {
+    request.windows(word.len()).any(|window| window == word.as_bytes())
 }
