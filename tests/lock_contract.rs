@@ -306,7 +306,13 @@ fn a_lock_that_stays_for_a_time_was_given_back_all_the_same() {
     let options = Options { at_least, ..Options::new(Duration::from_secs(20)) };
     let mut first = Lock::on(server.link(), b"job", options).unwrap();
     fence(first.acquire().unwrap());
+    let owner = first.owner().unwrap().to_vec();
     assert!(first.release().unwrap());
+    // Nobody has it, and nobody can make it last.
+    let terms = Options::new(Duration::from_secs(20));
+    let mut heir = Lock::restore(server.link(), b"job", &owner, terms).unwrap();
+    assert!(!heir.extend(None).unwrap() && !heir.is_owned_by(&owner).unwrap());
+    assert!(run::<i64>(&mut other, "PTTL lock:job") <= 200);
     let mut next = lock(&server);
     until("it is free", || matches!(next.acquire().unwrap(), Outcome::Acquired { .. }));
     assert_eq!(run::<Option<u64>>(&mut other, "HGET {lock:job}:stats takeover"), None);
@@ -340,4 +346,33 @@ fn a_server_that_accepts_nobody_is_not_waited_for_for_ever() {
     assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
     support::signal(server.pid(), "CONT");
     queue.into_iter().for_each(|one| drop(one.join().unwrap()));
+}
+
+#[test]
+fn a_grant_that_no_replica_confirms_is_given_back_at_once_and_within_the_wait() {
+    let server = Server::start();
+    let ttl = Duration::from_secs(20);
+    let options = Options { at_least: ttl, confirm: 1, ..Options::new(ttl) };
+    for budget in [Duration::ZERO, Duration::from_millis(100)] {
+        let mut other = lock(&server);
+        fence(other.acquire().unwrap());
+        let mut lock = Lock::on(server.link(), b"job", options.clone()).unwrap();
+        if budget.is_zero() {
+            other.release().unwrap();
+        }
+        let begun = std::time::Instant::now();
+        let mut free = Some(other);
+        let e = lock.acquire_within(budget, &mut |_| {
+            // At the last moment.
+            if begun.elapsed() > budget / 2 {
+                drop(free.take());
+            }
+            true
+        });
+        assert_eq!(e.unwrap_err().kind(), ErrorKind::Unconfirmed);
+        let usual = server.config().timeout;
+        let most = if budget.is_zero() { usual } else { budget } + Duration::from_millis(200);
+        assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
+        assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"), "nobody made use of it");
+    }
 }

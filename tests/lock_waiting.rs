@@ -7,7 +7,7 @@ mod support;
 use redis::Commands;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
-use support::proxy::Proxy;
+use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
 use tagsweep::lock::{Lock, Options, Outcome, WaitMode, status};
 
@@ -308,4 +308,18 @@ fn a_refused_place_in_the_line_is_given_up_and_a_timeout_is_counted() {
     assert_eq!(take(&mut other, MS(300)), None);
     let status = status(&server.link(), b"a").unwrap();
     assert_eq!((status.waiting, status.stats.timeouts), (0, 1));
+}
+
+#[test]
+fn a_server_that_is_far_away_is_waited_for_like_a_near_one() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let proxy = Proxy::start(&server.socket());
+    proxy.break_next("EVALSHA", Fault::Delay(200), u32::MAX);
+    let mut other = Lock::new(proxy.config(), b"a", MS(30_000)).unwrap();
+    let begun = Instant::now();
+    // Looks on the way.
+    assert_eq!(take(&mut other, MS(2500)), None);
+    assert!(begun.elapsed() < MS(2700), "{:?}", begun.elapsed());
 }

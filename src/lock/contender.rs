@@ -261,6 +261,15 @@ impl Contender {
         })
     }
 
+    /// The same for a grant that nobody made use of: the lock need not stay taken.
+    pub(crate) fn give_back(&mut self, now: Moment) -> Option<Request> {
+        let mut request = self.release(now);
+        if let Some(Request::Release { keep, .. }) = &mut request {
+            *keep = Duration::ZERO;
+        }
+        request
+    }
+
     /// Counts a lost lease.
     pub fn count_loss(&mut self, reason: LossReason) {
         self.total.lose(reason);

@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::connect::{Link, passes};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
 use crate::lock::guard;
@@ -16,8 +16,8 @@ use std::time::Duration;
 const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// Longest time to wait for the answer to a look before the baton is listened for again: well below the time
-/// in which it must be claimed.
-const LOOK: Duration = Duration::from_millis(300);
+/// in which it must be claimed. A server that is farther away than that cannot be waited for in line.
+const LOOK: Duration = Duration::from_millis(400);
 
 /// Time beyond the end of patience to leave the line in order.
 const FAREWELL: Duration = Duration::from_millis(150);
@@ -94,7 +94,7 @@ impl<'a> Drive<'a> {
     fn look(&mut self, request: &Request, end: Moment) -> Result<Event> {
         loop {
             let patience = LOOK.min(end.left());
-            let asked = guard(self.link).hurry(patience, |link| ask(link, self.keys, request));
+            let asked = guard(self.link).hurry(patience, |link| ask_once(link, self.keys, request));
             let fault = match asked {
                 Ok(asked) => return Ok(Event::Answered(asked.answer, asked.sent)),
                 Err(fault) => fault,
@@ -225,17 +225,25 @@ pub(crate) struct Asked {
 
 /// Sends an idempotent request until it is answered.
 pub(crate) fn ask(link: &mut Link, keys: &Keys, request: &Request) -> Result<Asked> {
-    let (script, args) = request.script(keys);
-    let named = |e: Error| e.key(&keys.lock);
     let mut repeated = false;
-    let (reply, sent) = link
-        .persist(|link, deadline| {
-            // A connection made meanwhile would make the lease look younger than it is.
-            link.check(deadline)?;
-            let sent = Moment::now();
-            let reply = script.run(link, &args, deadline);
-            reply.inspect_err(|e| repeated |= e.is_unknown()).map(|reply| (reply, sent))
-        })
-        .map_err(named)?;
-    Ok(Asked { answer: request.read(&reply).map_err(named)?, sent, repeated })
+    let asked = link.persist(|link, deadline| {
+        let asked = ask_by(link, keys, request, deadline);
+        asked.inspect_err(|e| repeated |= e.is_unknown())
+    });
+    asked.map(|asked| Asked { repeated, ..asked }).map_err(|e| e.key(&keys.lock))
+}
+
+/// Sends a request once, with all the time that there is.
+fn ask_once(link: &mut Link, keys: &Keys, request: &Request) -> Result<Asked> {
+    let deadline = link.deadline();
+    ask_by(link, keys, request, deadline).map_err(|e| e.key(&keys.lock))
+}
+
+fn ask_by(link: &mut Link, keys: &Keys, request: &Request, deadline: Moment) -> Result<Asked> {
+    let (script, args) = request.script(keys);
+    // A connection made meanwhile would make the lease look younger than it is.
+    link.check(deadline)?;
+    let sent = Moment::now();
+    let reply = script.run(link, &args, deadline)?;
+    Ok(Asked { answer: request.read(&reply)?, sent, repeated: false })
 }

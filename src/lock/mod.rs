@@ -116,6 +116,12 @@ const LEARN_EVERY: Duration = Duration::from_secs(300);
 /// How long replicas have to confirm a grant.
 const CONFIRM: Duration = Duration::from_millis(500);
 
+/// A server looks after those that wait in vain ten times a second.
+const TARDY: Duration = Duration::from_millis(110);
+
+/// How long that and giving the grant back may take at the very end of a wait.
+const LEAST_CONFIRM: Duration = Duration::from_millis(45);
+
 /// How long learning from the past may take; without it the TTL stays as it is.
 const LEARN: Duration = Duration::from_millis(150);
 
@@ -186,15 +192,17 @@ impl Lock {
                 .advice("release it first; leases do not nest"));
         }
         self.contender.forget();
-        self.learn();
         let begun = Moment::now();
-        let outcome = acquire_within(&mut self.contender, &self.link, budget, go_on)?;
+        self.learn();
+        let left = budget.saturating_sub(Moment::now().since(begun));
+        let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
         self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
-            self.confirm(begun)?;
+            let usual = guard(&self.link).config().timeout;
+            self.confirm(begun + if budget.is_zero() { usual } else { budget + AFTER })?;
             self.watch().inspect_err(|_| {
                 // What was promised cannot be kept.
-                let _ = release(&mut self.contender, &mut guard(&self.link));
+                let _ = end(&mut self.contender, &mut guard(&self.link), Contender::give_back);
             })?;
         }
         Ok(outcome)
@@ -402,28 +410,28 @@ impl Lock {
         }
     }
 
-    /// Has replicas confirm the grant, or gives it back.
-    fn confirm(&mut self, begun: Moment) -> Result<()> {
+    /// Has replicas confirm the grant by then, or gives it back.
+    fn confirm(&mut self, until: Moment) -> Result<()> {
         let wanted = self.contender.options().confirm;
         if wanted == 0 {
             return Ok(());
         }
         let link = &mut guard(&self.link);
-        // What the attempt has left of its time, or what a wait leaves for it.
-        let left = (begun + link.config().timeout).left().max(AFTER);
-        let span = CONFIRM.min(self.contender.ttl / 2).min(left / 2);
+        let left = until.left().max(LEAST_CONFIRM);
+        let span = CONFIRM.min(self.contender.ttl / 2).min(left.saturating_sub(TARDY) / 2);
         let mut wait = redis::cmd("WAIT");
         wait.arg(wanted).arg(span.as_millis().max(1) as u64);
-        let confirmed = link.call(&wait, Moment::now() + (2 * span).min(left));
+        let confirmed = link.call(&wait, Moment::now() + (span + TARDY).min(left - left / 3));
         if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
             return Ok(());
         }
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
-        let _ = link.hurry(AFTER, |link| release(&mut self.contender, link));
+        let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
+        let given_back = link.hurry(AFTER.min(left / 3), give_back);
         let told = match confirmed {
             Ok(redis::Value::Int(n)) => format!("{n} of {wanted} replicas have the grant"),
-            Ok(_) => "the server does not tell which replicas have the grant".to_owned(),
-            Err(e) => return Err(e),
+            Err(e) if !e.is_unknown() || given_back.is_err() => return Err(e),
+            _ => "the server does not tell in time which replicas have the grant".to_owned(),
         };
         Err(Error::new(ErrorKind::Unconfirmed, told)
             .key(self.key())
@@ -519,9 +527,18 @@ pub(crate) fn acquire_within(
 
 /// Releases; false when it was not ours any more.
 pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
+    end(contender, link, Contender::release)
+}
+
+/// Ends a lease as the contender says.
+fn end(
+    contender: &mut Contender,
+    link: &mut Link,
+    say: impl FnOnce(&mut Contender, Moment) -> Option<Request>,
+) -> Result<bool> {
     let known = contender.known_loss();
     let until = contender.safe_until();
-    let Some(request) = contender.release(Moment::now()) else { return Ok(false) };
+    let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
     let done = match (&answer, &request) {
         (Answer::Released, _) => true,

@@ -4,6 +4,9 @@
 -- the baton, claims it with acquire.lua; the baton is that value. A baton that nobody claims expires
 -- with the lock key. The server serves the client that has blocked longest, and none that died.
 --
+-- A lock that must stay taken for a while has a value that nobody owns: a renewal that comes late, or
+-- another who knows the owner, cannot make it last.
+--
 -- KEYS[1] lock key
 -- KEYS[2] fence key
 -- KEYS[3] waiters
@@ -24,7 +27,11 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 -- Whatever becomes of the lock, this grant was given back. (Out of memory, that may not be kept.)
 if ARGV[2] ~= '0' then redis.pcall('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 if (ARGV[6] or '0') ~= '0' then
-  redis.call('PEXPIRE', KEYS[1], ARGV[6])
+  local nobody = string.match(ARGV[4], '^[^:]*') .. string.match(ARGV[1], ':.*$')
+  if redis.pcall('SET', KEYS[1], nobody, 'PX', ARGV[6]).err then
+    -- Out of memory.
+    redis.call('PEXPIRE', KEYS[1], ARGV[6])
+  end
 elseif redis.call('EXISTS', KEYS[3]) == 1 then
   -- Out of memory, nothing is handed over: waiters will look.
   if redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5]).err then

@@ -36,7 +36,8 @@ fn request(random: &mut Random, values: &[Vec<u8>], batons: &[Vec<u8>], n: u64) 
             let value =
                 if random.below(4) == 0 { pick(random, batons) } else { pick(random, values) };
             let fence = fence_of(&value);
-            let (keep, run, counts) = (Duration::ZERO, None, Vec::new());
+            let keep = if random.below(6) == 0 { LONG } else { Duration::ZERO };
+            let (run, counts) = (None, Vec::new());
             Request::Release { value, fence, ttl: LONG, transit, keep, run, counts }
         }
     }

@@ -208,7 +208,9 @@ impl Server {
             self.data.fence = Some((fence, false));
         }
         if !give {
-            self.data.lock = Some((value.to_vec(), now + keep));
+            let rest = &value[owner(value).len()..];
+            let nobody = [owner(transit), rest].concat();
+            self.data.lock = Some((nobody, now + keep));
         } else if self.data.waiters.is_empty() || self.mutation == Mutation::SilentRelease {
             self.data.lock = None;
         } else {
