@@ -634,3 +634,32 @@ fn a_name_that_is_not_resolved_costs_no_more_than_the_time_given() {
     assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
     assert!(err.contains("cache.example") && err.contains("not resolved in time"), "{err}");
 }
+
+#[test]
+fn a_sweep_takes_the_memory_that_it_is_given_whatever_the_names() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let tags = 100;
+    for tag in 0..tags {
+        let name = |member| format!("item:{tag}.{member}.{}", "x".repeat(2000));
+        let _: () = con.sadd(format!("tag:{tag}"), (0..150).map(name).collect::<Vec<_>>()).unwrap();
+        let _: () = con.set(name(0), "live").unwrap();
+        age(&mut con, format!("tag:{tag}"), 60);
+    }
+    // 30 MB of names, of which a fraction may be kept at a time.
+    let url = server.url();
+    let mut sweep = spawn(&["sweep", "--url", &url, "--memory", "8M", "--grace", "1s"]);
+    let status = format!("/proc/{}/status", sweep.id());
+    let mut peak = 0;
+    while sweep.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim_end_matches("kB").trim().parse().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(sweep.wait().unwrap().success());
+    let left: i64 = (0..tags).map(|n| con.scard::<_, i64>(format!("tag:{n}")).unwrap()).sum();
+    assert_eq!(left, tags);
+    assert!((1..20 << 10).contains(&peak), "{peak} KiB");
+}

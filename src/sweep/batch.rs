@@ -81,10 +81,17 @@ pub(crate) enum Twice {
     UnlessStill(Moment),
 }
 
+impl Visit {
+    /// Memory taken.
+    pub fn size(&self) -> usize {
+        self.key.len() + std::mem::size_of::<Self>()
+    }
+}
+
 impl Batch {
     /// Memory taken while it waits.
     pub fn size(&self) -> usize {
-        self.members.size() + self.visit.key.len() + std::mem::size_of::<Visit>()
+        self.members.size() + self.visit.size()
     }
 
     /// Names of all entries, under this mapping.

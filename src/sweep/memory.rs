@@ -35,7 +35,8 @@ pub(crate) struct Memory {
 impl Memory {
     /// Of `budget` bytes.
     pub fn new(budget: usize) -> Self {
-        Self { budget, member: LONG, read: LONG, page: LONG }
+        let read = Weight(LONG.0 * *MEMBERS.start() as f64);
+        Self { budget, member: LONG, read, page: LONG }
     }
 
     /// Takes in the reply to a read of a tag.
@@ -69,6 +70,11 @@ impl Memory {
         self.budget / 8
     }
 
+    /// For what waits to be asked next; beyond that nothing more is read.
+    pub fn queue(&self) -> usize {
+        self.budget / 8
+    }
+
     /// For what waits for its grace.
     pub fn waiting(&self) -> usize {
         self.budget / 4
@@ -92,7 +98,7 @@ mod tests {
     #[test]
     fn a_run_begins_carefully_and_opens_up_with_short_names() {
         let mut memory = Memory::new(48 << 20);
-        assert_eq!((memory.members(), memory.reads()), (12, 96));
+        assert_eq!((memory.members(), memory.reads()), (12, 9));
         for _ in 0..40 {
             memory.read(300, 10);
             memory.paged(2000, 1000);

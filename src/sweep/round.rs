@@ -151,6 +151,19 @@ impl Ask {
         }
     }
 
+    /// Memory that its names take while it waits: members, and keys of tags that are to be read.
+    pub fn size(&self) -> (usize, usize) {
+        let all = |batches: &[Batch]| batches.iter().map(Batch::size).sum();
+        match self {
+            Self::Read { visit, .. } | Self::Recall(visit) => (0, visit.size()),
+            Self::Look(batch) | Self::Sift(batch, _) | Self::Lifetimes(batch) => (batch.size(), 0),
+            Self::Invalidate { batch, .. } | Self::Restore(batch) => (batch.size(), 0),
+            Self::Prune(batches) => (all(batches), 0),
+            Self::Verify(removed) => (removed.iter().map(|(batch, _)| batch.size()).sum(), 0),
+            _ => (0, 0),
+        }
+    }
+
     /// Server time, in units of about half a microsecond.
     pub fn units(&self) -> usize {
         match self {

@@ -305,7 +305,8 @@ impl<'a> Running<'a> {
             self.look_at_saves_after(&removed);
             self.ready.push_back(Ask::Verify(removed));
         }
-        while self.backlog() < 4 * self.pace.size() {
+        // What fills the memory must go on, or nothing is read any more.
+        while self.backlog() < 4 * self.pace.size() || self.waiting.is_full() {
             match self.waiting.take(now) {
                 Some(Later::Tag { key, page, record, was_aged, looked, earlier }) => {
                     self.visit(Visit {

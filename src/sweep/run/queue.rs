@@ -5,6 +5,7 @@ use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Twice};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::LARGEST;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long what is condemned waits for company: what proved that a tag was left alone gets old.
@@ -18,7 +19,11 @@ impl Running<'_> {
         let script = BATCH.min(size * 2 / 3);
         let (mut asks, mut units) = (Vec::new(), 0);
         let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
-        let mut reads = self.memory.reads().saturating_sub(under_way);
+        let (members, keys) = self.names();
+        // Whatever is read comes to where there is no room.
+        let full = members > self.memory.queue() || self.is_full();
+        let may_read = if full { 0 } else { self.memory.reads() };
+        let mut reads = may_read.saturating_sub(under_way);
         while units < size {
             let full = self.condemns(script) || self.is_overdue();
             if full && units > size / 3 {
@@ -32,7 +37,9 @@ impl Running<'_> {
             units += ask.units();
             asks.push(ask);
         }
-        asks.extend(self.next_page(size.saturating_sub(units)));
+        if members + keys <= self.memory.queue() {
+            asks.extend(self.next_page(size.saturating_sub(units)));
+        }
         let idle = asks.is_empty() && self.flights.is_empty();
         if let Some(batches) = idle.then(|| self.next_prune(script)).flatten() {
             asks.push(Ask::Prune(self.noted(batches)));
@@ -45,14 +52,14 @@ impl Running<'_> {
         !self.condemned.is_empty() && Moment::now().since(self.pruned_at) >= COMPANY
     }
 
-    /// Whether so many members are condemned.
+    /// Whether so many members are condemned, or as many as one script takes by their length.
     fn condemns(&self, members: usize) -> bool {
-        let lengths = self.condemned.iter().map(|batch| batch.members.len());
-        let mut sums = lengths.scan(0, |sum, length| {
-            *sum += length;
-            Some(*sum)
-        });
-        sums.any(|sum| sum >= members)
+        let (mut sum, mut bytes) = (0, 0);
+        self.condemned.iter().any(|batch| {
+            sum += batch.members.len();
+            bytes += batch.members.bytes();
+            sum >= members || bytes > BATCH_BYTES
+        })
     }
 
     /// The next page, if so many units are room enough.
@@ -67,21 +74,20 @@ impl Running<'_> {
 
     /// The next question, unless it is a read and enough of them are under way.
     fn next_ready(&mut self, reads: &mut usize) -> Option<Ask> {
-        let full = self.waiting.is_full() || self.unverified.is_full();
-        // More of a large tag would only wait, too.
-        let may_wait = |ask: &Ask| matches!(ask, Ask::Read { cursor: 1.., .. });
-        let at = self.ready.iter().position(|ask| !full || !may_wait(ask))?;
-        if let Ask::Read { .. } = self.ready.get(at)? {
-            *reads = reads.checked_sub(1)?;
-        }
-        self.ready.remove(at)
+        let is_read = |ask: &Ask| matches!(ask, Ask::Read { .. });
+        let at = self.ready.iter().position(|ask| *reads > 0 || !is_read(ask))?;
+        let next = self.ready.remove(at)?;
+        *reads -= usize::from(is_read(&next));
+        Some(next)
+    }
+
+    /// Whether what waits for its time, or for its verification, takes all the memory it may.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.is_full() || self.unverified.is_full()
     }
 
     fn may_walk(&self) -> bool {
-        self.stop.is_none()
-            && self.backlog() < 2 * self.pace.size()
-            && !self.waiting.is_full()
-            && !self.unverified.is_full()
+        self.stop.is_none() && self.backlog() < 2 * self.pace.size() && !self.is_full()
     }
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
@@ -122,6 +128,13 @@ impl Running<'_> {
         Some(removed)
     }
 
+    /// Memory that names take which wait to be sent: members, and keys of tags that are to be read.
+    fn names(&self) -> (usize, usize) {
+        let condemned = if self.holds_back() { 0 } else { sizes(&self.condemned) };
+        let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
+        self.ready.iter().map(Ask::size).fold((condemned, 0), add)
+    }
+
     /// Units of work that wait to be sent.
     pub(super) fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
@@ -129,4 +142,8 @@ impl Running<'_> {
         let condemned = if self.holds_back() { 0 } else { self.condemned.len() };
         8 * self.ready.len() + 14 * condemned
     }
+}
+
+fn sizes(batches: &VecDeque<Batch>) -> usize {
+    batches.iter().map(Batch::size).sum()
 }
