@@ -72,7 +72,7 @@ fn table(runs: &[Run]) -> String {
 }
 
 /// Text from the server, of which nothing steers a terminal.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

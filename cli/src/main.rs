@@ -30,6 +30,7 @@ mod sweep;
 
 use args::{Args, Command};
 use clap::Parser;
+use std::io::ErrorKind::BrokenPipe;
 use std::process::ExitCode;
 use tagsweep::{Error, ErrorKind};
 
@@ -57,6 +58,10 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
     };
     ExitCode::from(done.unwrap_or_else(|e| {
+        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == BrokenPipe) {
+            // Who reads no more, as in `tagsweep status | head -n 1`, has read enough.
+            return exit::DONE;
+        }
         complain!("tagsweep: {e}");
         code_of(e.as_ref())
     }))

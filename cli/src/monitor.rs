@@ -1,6 +1,7 @@
 //! `tagsweep status`, `force-release` and `metrics`: locks as seen from outside.
 
 use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
+use crate::history::plain;
 use crate::output::{replace, span};
 use crate::{Done, exit};
 use serde_json::{Value, json};
@@ -100,7 +101,7 @@ fn swept_under<'a>(
 }
 
 fn as_text(name: &[u8], status: &Status) -> String {
-    let mut text = format!("{}\n", String::from_utf8_lossy(name));
+    let mut text = format!("{}\n", plain(&String::from_utf8_lossy(name)));
     let mut line = |what: &str, said: String| text.push_str(&format!("  {what:<10} {said}\n"));
     match &status.holder {
         None => line("free", String::new()),

@@ -663,3 +663,26 @@ fn a_sweep_takes_the_memory_that_it_is_given_whatever_the_names() {
     assert_eq!(left, tags);
     assert!((1..20 << 10).contains(&peak), "{peak} KiB");
 }
+
+#[test]
+fn status_knows_locks_from_what_they_keep_and_bears_a_reader_who_leaves() {
+    let server = Server::start();
+    let (url, mut con) = (server.url(), server.connect());
+    let under = |prefix: &str, name: &str| {
+        let (code, _, err) =
+            tagsweep(&["lock", "--url", &url, "--prefix", prefix, name, "--", "true"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+    };
+    for n in 0..300 {
+        let _: () = con.set(format!("{{app}}:lock:n{n}"), "t:7|\x1b[2Jweb|1|p").unwrap();
+    }
+    under("{app}:", "job");
+    let (code, out, _) = tagsweep(&["status", "--url", &url, "--prefix", "{app}:"]);
+    let names = out.lines().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>();
+    assert_eq!((code, names.len()), (0, 301), "{names:?}");
+    assert!(names.contains(&"job") && !out.contains('\x1b'));
+    let command = format!("{TAGSWEEP} status --url '{url}' --prefix '{{app}}:' | head -n 1");
+    let script = format!("set -o pipefail; {command}");
+    let (code, _, err) = read(Command::new("bash").args(["-c", &script]));
+    assert_eq!((code, err.as_str()), (0, ""));
+}

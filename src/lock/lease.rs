@@ -115,12 +115,14 @@ impl Holder {
         parse().unwrap_or(Self { ttl, ..Self::default() })
     }
 
-    /// Reads `host|pid|program`.
+    /// Reads `host|pid|program`. Anybody may have written it: nothing of it steers a terminal.
     pub(crate) fn take_who(&mut self, who: &str) {
+        let plain = |c: char| if c.is_control() { '?' } else { c };
         let mut fields = who.split('|');
-        let mut field = || fields.next().filter(|f| !f.is_empty()).map(str::to_owned);
+        let mut field =
+            || fields.next().filter(|f| !f.is_empty()).map(|f| f.chars().map(plain).collect());
         self.host = field();
-        self.pid = field().and_then(|pid| pid.parse().ok());
+        self.pid = field().and_then(|pid: String| pid.parse().ok());
         self.program = field();
     }
 
@@ -182,6 +184,8 @@ mod tests {
         let holder = Holder::read(ours.as_bytes(), Some(Duration::from_secs(2)));
         assert_eq!((holder.fence, holder.pid), (Some(17), Some(std::process::id())));
         assert!(holder.to_string().contains("expires in 2.0 s"));
+        let evil = Holder::read(b"0f:17|\x1b[2Jweb|1|p\n", None);
+        assert_eq!((evil.host.as_deref(), evil.program.as_deref()), (Some("?[2Jweb"), Some("p?")));
         let foreign = Holder::read(b"5f3c:uniqid", None);
         assert_eq!(foreign, Holder::default());
         assert_eq!(foreign.to_string(), "held by an unknown program, never expires");

@@ -6,7 +6,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::escape_glob;
 use crate::lock::lease::{Holder, names as random_names, transit};
-use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS};
+use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS, has_hash_tag};
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{Past, Ttl};
 use crate::lock::{SharedLink, guard};
@@ -167,18 +167,39 @@ pub fn names(link: &SharedLink) -> Result<Vec<Vec<u8>>> {
     }
 }
 
+/// What a lock, or a sweep under it, keeps beside the lock key; and records, which are numbered.
+const COMPANIONS: [&[u8]; 10] = [
+    b":fence",
+    b":stats",
+    b":runs",
+    b":waiters",
+    b":baton",
+    b":history",
+    b":sweeps",
+    b":mapping",
+    b":checkpoint",
+    b":quarantine",
+];
+
 /// The lock that a key belongs to.
 fn name_in(key: &[u8], plain: &[u8], braced: &[u8]) -> Option<Vec<u8>> {
-    let companions: [&[u8]; 2] = [b"fence", b"stats"];
     if let Some(rest) = key.strip_prefix(braced) {
-        let end = |what: &[u8]| rest.strip_suffix(&[b"}:", what].concat()[..]).map(<[u8]>::to_vec);
-        return companions.into_iter().find_map(end);
+        // Those that outlive a lease; the others tell nothing more.
+        let lasting: [&[u8]; 2] = [b"}:fence", b"}:stats"];
+        return lasting.into_iter().find_map(|end| rest.strip_suffix(end)).map(<[u8]>::to_vec);
     }
     let name = key.strip_prefix(plain)?;
-    let others: [&[u8]; 5] = [b":fence", b":stats", b":runs", b":waiters", b":baton"];
-    // A name with a hash tag of its own has companions without braces.
-    let known = others.into_iter().find_map(|what| name.strip_suffix(what));
-    Some(known.filter(|name| name.contains(&b'{')).unwrap_or(name).to_vec())
+    // Where the lock key has a hash tag of its own, its companions have no braces.
+    let owner = if has_hash_tag(key) { companion_of(name) } else { None };
+    Some(owner.unwrap_or(name).to_vec())
+}
+
+/// What the rest of a key is a companion of, if its end is that of one.
+fn companion_of(rest: &[u8]) -> Option<&[u8]> {
+    let digits = rest.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let (unnumbered, _) = rest.split_at(rest.len() - digits);
+    let ends = COMPANIONS.into_iter().find_map(|what| rest.strip_suffix(what));
+    ends.or_else(|| unnumbered.strip_suffix(b":records:").filter(|_| digits > 0))
 }
 
 /// All that is known of a lock.
@@ -389,6 +410,13 @@ mod tests {
         assert_eq!(name(b"lock:{a}b:stats").unwrap(), b"{a}b");
         assert_eq!(name(b"lock:a:stats").unwrap(), b"a:stats");
         assert_eq!(name(b"block:a"), None);
+        // A prefix with a hash tag, as a Cluster's users have it.
+        let name = |key: &[u8]| name_in(key, b"{app}:lock:", b"{{app}:lock:");
+        assert_eq!(name(b"{app}:lock:a").unwrap(), b"a");
+        for what in ["fence", "waiters", "history", "checkpoint", "mapping", "records:17"] {
+            assert_eq!(name(format!("{{app}}:lock:a:{what}").as_bytes()).unwrap(), b"a", "{what}");
+        }
+        assert_eq!(name(b"{app}:lock:a:records:").unwrap(), b"a:records:");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) fn companion(lock_key: &[u8], what: &str) -> Vec<u8> {
 
 /// Whether the server would hash only a part of the key: the part between the first `{` and the
 /// first `}` after it, unless that is empty.
-fn has_hash_tag(key: &[u8]) -> bool {
+pub(crate) fn has_hash_tag(key: &[u8]) -> bool {
     key.iter().position(|b| *b == b'{').is_some_and(|open| {
         let rest = &key[open + 1..];
         rest.iter().position(|b| *b == b'}').is_some_and(|length| length > 0)
