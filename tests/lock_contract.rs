@@ -7,7 +7,7 @@ use redis::Commands;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, LossReason, Options, Outcome};
+use tagsweep::lock::{Lock, LossReason, Options, Outcome, status};
 use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -375,4 +375,18 @@ fn a_grant_that_no_replica_confirms_is_given_back_at_once_and_within_the_wait() 
         assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
         assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"), "nobody made use of it");
     }
+}
+
+#[test]
+fn a_lease_that_its_holder_made_longer_is_no_cause_for_a_warning() {
+    let server = Server::start();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let ttl = lock.ttl();
+    let overlong = || status(&server.link(), b"job").unwrap().is_overlong();
+    assert!(lock.extend(Some(10 * ttl)).unwrap() && !overlong());
+    assert!(lock.extend(Some(ttl / 2)).unwrap() && lock.extend(None).unwrap() && !overlong());
+    let _: () = run(&mut server.connect(), "PEXPIRE lock:job 100000000");
+    assert!(overlong());
+    assert!(lock.release().unwrap());
 }

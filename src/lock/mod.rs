@@ -132,7 +132,7 @@ impl Lock {
     /// A lock with a connection of its own. Does not connect yet.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid): an empty or oversized name, a TTL below 1 ms or above 2^53 ms,
+    /// [`Invalid`](ErrorKind::Invalid): an empty or oversized name, a TTL below 3 ms or above 2^53 ms,
     /// an unusable configuration.
     pub fn new(config: Config, name: &[u8], ttl: Duration) -> Result<Self> {
         Self::on(Arc::new(Mutex::new(Link::new(config)?)), name, Options::new(ttl))

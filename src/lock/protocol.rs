@@ -196,8 +196,9 @@ impl Request {
                 (&LEAVE, args.number(u8::from(*timed_out)).number(MEMORY_MS))
             }
             Self::Extend { value, ttl, exact } => {
-                let args = on(&[lock]).arg(value).number(ms(*ttl));
-                (&EXTEND, args.number(u8::from(*exact)))
+                let keys = if *exact { on(&[lock, fence]) } else { on(&[lock]) };
+                let args = keys.arg(value).number(ms(*ttl)).number(u8::from(*exact));
+                (&EXTEND, if *exact { args.number(MEMORY_MS) } else { args })
             }
             Self::Release { value, fence: number, ttl, transit, keep, run, counts } => {
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(value);
