@@ -121,6 +121,7 @@ impl DistributedLock {
         watch();
         let gate = Gate::close();
         let mut lock = self.lock()?;
+        self.complain(&mut lock)?;
         if lock.is_held() && budget.is_zero() {
             return Ok(Outcome::Held(Holder::default())); // by ourselves, and that is an outcome
         }

@@ -94,6 +94,7 @@ namespace Tagsweep {
          *
          * @throws Exception\ConnectionException|Exception\ServerException
          * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL
+         * @throws Exception\LockLostException       when renewal has lost the lease before; once
          * @throws Exception\ReentrantLockException with a wait, when this process itself holds it
          */
         public function acquire(): bool
@@ -136,7 +137,7 @@ namespace Tagsweep {
          * @param float $wait seconds to wait in line
          *
          * @throws Exception\LockConflictedException when the lock was not to be had
-         * @throws Exception\LockLostException       when it was not ours any more after the body
+         * @throws Exception\LockLostException       when it was not ours any more after the body, or before it
          * @throws Exception\ReentrantLockException  when this object holds it already
          */
         public function synchronized(callable $body, float $wait = 0): mixed

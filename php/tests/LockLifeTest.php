@@ -137,20 +137,34 @@ final class LockLifeTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:job'), 'no renewal after the release');
     }
 
-    public function testALeaseLostMeanwhileIsToldByTheNextOperation(): void
+    /**
+     * @testWith ["extend"]
+     *           ["release"]
+     *           ["verify"]
+     *           ["acquire"]
+     *           ["synchronized"]
+     */
+    public function testALeaseLostMeanwhileIsToldByTheNextOperation(string $first): void
     {
         $lock = $this->lock(0.6, renew: true);
+        $operations = [
+            'extend' => fn () => $lock->extend(),
+            'release' => fn () => $lock->release(),
+            'verify' => fn () => $lock->verify(),
+            'acquire' => fn () => $lock->acquire(),
+            'synchronized' => fn () => $lock->synchronized(fn () => self::fail('without the lock')),
+        ];
         $lock->acquire();
         $this->redis->set('lock:job', 'thief');
         $this->until('it is known', fn () => !$lock->isAcquired(), 1);
-        foreach (['extend', 'release', 'verify'] as $operation) {
-            try {
-                $lock->$operation();
-                self::assertNotSame('extend', $operation, 'no exception');
-            } catch (LockLostException $e) {
-                self::assertSame('extend', $operation, 'it is told once');
-                self::assertStringContainsString('somebody else has it', $e->getMessage());
-            }
+        try {
+            $operations[$first]();
+            self::fail('no exception');
+        } catch (LockLostException $e) {
+            self::assertStringContainsString('somebody else has it', $e->getMessage());
+        }
+        foreach (['extend', 'release', 'verify', 'acquire'] as $operation) {
+            self::assertFalse($operations[$operation](), 'it is told once');
         }
         self::assertSame('thief', $this->redis->get('lock:job'));
         $this->redis->del('lock:job');
