@@ -371,7 +371,7 @@ fn limits_stop_it() {
     let report = plan(Options { max_removals: Some(333), ..quick() });
     assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 333));
     let report = plan(Options { max_share: 0.5, ..quick() });
-    assert_eq!(report.reason, Reason::MaxShare);
+    assert_eq!((report.reason, report.references_removed), (Reason::MaxShare, 0));
     let report = sweep(server.config(), Options { max_removals: Some(333), ..quick() });
     assert_eq!(report.reason, Reason::MaxRemovals);
     assert!((328..=333).contains(&report.references_removed), "{}", report.references_removed);
@@ -437,16 +437,22 @@ fn an_aged_tag_goes_as_a_whole_however_large() {
         let _: () = con.sadd("tag:numbers", n).unwrap();
     }
     tag(&mut con, "", "young", 1, 0);
-    for name in ["mixed", "dead", "numbers"] {
-        age(&mut con, format!("tag:{name}"), 3600);
-    }
-    age(&mut con, "tag:young", 60);
     let options = Options {
         max_tag_age: Some(Duration::from_secs(600)),
         on_aged: OnAged::Invalidate,
         ..quick()
     };
-    let report = sweep(server.config(), options);
+    let mut run_once = |dry_run| {
+        for name in ["mixed", "dead", "numbers"] {
+            age(&mut con, format!("tag:{name}"), 3600);
+        }
+        age(&mut con, "tag:young", 60);
+        sweep(server.config(), Options { dry_run, ..options.clone() })
+    };
+    let plan = run_once(true);
+    assert_eq!((plan.references_removed, plan.entries_invalidated), (1900, 800), "{plan:?}");
+    assert!(plan.samples.iter().any(|sample| sample.why.contains("not used")), "{plan:?}");
+    let report = run_once(false);
     assert_eq!((report.tags_seen, report.tags_aged, report.tags_removed), (4, 3, 3), "{report:?}");
     let figures = (report.references_removed, report.entries_invalidated);
     assert_eq!((figures, report.references_skipped), ((1900, 800), 0), "{report:?}");

@@ -145,9 +145,13 @@ impl Running<'_> {
         visit.gone.set(visit.removed.get() == visit.checked.get());
         self.let_go(batch.visit);
         match allowed {
-            None => self.stop(Reason::MaxShare),
+            None => {
+                // A sweep holds everything back until the share can be told.
+                self.refrains = !self.tolerates;
+                self.stop(Reason::MaxShare);
+            }
             Some(allowed) if allowed < stale => self.stop(Reason::MaxRemovals),
-            Some(_) => {}
+            Some(_) => self.tolerates |= self.tells_share(),
         }
     }
 
@@ -168,7 +172,10 @@ impl Running<'_> {
             false => self.ready.push_back(Ask::Sift(mixed, 1)),
         }
         if self.options.dry_run {
-            self.sample(&absent);
+            let (stale, all) = (absent.members.len(), absent.visit.checked.get());
+            let why =
+                format!("the entry is gone, as of {stale} of the tag's {all} references seen");
+            self.sample(&absent, &why);
             let stale = absent.members.len() as u64;
             self.foresee(absent, stale);
         } else {
@@ -189,15 +196,14 @@ impl Running<'_> {
         }
     }
 
-    /// Shows a reference that would go.
-    fn sample(&mut self, batch: &Batch) {
+    /// Shows a reference that would go, and why it would.
+    pub(super) fn sample(&mut self, batch: &Batch, why: &str) {
         let Some(member) = batch.members.iter().next() else { return };
         if self.report.samples.len() < SAMPLES {
-            let (stale, all) = (batch.members.len(), batch.visit.checked.get());
             self.report.samples.push(Sample {
                 tag: printable(&batch.visit.key),
                 entry: printable(&self.proof.in_force().entry(member)),
-                why: format!("the entry is gone, as of {stale} of the tag's {all} references seen"),
+                why: why.to_owned(),
             });
         }
     }

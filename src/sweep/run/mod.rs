@@ -113,6 +113,8 @@ pub(super) struct Running<'a> {
     furthest: f64,
     /// What was held back made too large a share: nothing is removed.
     refrains: bool,
+    /// Of a dry run: the share was told, and was not too large.
+    tolerates: bool,
     /// Why entries could not be looked for, if some could not.
     unseen: Option<Error>,
     /// Keys on the server, when the sweep began.
@@ -195,6 +197,7 @@ impl<'a> Running<'a> {
             report: Report { dry_run: options.dry_run, ..Report::default() },
             furthest: 0.0,
             refrains: false,
+            tolerates: false,
             unseen: None,
             keys: 0,
             crossed: Done::default(),

@@ -86,6 +86,11 @@ impl Running<'_> {
         judge::is_sample(self.report.references_checked) || is_all()
     }
 
+    /// Whether a share is asked for, and can be told.
+    pub(super) fn tells_share(&self) -> bool {
+        self.options.max_share < 1.0 && self.tells()
+    }
+
     /// Whether nothing is to be removed yet, for the share that would go cannot be told.
     pub(super) fn holds_back(&self) -> bool {
         self.options.max_share < 1.0 && self.stop.is_none() && !self.tells()
@@ -221,6 +226,10 @@ impl Running<'_> {
     pub(super) fn invalidate(&mut self, batch: Batch, live: u64) {
         if self.options.dry_run {
             let (all, before) = (batch.members.len() as u64, self.report.references_removed);
+            let why = format!(
+                "the tag was not used for too long; {live} of these {all} entries go with it"
+            );
+            self.sample(&batch, &why);
             self.foresee(batch, all);
             self.report.entries_invalidated += live.min(self.report.references_removed - before);
             return;
