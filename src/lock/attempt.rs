@@ -1,6 +1,6 @@
 //! One attempt to get a lock, from the first request to the grant or to the end of patience: a state
 //! machine without I/O. Steps come out, events and the time go in; the driver in `drive.rs` does what
-//! the steps say, and so does the simulation in `tests/simulation.rs`.
+//! the steps say, and so does the simulation in `tests/simulation/`.
 //!
 //! | state | event | next | step |
 //! |---|---|---|---|
