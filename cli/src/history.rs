@@ -168,7 +168,16 @@ fn row(run: &Run) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    let entity = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '"' => "&quot;".to_owned(),
+        // Not a place of the page that is to be filled in.
+        '{' => "&#123;".to_owned(),
+        c => c.to_string(),
+    };
+    text.chars().map(entity).collect()
 }
 
 #[cfg(test)]
@@ -194,5 +203,6 @@ mod tests {
         let text = page(&[], "<script>");
         assert!(text.contains("&lt;script&gt;") && !text.contains("<script>"));
         assert!(!text.contains("{plots}") && !text.contains("http"), "complete in itself");
+        assert_eq!(page(&[], "{rows}").matches("&#123;rows}").count(), 2);
     }
 }
