@@ -172,11 +172,10 @@ impl Running<'_> {
             false => self.ready.push_back(Ask::Sift(mixed, 1)),
         }
         if self.options.dry_run {
-            let (stale, all) = (absent.members.len(), absent.visit.checked.get());
-            let why =
-                format!("the entry is gone, as of {stale} of the tag's {all} references seen");
-            self.sample(&absent, &why);
-            let stale = absent.members.len() as u64;
+            let (stale, all) = (absent.members.len() as u64, absent.visit.checked.get());
+            self.sample(&absent, || {
+                format!("the entry is gone, as of {stale} of the tag's {all} references seen")
+            });
             self.foresee(absent, stale);
         } else {
             self.found_absent(absent);
@@ -197,13 +196,13 @@ impl Running<'_> {
     }
 
     /// Shows a reference that would go, and why it would.
-    pub(super) fn sample(&mut self, batch: &Batch, why: &str) {
+    pub(super) fn sample(&mut self, batch: &Batch, why: impl FnOnce() -> String) {
         let Some(member) = batch.members.iter().next() else { return };
         if self.report.samples.len() < SAMPLES {
             self.report.samples.push(Sample {
                 tag: printable(&batch.visit.key),
                 entry: printable(&self.proof.in_force().entry(member)),
-                why: why.to_owned(),
+                why: why(),
             });
         }
     }

@@ -5,7 +5,6 @@ use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Twice};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::LARGEST;
-use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long what is condemned waits for company: what proved that a tag was left alone gets old.
@@ -21,8 +20,8 @@ impl Running<'_> {
         let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
         let (members, keys) = self.names();
         // Whatever is read comes to where there is no room.
-        let full = members > self.memory.queue() || self.is_full();
-        let may_read = if full { 0 } else { self.memory.reads() };
+        let no_room = members > self.memory.queue() || self.is_full();
+        let may_read = if no_room { 0 } else { self.memory.reads() };
         let mut reads = may_read.saturating_sub(under_way);
         while units < size {
             let full = self.condemns(script) || self.is_overdue();
@@ -130,7 +129,8 @@ impl Running<'_> {
 
     /// Memory that names take which wait to be sent: members, and keys of tags that are to be read.
     fn names(&self) -> (usize, usize) {
-        let condemned = if self.holds_back() { 0 } else { sizes(&self.condemned) };
+        let sizes = || self.condemned.iter().map(Batch::size).sum();
+        let condemned = if self.holds_back() { 0 } else { sizes() };
         let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
         self.ready.iter().map(Ask::size).fold((condemned, 0), add)
     }
@@ -142,8 +142,4 @@ impl Running<'_> {
         let condemned = if self.holds_back() { 0 } else { self.condemned.len() };
         8 * self.ready.len() + 14 * condemned
     }
-}
-
-fn sizes(batches: &VecDeque<Batch>) -> usize {
-    batches.iter().map(Batch::size).sum()
 }

@@ -226,10 +226,11 @@ impl Running<'_> {
     pub(super) fn invalidate(&mut self, batch: Batch, live: u64) {
         if self.options.dry_run {
             let (all, before) = (batch.members.len() as u64, self.report.references_removed);
-            let why = format!(
-                "the tag was not used for too long; {live} of these {all} entries go with it"
-            );
-            self.sample(&batch, &why);
+            self.sample(&batch, || {
+                format!(
+                    "the tag was not used for too long; {live} of these {all} entries go with it"
+                )
+            });
             self.foresee(batch, all);
             self.report.entries_invalidated += live.min(self.report.references_removed - before);
             return;
