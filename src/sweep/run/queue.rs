@@ -23,8 +23,10 @@ impl Running<'_> {
         let no_room = members > self.memory.queue() || self.is_full();
         let may_read = if no_room { 0 } else { self.memory.reads() };
         let mut reads = may_read.saturating_sub(under_way);
+        // Before anything is taken out of the queue: whether all was looked at shows in it.
+        let may_prune = self.may_prune();
         while units < size {
-            let full = self.condemns(script) || self.is_overdue();
+            let full = may_prune && (self.condemns(script) || self.is_overdue());
             if full && units > size / 3 {
                 return asks;
             }
@@ -39,7 +41,7 @@ impl Running<'_> {
         if members + keys <= self.memory.queue() {
             asks.extend(self.next_page(size.saturating_sub(units)));
         }
-        let idle = asks.is_empty() && self.flights.is_empty();
+        let idle = may_prune && asks.is_empty() && self.flights.is_empty();
         if let Some(batches) = idle.then(|| self.next_prune(script)).flatten() {
             asks.push(Ask::Prune(self.noted(batches)));
         }
@@ -89,11 +91,13 @@ impl Running<'_> {
         self.stop.is_none() && self.backlog() < 2 * self.pace.size() && !self.is_full()
     }
 
+    /// Whether what is condemned may go, as far as its share of all is concerned.
+    fn may_prune(&mut self) -> bool {
+        !self.condemned.is_empty() && !self.holds_back() && !self.exceeds_share()
+    }
+
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
-        if self.holds_back() || self.exceeds_share() {
-            return None;
-        }
         let terms = self.condemned.front()?.visit.idle.get();
         self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
