@@ -30,19 +30,31 @@ pub(crate) struct Memory {
     member: Weight,
     read: Weight,
     page: Weight,
+    /// Members that the first read of a tag brings, on average of late.
+    likely: f64,
 }
 
 impl Memory {
     /// Of `budget` bytes.
     pub fn new(budget: usize) -> Self {
         let read = Weight(LONG.0 * *MEMBERS.start() as f64);
-        Self { budget, member: LONG, read, page: LONG }
+        Self { budget, member: LONG, read, page: LONG, likely: *MEMBERS.end() as f64 }
     }
 
     /// Takes in the reply to a read of a tag.
     pub fn read(&mut self, bytes: usize, members: usize) {
         self.read.observe(bytes, 1);
         self.member.observe(bytes, members);
+    }
+
+    /// Takes in how many members the first read of a tag brought.
+    pub fn opened(&mut self, members: usize) {
+        self.likely += 0.1 * (members as f64 - self.likely);
+    }
+
+    /// Members that the first read of the next tag is likely to bring.
+    pub fn likely(&self) -> usize {
+        self.likely as usize
     }
 
     /// Takes in a page that was asked for with that count.
@@ -115,5 +127,15 @@ mod tests {
         assert_eq!((memory.members(), memory.reads()), (12, 1));
         memory.paged(65_536_000, 1000);
         assert_eq!(memory.count(), 96);
+    }
+
+    #[test]
+    fn the_next_tag_is_likely_to_be_like_the_last_ones() {
+        let mut memory = Memory::new(48 << 20);
+        assert_eq!(memory.likely(), 512);
+        (0..60).for_each(|_| memory.opened(10));
+        assert_eq!(memory.likely(), 10);
+        memory.opened(510);
+        assert_eq!(memory.likely(), 60);
     }
 }

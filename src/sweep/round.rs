@@ -19,8 +19,8 @@ pub(crate) enum Ask {
     Page { cursor: u64, count: usize },
     /// Idle time, record and number of members of a tag.
     Recall(Rc<Visit>),
-    /// Idle time (first) and members of a tag.
-    Read { visit: Rc<Visit>, cursor: u64, count: usize },
+    /// Idle time (first) and members of a tag, at most about so many, and likely so many.
+    Read { visit: Rc<Visit>, cursor: u64, count: usize, likely: usize },
     /// How many entries exist, under each mapping that is not ruled out.
     Look(Batch),
     /// Which entries exist, so many looked for at once.
@@ -79,7 +79,7 @@ impl Ask {
                 recall(visit, terms, out);
                 on_key("SCARD", &visit.key, out);
             }
-            Self::Read { visit, cursor, count } => read(visit, *cursor, *count, terms, out),
+            Self::Read { visit, cursor, count, .. } => read(visit, *cursor, *count, terms, out),
             Self::Look(batch) => terms.proof.open().iter().for_each(|mapping| {
                 let mut entries = Strings::default();
                 batch.entries(mapping, &mut entries);
@@ -170,7 +170,7 @@ impl Ask {
             Self::Page { count, .. } => 2 + count * 3 / 2,
             Self::Recall(_) => 5,
             Self::Untouch(_) => 2,
-            Self::Read { .. } => 8,
+            Self::Read { likely, .. } => 5 + likely / 3,
             Self::Look(batch) => 2 + weight(batch) / 3,
             Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 3,
             Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 2,

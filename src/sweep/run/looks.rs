@@ -55,7 +55,7 @@ impl Running<'_> {
             self.found_absent(batch);
         } else {
             let group = judge::group(live.min(total - live) as usize, total as usize);
-            self.ready.push_back(Ask::Sift(batch, group));
+            self.ready.push_front(Ask::Sift(batch, group));
         }
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Running<'_> {
         batch.visit.alive.set(true);
         if self.proof.is_settled() {
             self.count_checked(&batch);
-            self.ready.push_back(Ask::Sift(batch, 1));
+            self.ready.push_front(Ask::Sift(batch, 1));
         } else if batch.members.len() > 1 {
             for at in 0..batch.members.len() {
                 let (visit, members) = (Rc::clone(&batch.visit), batch.members.select(|i| i == at));
@@ -123,7 +123,7 @@ impl Running<'_> {
     /// Of a dry run: some are looked at one by one, to be shown.
     fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
         if stale > 0 && self.report.samples.len() < SAMPLES {
-            self.ready.push_back(Ask::Sift(batch, 1));
+            self.ready.push_front(Ask::Sift(batch, 1));
         } else {
             self.foresee(batch, stale);
         }
@@ -169,7 +169,7 @@ impl Running<'_> {
         drop(visit);
         match mixed.members.is_empty() {
             true => self.let_go(mixed.visit),
-            false => self.ready.push_back(Ask::Sift(mixed, 1)),
+            false => self.ready.push_front(Ask::Sift(mixed, 1)),
         }
         if self.options.dry_run {
             let (stale, all) = (absent.members.len() as u64, absent.visit.checked.get());

@@ -45,8 +45,15 @@ impl Running<'_> {
         if self.options.remember.is_some() && !visit.again {
             return self.ready.push_back(Ask::Recall(visit));
         }
+        let first = self.next_read(visit, 0);
+        self.ready.push_back(first);
+    }
+
+    /// Reads a tag, or goes on with it.
+    fn next_read(&self, visit: Rc<Visit>, cursor: u64) -> Ask {
         let count = self.memory.members();
-        self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+        let likely = if cursor == 0 { self.memory.likely() } else { count };
+        Ask::Read { visit, cursor, count, likely }
     }
 
     /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
@@ -68,8 +75,8 @@ impl Running<'_> {
             && judge::aged(age, self.options.max_tag_age);
         if !holds || invalidates {
             visit.record.set(None);
-            let count = self.memory.members();
-            return self.ready.push_back(Ask::Read { visit, cursor: 0, count });
+            let first = self.next_read(visit, 0);
+            return self.ready.push_back(first);
         }
         self.first_seen(&visit, age);
         self.report.tags_unchanged += 1;
@@ -103,6 +110,7 @@ impl Running<'_> {
         }
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
         if cursor == 0 {
+            self.memory.opened(members.len());
             if visit.idled.get().is_none() {
                 visit.idled_at.set(Some(sent));
             }
@@ -123,19 +131,18 @@ impl Running<'_> {
                 return Ok(());
             }
         }
-        for members in bites(&members) {
-            let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
-            self.ready.push_back(Ask::Look(batch));
-        }
+        // What was begun comes before what is new: the idle time that we go by gets old.
         if next != 0 && self.stop.is_some() {
             self.give_up(&visit.page);
-            self.let_go(visit);
         } else if next != 0 {
-            let count = self.memory.members();
-            self.ready.push_back(Ask::Read { visit, cursor: next, count });
-        } else {
-            self.let_go(visit);
+            let on = self.next_read(Rc::clone(&visit), next);
+            self.ready.push_front(on);
         }
+        for members in bites(&members) {
+            let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
+            self.ready.push_front(Ask::Look(batch));
+        }
+        self.let_go(visit);
         Ok(())
     }
 

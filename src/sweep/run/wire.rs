@@ -259,7 +259,7 @@ mod tests {
         let asks = || {
             let visit = Rc::new(Visit::default());
             let batch = || Batch { visit: Rc::clone(&visit), ..Batch::default() };
-            let read = || Ask::Read { visit: Rc::clone(&visit), cursor: 0, count: 1 };
+            let read = || Ask::Read { visit: Rc::clone(&visit), cursor: 0, count: 1, likely: 1 };
             let page = Ask::Page { cursor: 0, count: 1 };
             vec![read(), Ask::Look(batch()), read(), Ask::Prune(vec![batch()]), page, read()]
         };
