@@ -5,8 +5,9 @@ use crate::layout::Mapping;
 use crate::strings::Strings;
 use crate::sweep::page::Page;
 use crate::sweep::records::Record;
+use crate::sweep::seam::Seam;
 use crate::sweep::slip::Slip;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Members of one command or script. 256 keep a script near 0.4 ms and cost a tenth of the speed.
@@ -56,10 +57,20 @@ pub(crate) struct Visit {
     pub strange: Cell<bool>,
     /// An answer to a removal was lost: it may be done already.
     pub asked: Cell<bool>,
-    /// The visit that this one repeats, whose removals count here.
-    pub earlier: Option<Rc<Visit>>,
+    /// Where the last reply about its members ended.
+    pub seam: RefCell<Seam>,
+    /// What this and other visits removed of the tag.
+    pub tally: Rc<Tally>,
     /// Where the walk found it.
     pub page: Rc<Page>,
+}
+
+/// What was removed of a tag, by all visits that repeat each other. The last who lets go of it counts the
+/// tag, once.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub removed: Cell<u64>,
+    pub gone: Cell<bool>,
 }
 
 /// Some members of a tag.

@@ -43,6 +43,7 @@ mod records;
 mod report;
 mod round;
 mod run;
+mod seam;
 mod slip;
 mod walk;
 

@@ -5,9 +5,46 @@ use std::cell::Cell;
 /// A page, for as long as something of it is unsettled, and what was counted of it so far.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
+    /// How many came before it, the cursor that led to it, and the one behind it.
+    pub number: u64,
+    pub cursor: u64,
+    pub next: u64,
+    /// Something of it was passed over before the mapping was proven.
+    pub missed: Cell<bool>,
     pub seen: Cell<u64>,
     pub aged: Cell<u64>,
     pub skipped: Cell<u64>,
     pub unchanged: Cell<u64>,
     pub checked: Cell<u64>,
+}
+
+/// Pages that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// Number and cursor of the first, number and cursor behind the last.
+    first: (u64, u64),
+    last: (u64, u64),
+}
+
+impl Stretch {
+    /// This page alone.
+    pub fn of(page: &Page) -> Self {
+        Self { first: (page.number, page.cursor), last: (page.number, page.next) }
+    }
+
+    /// Up to this page, too.
+    pub fn with(self, page: &Page) -> Self {
+        let other = Self::of(page);
+        Self { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
+
+    /// The cursor that leads to the first page.
+    pub fn from(&self) -> u64 {
+        self.first.1
+    }
+
+    /// The cursor behind the last page; 0 at the end of the table.
+    pub fn to(&self) -> u64 {
+        self.last.1
+    }
 }

@@ -7,6 +7,7 @@ use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::layout::Mapping;
 use crate::sweep::batch::Batch;
+use crate::sweep::page::Stretch;
 
 /// Which mapping is in force, and what waits for the answer.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) struct Proof {
     held_size: usize,
     /// Bytes that may be held back; of more, the tags are walked to again.
     budget: usize,
-    missed: bool,
+    missed: Option<Stretch>,
     /// The first that was, or in a dry run would be, held back: a tag and a member.
     example: Option<(Vec<u8>, Vec<u8>)>,
 }
@@ -26,7 +27,7 @@ impl Proof {
     /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
     pub fn new(mappings: Vec<Mapping>, trusted: bool, budget: usize) -> Self {
         let chosen = trusted.then_some(0);
-        let (held, held_size, missed, example) = (Vec::new(), 0, false, None);
+        let (held, held_size, missed, example) = (Vec::new(), 0, None, None);
         Self { mappings, chosen, held, held_size, budget, missed, example }
     }
 
@@ -88,7 +89,9 @@ impl Proof {
         self.foresee(&batch);
         let size = self.held_size + batch.size();
         if size > self.budget {
-            self.missed = true;
+            let page = &batch.visit.page;
+            page.missed.set(true);
+            self.missed = Some(self.missed.map_or(Stretch::of(page), |pages| pages.with(page)));
         } else {
             self.held_size = size;
             self.held.push((Moment::now(), batch));
@@ -112,12 +115,12 @@ impl Proof {
 
     /// Whether nothing waits for a proof any more, and nothing was passed over for want of one.
     pub fn is_settled(&self) -> bool {
-        self.chosen.is_some() && !self.missed
+        self.chosen.is_some() && self.missed.is_none()
     }
 
-    /// Whether something was passed over that can be dealt with now. True once.
-    pub fn must_walk_again(&mut self) -> bool {
-        self.chosen.is_some() && std::mem::take(&mut self.missed)
+    /// Pages of which something was passed over that can be dealt with now. Told once.
+    pub fn to_walk_again(&mut self) -> Option<Stretch> {
+        self.missed.take_if(|_| self.chosen.is_some())
     }
 
     /// At the end of a walk: what speaks against every mapping, if anything does.
@@ -148,6 +151,7 @@ fn print_of(mapping: &Mapping) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::sweep::batch::Visit;
+    use crate::sweep::page::Page;
     use std::rc::Rc;
 
     fn two() -> Proof {
@@ -194,8 +198,17 @@ mod tests {
     fn what_does_not_fit_is_walked_to_again() {
         let mut proof = two();
         proof.held_size = 1000;
-        assert!(proof.admit(batch()).is_none() && !proof.must_walk_again());
+        let on = |number, cursor, next| {
+            let page = Rc::new(Page { number, cursor, next, ..Page::default() });
+            Batch { visit: Rc::new(Visit { page, ..Visit::default() }), ..batch() }
+        };
+        for passed_over in [on(2, 6, 1), on(1, 2, 6), on(3, 1, 5), on(2, 6, 1)] {
+            assert!(proof.admit(passed_over.clone()).is_none());
+            assert!(passed_over.visit.page.missed.get() && proof.to_walk_again().is_none());
+        }
         proof.learn(&[1, 0]).unwrap();
-        assert!(proof.must_walk_again() && !proof.must_walk_again());
+        let pages = proof.to_walk_again().unwrap();
+        assert_eq!((pages.from(), pages.to()), (2, 5));
+        assert!(proof.is_settled() && proof.to_walk_again().is_none());
     }
 }

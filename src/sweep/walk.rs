@@ -8,7 +8,7 @@
 //! Only servers that are one table count so: no cluster, and nobody who only speaks their language. There a
 //! walk goes from beginning to end.
 
-use crate::sweep::page::Page;
+use crate::sweep::page::{Page, Stretch};
 use crate::sweep::records;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashSet, VecDeque};
@@ -39,8 +39,8 @@ enum Way {
     Rest,
     /// To its end, and on from its beginning.
     Round,
-    /// Up to where it began.
-    Back,
+    /// Up to a cursor, or to the end of the table.
+    UpTo(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +84,13 @@ impl Met {
 pub(crate) struct Walk {
     from: u64,
     way: Way,
+    /// With what was walked before, it sees the whole table.
+    whole: bool,
     at: Place,
     state: State,
-    /// How many keys were asked for.
+    /// How many keys were asked for, and how many pages came.
     asked: usize,
+    count: u64,
     met: Met,
     /// Pages with the places that led to them, oldest first.
     pages: VecDeque<(Place, Weak<Page>)>,
@@ -104,9 +107,11 @@ impl Walk {
         Self {
             from: at.cursor,
             way: Way::Rest,
+            whole: at.cursor == 0,
             at,
             state: State::Ready,
             asked: 0,
+            count: 0,
             met: Met::default(),
             pages: VecDeque::new(),
         }
@@ -114,7 +119,19 @@ impl Walk {
 
     /// Of the whole table, from a place on and round to it.
     pub fn round(at: Place) -> Self {
-        Self { way: Way::Round, ..Self::rest(at) }
+        Self { way: Way::Round, whole: true, ..Self::rest(at) }
+    }
+
+    /// After this one, of a stretch of it once more, from now on (s, by the server's clock).
+    pub fn again_over(&self, pages: Stretch, now: u64) -> Self {
+        match self.way {
+            // Where it went round, a stretch may be more than a round.
+            Way::Round | Way::UpTo(_) => Self::new(now),
+            Way::Rest => {
+                let (way, at) = (Way::UpTo(pages.to()), Place { cursor: pages.from(), since: now });
+                Self { way, whole: self.whole, ..Self::rest(at) }
+            }
+        }
     }
 
     /// The cursor to ask with, when no page is under way and more are to come.
@@ -139,16 +156,18 @@ impl Walk {
         let is_first = self.way == Way::Round && self.asked < 2 * LARGEST;
         self.asked += count;
         names.retain(|name| self.met.is_new(name, is_first));
-        let page = Rc::new(Page::default());
+        let (number, from) = (self.count, self.at.cursor);
+        let page = Rc::new(Page { number, cursor: from, next: cursor, ..Page::default() });
+        self.count += 1;
         self.pages.push_back((self.at, Rc::downgrade(&page)));
         self.at.cursor = cursor;
         let is_over = match self.way {
             Way::Rest => cursor == 0,
             Way::Round => false,
-            Way::Back => cursor == 0 || position(cursor) >= position(self.from),
+            Way::UpTo(end) => cursor == 0 || (end != 0 && position(cursor) >= position(end)),
         };
         if self.way == Way::Round && cursor == 0 {
-            (self.way, self.at.since) = (Way::Back, now);
+            (self.way, self.at.since) = (Way::UpTo(self.from), now);
         }
         self.state = if is_over { State::Done } else { State::Ready };
         page
@@ -181,7 +200,7 @@ impl Walk {
 
     /// Whether it sees the whole table.
     pub fn is_whole(&self) -> bool {
-        self.way != Way::Rest || self.from == 0
+        self.whole
     }
 
     /// Share of the table that this walk has passed, 0 to 1.
@@ -334,6 +353,32 @@ mod tests {
         assert!(!walk.is_done());
         page(&mut walk, 14, 21);
         assert!(walk.is_done() && walk.share() == 1.0);
+    }
+
+    #[test]
+    fn a_stretch_is_met_again_and_little_else() {
+        let table = Table::new(9, 900, 13);
+        let mut first = Walk::new(5);
+        let mut pages = Vec::new();
+        while let Some(cursor) = first.ask() {
+            let (next, mut names) = table.scan(cursor, 10);
+            pages.push((first.answered(next, 10, &mut names, 5), names));
+        }
+        for (from, to) in [(0, 0), (3, 9), (20, pages.len() - 1), (0, pages.len() - 1)] {
+            let stretch = Stretch::of(&pages[to].0).with(&pages[from].0);
+            for count in [1, 10, 50] {
+                let (mut again, mut met) = (first.again_over(stretch, 9), Met::new());
+                walk(&mut again, &table, count, usize::MAX, 9, &mut met);
+                assert!(again.is_done() && again.is_whole());
+                let due: usize = pages[from..=to].iter().map(|(_, names)| names.len()).sum();
+                let all = pages[from..=to].iter().flat_map(|(_, names)| names);
+                assert!(all.into_iter().all(|name| met[name] == 1), "{from} {to} {count}");
+                assert!((due..=due + count + 10).contains(&met.len()), "{from} {to} {count}");
+            }
+        }
+        let mut round = Walk::round(Place { cursor: 6, since: 5 });
+        walk(&mut round, &table, 10, usize::MAX, 6, &mut Met::new());
+        assert_eq!(round.again_over(Stretch::of(&pages[3].0), 9).ask(), Some(0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::lock::whoami;
-use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::batch::{Batch, Tally, Visit};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::history;
 use crate::sweep::page::Page;
@@ -133,21 +133,40 @@ impl Running<'_> {
 
     /// Lets go of a tag; the last one who does settles its figures.
     pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
-        let Some(mut visit) = Rc::into_inner(visit) else { return };
-        if let Some(earlier) = visit.earlier.take().and_then(Rc::into_inner) {
-            grow(&visit.removed, earlier.removed.get());
-        }
-        if visit.weight.get() > 0 {
+        let Some(visit) = Rc::into_inner(visit) else { return };
+        // Whoever reads a tag again weighs it again, and keeps what is known of it.
+        if visit.weight.get() > 0 && !visit.reread.get() {
             self.weighed.0 += visit.weight.get();
             self.weighed.1 += visit.checked.get();
         }
-        if !self.options.dry_run {
+        if !self.options.dry_run && !visit.reread.get() {
             self.keep_record(&visit);
         }
         if visit.removed.get() > 0 {
-            match visit.gone.get() {
-                true => self.report.tags_removed += 1,
-                false => self.report.tags_pruned += 1,
+            grow(&visit.tally.removed, visit.removed.get());
+            visit.tally.gone.set(visit.gone.get());
+        }
+        self.settle(&visit.key, &visit.page, visit.tally);
+    }
+
+    /// Counts a tag of which something was removed, once for all its visits.
+    pub(super) fn settle(&mut self, key: &[u8], page: &Page, tally: Rc<Tally>) {
+        let Some(tally) = Rc::into_inner(tally).filter(|tally| tally.removed.get() > 0) else {
+            return;
+        };
+        let name = records::place(key).1;
+        let counted = self.pruned_before.contains(&name);
+        match tally.gone.get() {
+            true => {
+                self.report.tags_removed += 1;
+                self.report.tags_pruned -= u64::from(counted);
+                self.pruned_before.remove(&name);
+            }
+            false => {
+                self.report.tags_pruned += u64::from(!counted);
+                if page.missed.get() {
+                    self.pruned_before.insert(name);
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::{Contender, Histogram};
-use crate::sweep::batch::{Batch, Twice, Visit};
+use crate::sweep::batch::{Batch, Tally, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
@@ -27,7 +27,7 @@ use crate::sweep::round::Ask;
 use crate::sweep::slip::{Done, Slip};
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 use wire::Flight;
@@ -51,7 +51,7 @@ enum Later {
         record: Option<Record>,
         was_aged: bool,
         looked: bool,
-        earlier: Option<Rc<Visit>>,
+        tally: Rc<Tally>,
     },
     /// References seen absent once.
     Absent(Batch),
@@ -74,7 +74,11 @@ pub(super) struct Running<'a> {
     /// Our own reads leave idle times alone.
     untouching: bool,
     walk: Walk,
+    /// Cursors are positions.
+    positions: bool,
     second_pass: bool,
+    /// Tags of what is to be walked to again that counted as pruned the first time.
+    pruned_before: HashSet<[u8; 8]>,
     ready: VecDeque<Ask>,
     condemned: VecDeque<Batch>,
     waiting: Quarantine<Later>,
@@ -168,7 +172,9 @@ impl<'a> Running<'a> {
             untouching: facts.no_touch,
             idle: IdleClock::new(facts.clone(), now),
             walk: Walk::new(facts.time),
+            positions: facts.positions,
             second_pass: false,
+            pruned_before: HashSet::new(),
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
             waiting: Quarantine::new(memory.waiting()),
@@ -311,13 +317,13 @@ impl<'a> Running<'a> {
         // What fills the memory must go on, or nothing is read any more.
         while self.backlog() < 4 * self.pace.size() || self.waiting.is_full() {
             match self.waiting.take(now) {
-                Some(Later::Tag { key, page, record, was_aged, looked, earlier }) => {
+                Some(Later::Tag { key, page, record, was_aged, looked, tally }) => {
                     self.visit(Visit {
                         key,
                         page,
                         was_aged,
                         looked,
-                        earlier,
+                        tally,
                         again: true,
                         known: record.into(),
                         ..Visit::default()
@@ -382,9 +388,9 @@ impl<'a> Running<'a> {
         for later in self.waiting.drain() {
             match later {
                 Later::Absent(batch) | Later::Aged(batch, _) => batches.push(batch),
-                Later::Tag { page, earlier, .. } => {
+                Later::Tag { key, page, tally, .. } => {
                     self.give_up(&page);
-                    earlier.into_iter().for_each(|visit| self.let_go(visit));
+                    self.settle(&key, &page, tally);
                 }
                 Later::Recover(_) => {}
             }
@@ -415,11 +421,12 @@ impl<'a> Running<'a> {
 
     /// Walks again if something was passed over before the mapping was proven.
     fn next_pass(&mut self) -> bool {
-        if self.stop.is_some() || !self.proof.must_walk_again() {
+        let Some(pages) = self.proof.to_walk_again().filter(|_| self.stop.is_none()) else {
             return false;
-        }
+        };
         self.second_pass = true;
-        self.walk = Walk::new(self.server_time());
+        let now = self.server_time();
+        self.walk = if self.positions { self.walk.again_over(pages, now) } else { Walk::new(now) };
         true
     }
 

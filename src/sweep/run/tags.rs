@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
 use crate::socket::checked;
 use crate::strings::Strings;
-use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Visit};
+use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Tally, Visit};
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::records::Record;
@@ -94,7 +94,7 @@ impl Running<'_> {
         mut replies: Vec<Value>,
         sent: Moment,
     ) -> Result<()> {
-        let (next, members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
+        let (next, mut members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
             Err(e) if e.kind() == ErrorKind::WrongType => {
                 if !visit.again {
                     self.report.tags_skipped += 1;
@@ -109,6 +109,7 @@ impl Running<'_> {
             return Ok(());
         }
         self.memory.read(members.iter().map(Vec::len).sum(), members.len());
+        visit.seam.borrow_mut().join(&mut members, next != 0);
         if cursor == 0 {
             self.memory.opened(members.len());
             if visit.idled.get().is_none() {
@@ -160,8 +161,8 @@ impl Running<'_> {
     fn read_later(&mut self, visit: &Visit, span: Duration) {
         let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
         let (size, record) = (key.capacity(), visit.record.get());
-        let (was_aged, looked, earlier) = (visit.aged.get(), visit.looked, None);
-        let later = Later::Tag { key, page, record, was_aged, looked, earlier };
+        let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
+        let later = Later::Tag { key, page, record, was_aged, looked, tally };
         self.waiting.put(later, size, Moment::now() + span);
     }
 
@@ -174,10 +175,11 @@ impl Running<'_> {
         self.report.references_checked -= counted;
         visit.page.checked.set(visit.page.checked.get() - counted);
         let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let size = key.capacity() + size_of::<Visit>();
-        let (was_aged, looked, earlier) = (visit.aged.get(), visit.looked, Some(visit));
-        let later = Later::Tag { key, page, record, was_aged, looked, earlier };
+        let size = key.capacity() + size_of::<Tally>();
+        let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
+        let later = Later::Tag { key, page, record, was_aged, looked, tally };
         self.waiting.put(later, size, Moment::now() + span);
+        self.let_go(visit);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
