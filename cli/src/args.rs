@@ -20,6 +20,10 @@ pub(crate) struct Args {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 held by another, \
     4 lost or interrupted (partial result), 5 unknown";
 
+const LOCK_EXIT_CODES: &str = "Exit codes: the command's own (128 and the signal's number when one ended \
+    it); 126 when it cannot be run, 127 when there is none; 1 error, 2 usage, 3 held by another, 4 lost or \
+    interrupted, 5 unknown";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Remove stale references and orphaned tags, under a lock.
@@ -29,7 +33,7 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Plan(SweepArgs),
     /// Run a command under a renewed lock and pass its exit code on.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = LOCK_EXIT_CODES)]
     Lock(LockArgs),
     /// Become a command that does not outlive its parent.
     #[command(hide = true)]

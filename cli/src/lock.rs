@@ -5,9 +5,12 @@ use crate::output::way_out;
 use crate::{Done, exit, signals};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{AccessFlags, Pid, access, getppid};
+use std::ffi::OsStr;
 use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -30,6 +33,9 @@ enum Event {
 }
 
 pub(crate) fn lock(args: &LockArgs) -> Done {
+    if let Err(e) = find(&args.command[0]) {
+        return Ok(not_started(&args.command[0], e));
+    }
     let (tell, events) = channel();
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut lock = contend(args, tell.clone())?;
@@ -138,8 +144,36 @@ pub(crate) fn run(args: &RunArgs) -> Done {
         return Ok(exit::PARTIAL);
     }
     let e = Command::new(&args.command[0]).args(&args.command[1..]).exec();
-    let name = args.command[0].to_string_lossy();
-    Err(std::io::Error::new(e.kind(), format!("{name} could not be started: {e}")).into())
+    Ok(not_started(&args.command[0], e))
+}
+
+/// Whether there is such a command, before a lock is taken for it.
+fn find(command: &OsStr) -> std::io::Result<()> {
+    let path = std::env::var_os("PATH").filter(|_| !command.as_bytes().contains(&b'/'));
+    let Some(path) = path else { return runs(Path::new(command)) };
+    let mut found = Err(std::io::ErrorKind::NotFound.into());
+    for folder in std::env::split_paths(&path) {
+        match runs(&folder.join(command)) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => found = Err(e),
+            Err(_) => {}
+        }
+    }
+    found
+}
+
+fn runs(file: &Path) -> std::io::Result<()> {
+    access(file, AccessFlags::X_OK)?;
+    if file.is_dir() { Err(std::io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+}
+
+/// Says so, with the code that shells use for it.
+fn not_started(command: &OsStr, e: std::io::Error) -> u8 {
+    complain!("tagsweep: {} could not be started: {e}", command.to_string_lossy());
+    match e.kind() {
+        std::io::ErrorKind::NotFound => exit::NO_COMMAND,
+        _ => exit::CANNOT_RUN,
+    }
 }
 
 /// Starts the command; a thread waits for its end. Without a terminal it leads a group of its own, so

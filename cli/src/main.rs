@@ -1,7 +1,8 @@
 //! `tagsweep`: the sweep and the lock for the shell and for cron.
 //!
 //! Exit codes: 0 done, 1 error, 2 usage, 3 held by another, 4 lost or interrupted (partial result),
-//! 5 unknown (the server did not answer; what was sent may have taken effect).
+//! 5 unknown (the server did not answer; what was sent may have taken effect); as shells have it, 126 and
+//! 127 when the command of `tagsweep lock` cannot be run or found.
 
 /// Prints a line. Nobody who listens no more can make us panic, and leave a lock or a command behind.
 macro_rules! say {
@@ -42,6 +43,9 @@ pub(crate) mod exit {
     pub const HELD: u8 = 3;
     pub const PARTIAL: u8 = 4;
     pub const UNKNOWN: u8 = 5;
+    /// Of a command that `tagsweep lock` cannot run, and of one that it cannot find.
+    pub const CANNOT_RUN: u8 = 126;
+    pub const NO_COMMAND: u8 = 127;
 }
 
 fn main() -> ExitCode {

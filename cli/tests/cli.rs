@@ -194,8 +194,6 @@ fn a_command_runs_under_a_renewed_lock() {
     let ended = holder.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(128 + 15), "the command's own end is passed on");
     assert!(!con.exists::<_, bool>("lock:job").unwrap());
-    assert_eq!(tagsweep(&["lock", "job", "--url", &url, "--", "no-such-command"]).0, 1);
-    assert!(!con.exists::<_, bool>("lock:job").unwrap());
 }
 
 #[test]
@@ -386,6 +384,30 @@ fn a_command_is_ended_at_max_hold_and_the_lock_stays_for_at_least() {
     assert_eq!(tagsweep(&kept).0, 0);
     assert_eq!(tagsweep(&kept).0, 3, "it ran a moment ago");
     until("a second is over", || tagsweep(&kept).0 == 0);
+}
+
+#[test]
+fn a_command_that_cannot_run_takes_no_lock() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, "no program").unwrap();
+    let lock = |command: &str| {
+        let mut lock = Command::new(TAGSWEEP);
+        lock.args(["lock", "job", "--url", &server.url(), "--at-least", "1h", "--", command]);
+        read(lock.env("PATH", folder.path()))
+    };
+    for (command, expected) in [
+        ("nothing-of-that-name", 127),
+        ("/nowhere/at/all", 127),
+        ("plain", 126),
+        (folder.path().to_str().unwrap(), 126),
+    ] {
+        let (code, _, err) = lock(command);
+        assert!(code == expected && err.contains("could not be started"), "{code} {err}");
+    }
+    let left: Vec<String> = run(&mut server.connect(), "KEYS *");
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
