@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, age, run, until};
 use tagsweep::connect::Link;
-use tagsweep::lock::{Lock, Options as Terms, Outcome, Ttl};
+use tagsweep::lock::{Lock, Options as Terms, Outcome, Ttl, WaitMode};
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -38,6 +38,43 @@ fn an_acquire_whose_answer_was_lost_is_recognised() {
         proxy.break_next("EVALSHA", fault, 1);
         assert!(lock.release().unwrap(), "{fault:?}");
         assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"));
+    }
+}
+
+#[test]
+fn a_wait_that_ends_in_doubt_keeps_nothing() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut holder = Lock::new(server.config(), b"job", TTL).unwrap();
+    let wait_mode = WaitMode::Backoff;
+    let link = Arc::new(Mutex::new(Link::new(proxy.config().timeout(PATIENCE)).unwrap()));
+    for answers in [true, false] {
+        holder.acquire().unwrap();
+        let mut waiter =
+            Lock::on(Arc::clone(&link), b"job", Terms { wait_mode, ..Terms::new(TTL) }).unwrap();
+        let mut con = server.connect();
+        let (held, mut free) = (holder.owner().unwrap().to_vec(), false);
+        let outcome = waiter.acquire_within(Duration::from_secs(20), &mut |_| {
+            if !std::mem::replace(&mut free, true) {
+                proxy.break_next("EVALSHA", Fault::DropReply, 1000);
+                holder.release().unwrap();
+            }
+            // Until it was granted, and nobody said so.
+            let taken: Option<Vec<u8>> = con.get("lock:job").unwrap();
+            let goes_on = taken.is_none_or(|value| value == held);
+            if !goes_on && answers {
+                proxy.break_next("EVALSHA", Fault::DropReply, 0);
+            }
+            goes_on
+        });
+        let taken = run::<bool>(&mut con, "EXISTS lock:job");
+        match outcome {
+            Ok(Outcome::Held(_)) => assert!(answers && !taken),
+            Err(e) => assert!(!answers && taken && e.is_unknown(), "{e}"),
+            Ok(outcome) => panic!("{outcome:?}"),
+        }
+        proxy.break_next("EVALSHA", Fault::DropReply, 0);
+        let _: () = con.del("lock:job").unwrap();
     }
 }
 

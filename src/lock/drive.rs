@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
 use crate::lock::guard;
-use crate::lock::lease::{Holder, Lease};
+use crate::lock::lease::{Holder, Lease, transit};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::wait::pause;
@@ -40,14 +40,16 @@ pub(crate) struct Drive<'a> {
     /// Requests that were answered, and failures since the last one.
     answered: u32,
     failures: u32,
+    /// An attempt to take the lock of which nobody knows what it came to.
+    doubtful: Option<Request>,
 }
 
 impl<'a> Drive<'a> {
     /// With patience until `end`.
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
         let waits = !end.passed();
-        let (line, answered, failures) = (None, 0, 0);
-        Self { keys, link, go_on, end, waits, line, answered, failures }
+        let (line, answered, failures, doubtful) = (None, 0, 0, None);
+        Self { keys, link, go_on, end, waits, line, answered, failures, doubtful }
     }
 
     /// Drives an attempt to its end.
@@ -57,6 +59,9 @@ impl<'a> Drive<'a> {
             let event = match step {
                 Step::Done(outcome) => {
                     self.put_line_away();
+                    if let (Err(_), Some(request)) = (&outcome, self.doubtful.take()) {
+                        self.give_back(&request)?;
+                    }
                     return Ok(outcome);
                 }
                 Step::Ask(request) => {
@@ -124,6 +129,7 @@ impl<'a> Drive<'a> {
         let fault = match event {
             Ok(event) => {
                 (self.answered, self.failures) = (self.answered + 1, 0);
+                self.doubtful.take_if(|_| matches!(request, Request::Acquire { .. }));
                 return Ok(event);
             }
             Err(fault) => fault,
@@ -135,6 +141,9 @@ impl<'a> Drive<'a> {
         if !again || self.answered == 0 || self.end.passed() || !passes {
             return Err(fault);
         }
+        if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
+            self.doubtful = Some(request.clone());
+        }
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
@@ -144,6 +153,22 @@ impl<'a> Drive<'a> {
             return Ok(Event::Cancel);
         }
         Ok(Event::Broken)
+    }
+
+    /// At the end of a wait in vain, what an attempt in doubt may have taken: it is made once more, which
+    /// tells, and what it takes is given back. Without an answer nobody can say that another has the lock.
+    fn give_back(&self, request: &Request) -> Result<()> {
+        let mut link = guard(self.link);
+        let asked = link.hurry(self.patience(), |link| ask_once(link, self.keys, request))?;
+        let (Answer::Granted(value), Request::Acquire { ttl, .. }) = (asked.answer, request) else {
+            return Ok(());
+        };
+        let Some(lease) = Lease::new(value.clone(), asked.sent) else { return Ok(()) };
+        let (transit, keep, run, counts) =
+            (transit(&lease.transit_token()), Duration::ZERO, None, Vec::new());
+        let (fence, ttl) = (lease.fence, *ttl);
+        let back = Request::Release { value, fence, ttl, transit, keep, run, counts };
+        link.hurry(self.patience(), |link| ask_once(link, self.keys, &back)).map(drop)
     }
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
