@@ -43,6 +43,32 @@ fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
 }
 
 #[test]
+fn what_a_restored_lease_may_and_must_counts_from_its_grant() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let heir = |options: Options| {
+        let mut first = Lock::new(server.config(), b"a", MS(10_000)).unwrap();
+        take(&mut first).unwrap();
+        let (granted, owner) = (Instant::now(), first.owner().unwrap().to_vec());
+        first.forget();
+        until("it has been held for a while", || granted.elapsed() > MS(600));
+        Lock::restore(server.link(), b"a", &owner, options).unwrap()
+    };
+    let terms = || Options::new(MS(10_000));
+    let mut lock = heir(Options { at_least: MS(1000), ..terms() });
+    assert!(lock.release().unwrap());
+    let left: i64 = run(&mut con, "PTTL lock:a");
+    assert!((1..=400).contains(&left), "{left}");
+    until("that is over, too", || run::<i64>(&mut con, "EXISTS lock:a") == 0);
+    drop(heir(Options { at_least: MS(500), ..terms() }));
+    assert_eq!(run::<i64>(&mut con, "EXISTS lock:a"), 0);
+    let mut lock = heir(Options { max_hold: Some(MS(500)), ..terms() });
+    assert!(!lock.extend(None).unwrap() && !lock.is_held());
+    let mut lock = heir(Options { max_hold: Some(MS(1000)), ..terms() });
+    assert!(lock.extend(None).unwrap() && lock.remaining().unwrap() <= MS(400));
+}
+
+#[test]
 fn leases_on_a_server_that_does_not_answer_cost_no_lease_on_another() {
     let (silent, server) = (Server::start(), Server::start());
     let watchdog = Watchdog::new();

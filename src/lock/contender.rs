@@ -97,7 +97,8 @@ impl Contender {
 
     /// Until when the lease may be acted upon.
     pub fn safe_until(&self) -> Option<Moment> {
-        self.pulse().filter(|pulse| pulse.lost().is_none()).map(|pulse| pulse.safe_until())
+        let until = self.pulse().filter(|pulse| pulse.lost().is_none())?.safe_until();
+        Some(self.end_of_hold().map_or(until, |end| until.min(end)))
     }
 
     /// Whether the lease may be acted upon at that moment, by our own clock.
@@ -124,6 +125,14 @@ impl Contender {
         self.lease = Some((lease, pulse));
     }
 
+    /// Takes in the server's time: how old the lease is shows in its fence, which is no later.
+    pub fn date(&mut self, now: Duration) {
+        if let Some((lease, _)) = &mut self.lease {
+            let age = now.saturating_sub(Duration::from_micros(lease.fence));
+            lease.begun = Moment::now() - age;
+        }
+    }
+
     /// Counts what an attempt without a lease came to.
     pub fn not_granted(&mut self, waited: bool) {
         for stats in [&mut self.total, &mut self.untold] {
@@ -144,15 +153,17 @@ impl Contender {
         self.options.max_hold.map(|most| lease.begun + most)
     }
 
-    /// More time for the lease: `None` its usual TTL without shortening it, `Some` exactly that; no
-    /// request without a lease, or when it has been held for as long as it may be.
+    /// More time for the lease: `None` its usual TTL without shortening it, `Some` exactly that; in either
+    /// case exactly what it may still be held for, if that is less. No request without a lease, or when it
+    /// has been held for as long as it may be.
     pub fn extend(&self, wanted: Option<Duration>, now: Moment) -> Result<Option<Request>> {
         let ttl = wanted.unwrap_or(self.ttl);
         ttl_ms(ttl)?;
         let Some(lease) = self.lease() else { return Ok(None) };
-        let ttl = self.end_of_hold().map_or(ttl, |end| ttl.min(end.since(now)));
-        let value = lease.value.clone();
-        Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact: wanted.is_some() }))
+        let left = self.end_of_hold().map(|end| end.since(now)).filter(|left| *left < ttl);
+        let (value, exact) = (lease.value.clone(), wanted.is_some() || left.is_some());
+        let ttl = left.unwrap_or(ttl);
+        Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact }))
     }
 
     /// What the lease has left: asks without changing it.

@@ -99,6 +99,8 @@ pub struct Lock {
     learned: Option<Moment>,
     /// The lease is somebody else's grant, which nobody renews yet.
     restored: bool,
+    /// And when it was made is not known yet.
+    undated: bool,
 }
 
 impl std::fmt::Debug for Lock {
@@ -144,12 +146,13 @@ impl Lock {
     /// As [`Lock::new`].
     pub fn on(link: SharedLink, name: &[u8], options: Options) -> Result<Self> {
         let contender = Contender::new(&guard(&link), name, options)?;
-        Ok(Self { link, contender, on_lost: None, learned: None, restored: false })
+        Ok(Self { link, contender, on_lost: None, learned: None, restored: false, undated: false })
     }
 
     /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
     /// an earlier one. Sends nothing; until [`Lock::verify`] or [`Lock::extend`] has asked, nothing is
     /// known of the lease and [`Lock::is_held`] is false. It is not renewed until then either.
+    /// [`Options::max_hold`] and [`Options::at_least`] count from the grant, wherever that was made.
     ///
     /// # Errors
     /// As [`Lock::new`]; and an owner that is not one.
@@ -158,7 +161,7 @@ impl Lock {
         let lease = Lease::new(owner.to_vec(), Moment::now())
             .ok_or_else(|| Error::invalid("this is not the owner of a lease"))?;
         lock.contender.restored(lease);
-        lock.restored = true;
+        (lock.restored, lock.undated) = (true, true);
         Ok(lock)
     }
 
@@ -196,7 +199,7 @@ impl Lock {
         self.learn();
         let left = budget.saturating_sub(Moment::now().since(begun));
         let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
-        self.restored = false;
+        (self.restored, self.undated) = (false, false);
         if let Outcome::Acquired { .. } = outcome {
             let usual = guard(&self.link).config().timeout;
             self.confirm(begun + if budget.is_zero() { usual } else { budget + AFTER })?;
@@ -218,8 +221,9 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
+        self.date();
         match self.contender.extend(ttl, Moment::now())? {
-            Some(request) => self.extended(&request, ttl.is_some()),
+            Some(request) => self.extended(&request),
             None => {
                 self.give_up_held_too_long();
                 Ok(false)
@@ -264,8 +268,9 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
+        self.date();
         match self.contender.verify() {
-            Some(request) => self.extended(&request, false),
+            Some(request) => self.extended(&request),
             None => Ok(false),
         }
     }
@@ -285,6 +290,7 @@ impl Lock {
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
         self.contender.end();
+        self.date();
         let mut link = guard(&self.link);
         link.hurry(patience, |link| release(&mut self.contender, link))
     }
@@ -369,7 +375,7 @@ impl Lock {
         monitor::look(&mut guard(&self.link), self.contender.keys())
     }
 
-    fn extended(&mut self, request: &Request, exact: bool) -> Result<bool> {
+    fn extended(&mut self, request: &Request) -> Result<bool> {
         let asked = ask(&mut guard(&self.link), self.contender.keys(), request)?;
         if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
@@ -382,6 +388,7 @@ impl Lock {
             }
             return Ok(false);
         }
+        let exact = matches!(request, Request::Extend { exact: true, .. });
         let ours = self.contender.extended(&asked.answer, asked.sent, exact);
         if ours && std::mem::take(&mut self.restored) {
             self.watch()?;
@@ -392,6 +399,23 @@ impl Lock {
             watchdog.hasten(pulse);
         }
         Ok(ours)
+    }
+
+    /// When a restored lease was granted, if something counts from then: its fence is the server's time of
+    /// that. One round trip more; without an answer it was granted when it was restored.
+    fn date(&mut self) {
+        let Options { max_hold, at_least, .. } = self.contender.options();
+        if (max_hold.is_none() && at_least.is_zero()) || !std::mem::take(&mut self.undated) {
+            return;
+        }
+        let now = guard(&self.link).hurry(AFTER, |link| {
+            let deadline = link.deadline();
+            link.call(&redis::cmd("TIME"), deadline)
+        });
+        let now = now.ok().and_then(|told| redis::from_redis_value::<(u64, u64)>(told).ok());
+        if let Some((seconds, micros)) = now {
+            self.contender.date(Duration::from_secs(seconds) + Duration::from_micros(micros));
+        }
     }
 
     /// Learns the TTL from the past, if it is to be learned.
@@ -468,10 +492,11 @@ impl Drop for Lock {
             return;
         }
         self.contender.end();
-        let mut link = guard(&self.link);
-        if link.is_given_up() {
+        if guard(&self.link).is_given_up() {
             return self.contender.forget();
         }
+        self.date();
+        let mut link = guard(&self.link);
         link.hurry(LAST_WORDS, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Other leases on this link need not try.
             if release(&mut self.contender, link).is_err() {
