@@ -9,6 +9,7 @@ use crate::weak::{Array, Int};
 use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
+use ext_php_rs::zend::ExecutorGlobals;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 use tagsweep::Config;
@@ -132,7 +133,7 @@ impl TagCleanupManager {
         let ended = self.run(options, &gate, &mut thrown);
         self.running.set(false);
         drop(gate); // after the lock was released: a signal that ends the process is delivered here
-        self.log(&ended)?;
+        aside_of_exceptions(|| self.log(&ended))?;
         match (thrown, ended.map_err(from_core)?) {
             (Some(e), _) => Err(e),
             (None, Ended::Swept(report)) => Ok(report),
@@ -201,6 +202,16 @@ impl TagCleanupManager {
         }
         Ok(())
     }
+}
+
+/// Runs what calls into PHP also when an exception, or `exit`, is on its way out: the engine would run
+/// nothing. What is thrown meanwhile gives way to it.
+fn aside_of_exceptions(run: impl FnOnce() -> PhpResult<()>) -> PhpResult<()> {
+    let Some(first) = ExecutorGlobals::take_exception() else { return run() };
+    let _ = run();
+    drop(ExecutorGlobals::take_exception());
+    ExecutorGlobals::get_mut().exception = first.into_raw();
+    Ok(())
 }
 
 /// The callable `[$logger, 'log']`, if there is such a method.

@@ -132,5 +132,13 @@ final class ConsoleTest extends TestCase
         self::assertSame(0, $status, $errors);
         self::assertStringContainsString('Cleaned up 2 orphaned cache tags.', $output);
         self::assertStringContainsString('% ', $errors);
+
+        foreach (['--progress' => true, '--no-interaction' => false] as $option => $tells) {
+            $this->redis->sAdd('tag:young', 'item:gone');
+            $run = new Run([$file, 'cache:tags:cleanup', '--no-ansi', $option, '--url=' . $this->server->dsn(), '--grace=1s']);
+            [$status, , $errors] = $run->end();
+            self::assertSame(0, $status, $errors);
+            self::assertSame($tells, str_contains($errors, "% "), $errors);
+        }
     }
 }

@@ -312,6 +312,18 @@ final class TagCleanupManagerTest extends TestCase
             self::assertSame('error', $logger->lines[2][0]);
             self::assertStringContainsString($e->getMessage(), $logger->lines[2][1]);
         }
+        $server->redis()->del('lock:cache_tag_cleanup');
+        // Not old enough, so there is something to wait for.
+        $server->redis()->sAdd('tag:young', 'item:gone');
+        $manager->onProgress(fn () => throw new DomainException('mine'));
+        try {
+            $manager->cleanup();
+            self::fail('nothing was thrown');
+        } catch (DomainException) {
+            [$level, $message] = $logger->lines[3];
+            self::assertSame('notice', $level);
+            self::assertStringContainsString('stopped on request', $message);
+        }
         $manager->setLogger(null);
         $this->expectException(\TypeError::class);
         $manager->setLogger(new \stdClass());

@@ -35,16 +35,17 @@ final class CacheTagsCleanupCommand extends Command
             return Cleanup::USAGE;
         }
 
-        return (new Cleanup($options, $this->screen($output)))->run();
+        return (new Cleanup($options, $this->screen($output, $options->progress)))->run();
     }
 
-    private function screen(OutputInterface $output): Output
+    private function screen(OutputInterface $output, bool $progress): Output
     {
-        return new class($output) implements Output {
+        return new class($output, $progress) implements Output {
             private readonly OutputInterface $aside;
             private ?ProgressBar $bar = null;
+            private float $last = 0.0;
 
-            public function __construct(private readonly OutputInterface $output)
+            public function __construct(private readonly OutputInterface $output, private readonly bool $progress)
             {
                 $this->aside = $output instanceof ConsoleOutputInterface ? $output->getErrorOutput() : $output;
             }
@@ -62,6 +63,8 @@ final class CacheTagsCleanupCommand extends Command
             public function progress(SweepReport $report, float $share, ?float $left): void
             {
                 if (!$this->aside->isDecorated()) {
+                    $this->tell($report, $share, $left);
+
                     return;
                 }
                 if ($this->bar === null) {
@@ -70,6 +73,15 @@ final class CacheTagsCleanupCommand extends Command
                 }
                 $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed" . ($left === null ? '' : sprintf(', %d s left', ceil($left))));
                 $this->bar->setProgress((int) ($share * 1000));
+            }
+
+            /** Where nothing moves: a line a second, if that was asked for. */
+            private function tell(SweepReport $report, float $share, ?float $left): void
+            {
+                if ($this->progress && microtime(true) - $this->last >= 1.0) {
+                    $this->last = microtime(true);
+                    $this->error(Terminal::bar($report, $share, $left));
+                }
             }
 
             public function done(): void

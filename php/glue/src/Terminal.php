@@ -37,7 +37,7 @@ final class Terminal implements Output
         }
     }
 
-    private static function bar(SweepReport $report, float $share, ?float $left): string
+    public static function bar(SweepReport $report, float $share, ?float $left): string
     {
         $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
         $waits = match (true) {
