@@ -57,7 +57,10 @@ impl<'a> Given<'a> {
     }
 
     pub fn int(&self, name: &str) -> PhpResult<Option<i64>> {
-        self.get(name, "of type int", |value| Int::from_zval(value).map(|int| int.0))
+        // PHP itself cuts a fraction off, and says so at most in its log.
+        let whole = |value: &&Zval| value.double().is_none_or(|number| number.fract() == 0.0);
+        let read = |value: &Zval| Int::from_zval(Some(value).filter(whole)?).map(|int| int.0);
+        self.get(name, "of type int", read)
     }
 
     pub fn bool(&self, name: &str) -> PhpResult<Option<bool>> {

@@ -152,6 +152,7 @@ impl Options {
         if self.lock_ttl < Duration::from_secs(1) {
             return wrong("the TTL of the sweep's lock must be at least 1 second");
         }
+        lock::protocol::Keys::new(b"", &self.lock)?;
         self.lock_options().check()
     }
 
@@ -183,6 +184,7 @@ mod tests {
             Options { effort: 0, ..Options::default() },
             Options { effort: 11, ..Options::default() },
             Options { memory: 1 << 20, ..Options::default() },
+            Options { lock: Vec::new(), ..Options::default() },
         ] {
             assert!(wrong.check().unwrap_err().is_invalid(), "{wrong:?}");
         }
