@@ -5,6 +5,7 @@
 
 use crate::lock::{Histogram, LossReason, Stats, Status};
 use crate::sweep::Totals;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -159,7 +160,9 @@ impl Text<'_> {
         });
         self.family("tagsweep_redis_errors", "counter", "Errors that sweeps met, by first word.");
         self.sweeps(|out, totals, name| {
-            for (code, n) in &totals.errors {
+            // From the beginning: a counter that appears with its first error has no increase.
+            let usual = ALARMING.iter().filter(|code| !totals.errors.contains_key(**code));
+            for (code, n) in usual.map(|code| (*code, 0)).chain(told(&totals.errors)) {
                 line(out, "redis_errors_total", name, &[("code", code)], n);
             }
         });
@@ -220,6 +223,13 @@ impl Text<'_> {
 
 /// Values of the label `result`.
 const RESULTS: [&str; 5] = ["complete", "partial", "lost", "busy", "error"];
+
+/// Errors that an alert asks for.
+const ALARMING: [&str; 4] = ["MISCONF", "NOREPLICAS", "OOM", "READONLY"];
+
+fn told(errors: &BTreeMap<String, u64>) -> impl Iterator<Item = (&str, u64)> {
+    errors.iter().map(|(code, n)| (code.as_str(), *n))
+}
 
 /// Under which of them a run counts that ended for that reason.
 fn result_of(reason: &str) -> &str {
@@ -300,5 +310,17 @@ mod tests {
         let totals = Totals { errors: [("A\"}".to_owned(), 1)].into(), ..Totals::default() };
         let text = open_metrics(&[], &[SweepSample { lock: b"l", totals: &totals }]);
         assert!(text.contains("{lock=\"l\",code=\"A\\\"}\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn what_an_alert_asks_for_is_there_before_it_happens() {
+        let errors = [("OOM".to_owned(), 2), ("LOADING".to_owned(), 1)].into();
+        let totals = Totals { errors, ..Totals::default() };
+        let text = open_metrics(&[], &[SweepSample { lock: b"l", totals: &totals }]);
+        let told = |code: &str, n: u64| text.contains(&format!("code=\"{code}\"}} {n}\n"));
+        assert!(told("OOM", 2) && told("LOADING", 1) && !told("OOM", 0), "{text}");
+        assert!(told("MISCONF", 0) && told("NOREPLICAS", 0) && told("READONLY", 0), "{text}");
+        let alerts = include_str!("../ops/alerts.yml");
+        assert!(alerts.contains("code=~\"OOM|NOREPLICAS|MISCONF|READONLY\""));
     }
 }
