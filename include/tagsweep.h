@@ -148,35 +148,37 @@ typedef struct {
    */
   size_t size;
   /**
-   * Life of a lease unless it is extended (ms), 1 to 2^53; 0 to learn it from past durations.
+   * Life of a lease unless it is extended (ms), 3 to 2^53; 0 to learn it from past durations, within 10 s
+   * and 5 min. Default: 30000.
    */
   uint64_t ttl_ms;
   /**
-   * Extend the lease every third of its TTL, in a thread of the library.
+   * Extend the lease every third of its TTL, in a thread of the library. Default: true.
    */
   bool renew;
   /**
    * Wait by asking again instead of standing in line: for proxies without blocking commands.
+   * Default: false.
    */
   bool backoff;
   /**
-   * Release when the lock is freed.
+   * Release when the lock is freed. Default: true.
    */
   bool release_on_free;
   /**
-   * Keep statistics on the server, for `tagsweep status` and `tagsweep metrics`.
+   * Keep statistics on the server, for `tagsweep status` and `tagsweep metrics`. Default: true.
    */
   bool record;
   /**
-   * No lease is extended beyond this (ms); 0 for no limit.
+   * No lease is extended beyond this (ms), at least 3; 0 for no limit. Default: 0.
    */
   uint64_t max_hold_ms;
   /**
-   * The lock stays taken for so long, even if it is released earlier (ms).
+   * The lock stays taken for so long, even if it is released earlier (ms), at most a year. Default: 0.
    */
   uint64_t at_least_ms;
   /**
-   * So many replicas must have the grant, or it is given back.
+   * So many replicas must have the grant, or it is given back. Default: 0.
    */
   uint32_t confirm;
 } tagsweep_lock_options;
@@ -218,7 +220,7 @@ typedef struct {
   size_t size;
   /**
    * What makes a member the key of its entry; NULL: the prefix, or nothing, whichever existing
-   * entries prove.
+   * entries prove. Default: NULL.
    */
   const char *entry_prefix;
   /**
@@ -226,43 +228,46 @@ typedef struct {
    */
   size_t entry_prefix_len;
   /**
-   * Go on although no member leads to an existing entry.
+   * Go on although no member leads to an existing entry. Default: false.
    */
   bool trust_mapping;
   /**
-   * Judge, write nothing, take no lock.
+   * Judge, write nothing, take no lock. Default: false.
    */
   bool dry_run;
   /**
    * Delete the entries of aged tags, then their references; otherwise aged tags are only counted.
+   * Default: false.
    */
   bool invalidate_aged;
   /**
-   * How long a tag must have been left alone before its references may go (ms).
+   * How long a tag must have been left alone before its references may go (ms): longer than the slowest
+   * writer takes from reference to entry. Default: 5000; at most 3600000.
    */
   uint64_t grace_ms;
   /**
-   * Time from a removal to the look whether the entry appeared after all (ms).
+   * Time from a removal to the look whether the entry appeared after all (ms). Default: 1000; at most
+   * 3600000.
    */
   uint64_t verify_ms;
   /**
-   * Age from which a tag counts as aged (ms); 0 to not ask.
+   * Age from which a tag counts as aged (ms), 1 s to 180 days; 0 to not ask. Default: 0.
    */
   uint64_t max_tag_age_ms;
   /**
-   * Stop when more than this share of the references would go; 1 for never.
+   * Stop when more than this share of the references would go, greater than 0; 1 for never. Default: 1.
    */
   double max_share;
   /**
-   * Stop after this many removed references; 0 for no limit.
+   * Stop after this many removed references; 0 for no limit. Default: 0.
    */
   uint64_t max_removals;
   /**
-   * Stop after this time (ms); 0 for no limit.
+   * Stop after this time (ms); 0 for no limit. Default: 0.
    */
   uint64_t max_duration_ms;
   /**
-   * Name of the lock; NULL for "cache_tag_cleanup".
+   * Name of the lock, 1 to 65536 bytes; NULL for "cache_tag_cleanup". Default: NULL.
    */
   const char *lock;
   /**
@@ -270,40 +275,42 @@ typedef struct {
    */
   size_t lock_len;
   /**
-   * TTL of the lock (ms); it is extended while the sweep runs.
+   * TTL of the lock (ms); it is extended while the sweep runs. Default: 30000; at least 1000.
    */
   uint64_t lock_ttl_ms;
   /**
-   * How long to wait for the lock (ms).
+   * How long to wait for the lock (ms). Default: 0.
    */
   uint64_t wait_ms;
   /**
-   * How much longer others may have to wait for the server because of the sweep (us).
+   * How much longer others may have to wait for the server because of the sweep (us). Default: 500; 50 to
+   * 1000000.
    */
   uint64_t max_latency_us;
   /**
-   * How much of the server's time to take at most, in tenths: 1 to 10.
+   * How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
    */
   uint32_t effort;
   /**
-   * Memory for what is under way and for what waits (bytes).
+   * Memory for what is under way and for what waits (bytes). Default: 50331648; at least 4194304.
    */
   size_t memory;
   /**
    * Delete an entry whose reference had to be put back: it may have missed an invalidation.
+   * Default: false.
    */
   bool strict;
   /**
-   * Note on the server what is removed until it is verified, for the case of a crash.
+   * Note on the server what is removed until it is verified, for the case of a crash. Default: false.
    */
   bool durable;
   /**
-   * Go on where an earlier sweep was cut short.
+   * Go on where an earlier sweep was cut short. Default: true.
    */
   bool resume;
   /**
-   * Remember for this long at most (ms) which tags can have nothing stale, and pass them over; 0 to
-   * look at every tag.
+   * Remember for this long at most (ms) which tags can have nothing stale, and pass them over: 1 s to 30
+   * days; 0 to look at every tag. Default: 0.
    */
   uint64_t remember_ms;
 } tagsweep_options;
@@ -465,7 +472,7 @@ void tagsweep_client_free(tagsweep_client *client);
 /**
  * Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
  *
- * `ttl_ms`: life of a lease unless it is extended, 1 to 2^53.
+ * `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
  * `out`: receives the handle, to be freed with tagsweep_lock_free.
  *
  * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.

@@ -7,7 +7,10 @@ use redis::Commands;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use support::{Server, age};
+use tagsweep::lock::{Options as Terms, WaitMode};
+use tagsweep::sweep::Options;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -119,6 +122,90 @@ fn one_version_everywhere() {
     }
     assert!(read("php/glue/composer.json").contains(&format!("\"version\": \"{version}\"")));
     assert!(read("CHANGELOG.md").contains(&format!("## {version} ")));
+}
+
+/// What the comments of a struct's fields say of their defaults, by field; nothing of those that are options.
+fn told_defaults(source: &str) -> BTreeMap<String, String> {
+    let (mut told, mut comment) = (BTreeMap::new(), String::new());
+    for line in source.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            comment.push_str(text);
+        } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|l| l.split_once(':')) {
+            if let Some((_, default)) = comment.split_once("Default: ") {
+                let end = default.find([';', ',']).unwrap_or(default.trim_end_matches('.').len());
+                told.insert(field.to_owned(), default[..end].to_owned());
+            }
+            comment.clear();
+        } else {
+            comment.clear();
+        }
+    }
+    told
+}
+
+#[test]
+fn options_have_the_defaults_that_their_comments_tell() {
+    let Options {
+        entry_prefix: None,
+        trust_mapping,
+        grace,
+        verify,
+        max_tag_age: None,
+        on_aged,
+        max_share,
+        max_removals: None,
+        max_duration: None,
+        strict,
+        durable,
+        remember: None,
+        resume,
+        max_latency,
+        effort,
+        memory,
+        lock,
+        lock_ttl,
+        wait,
+        dry_run,
+    } = Options::default()
+    else {
+        panic!("another option has a default: tell it");
+    };
+    let us = |span: Duration| format!("{} us", span.as_micros());
+    let s = |span: Duration| format!("{} s", span.as_secs_f64());
+    let sweep = [
+        ("trust_mapping", trust_mapping.to_string()),
+        ("grace", s(grace)),
+        ("verify", s(verify)),
+        ("on_aged", format!("{on_aged:?}").to_lowercase()),
+        ("max_share", max_share.to_string()),
+        ("strict", strict.to_string()),
+        ("durable", durable.to_string()),
+        ("resume", resume.to_string()),
+        ("max_latency", us(max_latency)),
+        ("effort", effort.to_string()),
+        ("memory", format!("{} MiB", memory >> 20)),
+        ("lock", String::from_utf8(lock).unwrap()),
+        ("lock_ttl", s(lock_ttl)),
+        ("wait", s(wait)),
+        ("dry_run", dry_run.to_string()),
+    ];
+    let sweep = sweep.map(|(field, default)| (field.to_owned(), default));
+    assert_eq!(told_defaults(&read("src/sweep/options.rs")), BTreeMap::from(sweep));
+
+    let terms = Terms::new(Duration::from_secs(1));
+    assert_eq!((terms.wait_mode, terms.renew.is_none()), (WaitMode::Line, true));
+    assert!(terms.max_hold.is_none());
+    let lock = [
+        ("wait_mode", "in line".to_owned()),
+        ("renew", "none".to_owned()),
+        ("max_hold", "none".to_owned()),
+        ("at_least", s(terms.at_least)),
+        ("confirm", terms.confirm.to_string()),
+        ("record", terms.record.to_string()),
+        ("release_on_drop", terms.release_on_drop.to_string()),
+    ];
+    let lock = lock.map(|(field, default)| (field.to_owned(), default));
+    assert_eq!(told_defaults(&read("src/lock/options.rs")), BTreeMap::from(lock));
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct tagsweep_lock {
 
 /// Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
 ///
-/// `ttl_ms`: life of a lease unless it is extended, 1 to 2^53.
+/// `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
 /// `out`: receives the handle, to be freed with tagsweep_lock_free.
 ///
 /// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.

@@ -15,21 +15,23 @@ use tagsweep::lock::{Lock, Options, Ttl, WaitMode, Watchdog};
 pub struct tagsweep_lock_options {
     /// sizeof(tagsweep_lock_options), set by tagsweep_lock_options_init.
     pub size: usize,
-    /// Life of a lease unless it is extended (ms), 1 to 2^53; 0 to learn it from past durations.
+    /// Life of a lease unless it is extended (ms), 3 to 2^53; 0 to learn it from past durations, within 10 s
+    /// and 5 min. Default: 30000.
     pub ttl_ms: u64,
-    /// Extend the lease every third of its TTL, in a thread of the library.
+    /// Extend the lease every third of its TTL, in a thread of the library. Default: true.
     pub renew: bool,
     /// Wait by asking again instead of standing in line: for proxies without blocking commands.
+    /// Default: false.
     pub backoff: bool,
-    /// Release when the lock is freed.
+    /// Release when the lock is freed. Default: true.
     pub release_on_free: bool,
-    /// Keep statistics on the server, for `tagsweep status` and `tagsweep metrics`.
+    /// Keep statistics on the server, for `tagsweep status` and `tagsweep metrics`. Default: true.
     pub record: bool,
-    /// No lease is extended beyond this (ms); 0 for no limit.
+    /// No lease is extended beyond this (ms), at least 3; 0 for no limit. Default: 0.
     pub max_hold_ms: u64,
-    /// The lock stays taken for so long, even if it is released earlier (ms).
+    /// The lock stays taken for so long, even if it is released earlier (ms), at most a year. Default: 0.
     pub at_least_ms: u64,
-    /// So many replicas must have the grant, or it is given back.
+    /// So many replicas must have the grant, or it is given back. Default: 0.
     pub confirm: u32,
 }
 

@@ -16,50 +16,55 @@ pub struct tagsweep_options {
     /// sizeof(tagsweep_options), set by tagsweep_options_init; lets the library tell old programs.
     pub size: usize,
     /// What makes a member the key of its entry; NULL: the prefix, or nothing, whichever existing
-    /// entries prove.
+    /// entries prove. Default: NULL.
     pub entry_prefix: *const c_char,
     /// Its length.
     pub entry_prefix_len: usize,
-    /// Go on although no member leads to an existing entry.
+    /// Go on although no member leads to an existing entry. Default: false.
     pub trust_mapping: bool,
-    /// Judge, write nothing, take no lock.
+    /// Judge, write nothing, take no lock. Default: false.
     pub dry_run: bool,
     /// Delete the entries of aged tags, then their references; otherwise aged tags are only counted.
+    /// Default: false.
     pub invalidate_aged: bool,
-    /// How long a tag must have been left alone before its references may go (ms).
+    /// How long a tag must have been left alone before its references may go (ms): longer than the slowest
+    /// writer takes from reference to entry. Default: 5000; at most 3600000.
     pub grace_ms: u64,
-    /// Time from a removal to the look whether the entry appeared after all (ms).
+    /// Time from a removal to the look whether the entry appeared after all (ms). Default: 1000; at most
+    /// 3600000.
     pub verify_ms: u64,
-    /// Age from which a tag counts as aged (ms); 0 to not ask.
+    /// Age from which a tag counts as aged (ms), 1 s to 180 days; 0 to not ask. Default: 0.
     pub max_tag_age_ms: u64,
-    /// Stop when more than this share of the references would go; 1 for never.
+    /// Stop when more than this share of the references would go, greater than 0; 1 for never. Default: 1.
     pub max_share: f64,
-    /// Stop after this many removed references; 0 for no limit.
+    /// Stop after this many removed references; 0 for no limit. Default: 0.
     pub max_removals: u64,
-    /// Stop after this time (ms); 0 for no limit.
+    /// Stop after this time (ms); 0 for no limit. Default: 0.
     pub max_duration_ms: u64,
-    /// Name of the lock; NULL for "cache_tag_cleanup".
+    /// Name of the lock, 1 to 65536 bytes; NULL for "cache_tag_cleanup". Default: NULL.
     pub lock: *const c_char,
     /// Its length.
     pub lock_len: usize,
-    /// TTL of the lock (ms); it is extended while the sweep runs.
+    /// TTL of the lock (ms); it is extended while the sweep runs. Default: 30000; at least 1000.
     pub lock_ttl_ms: u64,
-    /// How long to wait for the lock (ms).
+    /// How long to wait for the lock (ms). Default: 0.
     pub wait_ms: u64,
-    /// How much longer others may have to wait for the server because of the sweep (us).
+    /// How much longer others may have to wait for the server because of the sweep (us). Default: 500; 50 to
+    /// 1000000.
     pub max_latency_us: u64,
-    /// How much of the server's time to take at most, in tenths: 1 to 10.
+    /// How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
     pub effort: u32,
-    /// Memory for what is under way and for what waits (bytes).
+    /// Memory for what is under way and for what waits (bytes). Default: 50331648; at least 4194304.
     pub memory: usize,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
+    /// Default: false.
     pub strict: bool,
-    /// Note on the server what is removed until it is verified, for the case of a crash.
+    /// Note on the server what is removed until it is verified, for the case of a crash. Default: false.
     pub durable: bool,
-    /// Go on where an earlier sweep was cut short.
+    /// Go on where an earlier sweep was cut short. Default: true.
     pub resume: bool,
-    /// Remember for this long at most (ms) which tags can have nothing stale, and pass them over; 0 to
-    /// look at every tag.
+    /// Remember for this long at most (ms) which tags can have nothing stale, and pass them over: 1 s to 30
+    /// days; 0 to look at every tag. Default: 0.
     pub remember_ms: u64,
 }
 

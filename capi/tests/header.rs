@@ -1,6 +1,9 @@
 //! The committed header is what cbindgen makes of the sources. `UPDATE_HEADER=1` writes it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod build;
+
+use build::{archive, library, ok, repository};
 use std::path::Path;
 
 #[test]
@@ -24,4 +27,54 @@ fn the_header_is_what_the_generator_makes() {
     assert!(functions.len() > 20, "{functions:?}");
     let committed = std::fs::read_to_string(committed).unwrap_or_default();
     assert!(made == committed, "include/tagsweep.h is out of date: run `make header`");
+}
+
+/// The fields of a struct in the header, each with the default that its comment tells.
+fn told_defaults(header: &str, name: &str) -> Vec<(String, String)> {
+    let end = header.find(&format!("}} {name};")).unwrap();
+    let begin = header[..end].rfind("typedef struct").unwrap();
+    let mut told = Vec::new();
+    for declaration in header[begin..end].split("/**").skip(1) {
+        let (comment, field) = declaration.split_once("*/").unwrap();
+        let field = field.trim().trim_end_matches(';').rsplit([' ', '*']).next().unwrap();
+        if let Some((_, default)) = comment.split_once("Default: ") {
+            let end = default.find([';', '.']).unwrap();
+            told.push((field.to_owned(), default[..end].to_owned()));
+        } else {
+            assert!(field == "size" || field.ends_with("_len"), "{field} tells no default");
+        }
+    }
+    told
+}
+
+#[test]
+fn options_have_the_defaults_that_the_header_tells() {
+    library();
+    let header = std::fs::read_to_string(repository().join("include/tagsweep.h")).unwrap();
+    let mut checks = String::new();
+    for (of, init) in [
+        ("tagsweep_options", "tagsweep_options_init"),
+        ("tagsweep_lock_options", "tagsweep_lock_options_init"),
+    ] {
+        let told = told_defaults(&header, of);
+        assert!(told.len() > 7, "{told:?}");
+        checks += &format!("  {of} {of}_;\n  {init}(&{of}_);\n");
+        for (field, default) in told {
+            checks += &format!(
+                "  if ({of}_.{field} != {default}) {{ puts(\"{of}.{field} is not {default}\"); wrong = 1; }}\n"
+            );
+        }
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (source, program) = (place.path().join("defaults.c"), place.path().join("defaults"));
+    let text = "#include <stdio.h>\n#include <tagsweep.h>\nint main(void) {\n  int wrong = 0;\n";
+    std::fs::write(&source, format!("{text}{checks}  return wrong;\n}}\n")).unwrap();
+    let include = format!("-I{}", repository().join("include").display());
+    let mut compile = std::process::Command::new("cc");
+    ok(compile
+        .args(["-std=c99", "-Wall", "-Werror", &include])
+        .arg(&source)
+        .args(archive())
+        .args(["-o".as_ref(), program.as_os_str()]));
+    ok(&mut std::process::Command::new(program));
 }

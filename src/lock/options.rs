@@ -11,22 +11,23 @@ use std::time::Duration;
 /// How a lock is contended for. Only the TTL has no sensible default for everybody; 30 s with renewal.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Life of a lease unless it is extended.
+    /// Life of a lease unless it is extended: 3 ms to 2^53 ms, or learned.
     pub ttl: Ttl,
-    /// How waiters wait.
+    /// How waiters wait. Default: in line.
     pub wait_mode: WaitMode,
-    /// Extends the lease every third of its TTL, in a thread.
+    /// Extends the lease every third of its TTL, in a thread. Default: none.
     pub renew: Option<Watchdog>,
-    /// A lease is not extended beyond this.
+    /// A lease is not extended beyond this. Default: none, for no limit; at least 3 ms.
     pub max_hold: Option<Duration>,
     /// The lock stays taken for this long, even when it is released earlier: a fast job then does not
     /// run again on a machine whose schedule is late. (ShedLock's `lockAtLeastFor`.)
+    /// Default: 0 s; at most a year.
     pub at_least: Duration,
-    /// So many replicas must have the grant, or it is given back: see the server's `WAIT`.
+    /// So many replicas must have the grant, or it is given back: see the server's `WAIT`. Default: 0.
     pub confirm: u32,
-    /// Whether statistics are kept on the server, for `tagsweep status` and `metrics`.
+    /// Whether statistics are kept on the server, for `tagsweep status` and `metrics`. Default: false.
     pub record: bool,
-    /// Whether dropping the lock releases it.
+    /// Whether dropping the lock releases it. Default: true.
     pub release_on_drop: bool,
 }
 

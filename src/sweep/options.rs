@@ -20,52 +20,57 @@ pub struct Options {
     /// What makes a member the key of its entry. `None`: the prefix in force, or nothing at all,
     /// whichever existing entries prove.
     pub entry_prefix: Option<Vec<u8>>,
-    /// Take the mapping of members to entries for right, without a proof.
+    /// Take the mapping of members to entries for right, without a proof. Default: false.
     pub trust_mapping: bool,
     /// How long a tag must have been left alone before its references may go. Must exceed the
-    /// slowest writer's time between reference and entry.
+    /// slowest writer's time between reference and entry. Default: 5 s; at most 1 h.
     pub grace: Duration,
-    /// Time from a removal to the look whether the entry appeared after all.
+    /// Time from a removal to the look whether the entry appeared after all. Default: 1 s; at most 1 h.
     pub verify: Duration,
-    /// Age from which a tag counts as aged; `None` to not ask.
+    /// Age from which a tag counts as aged; `None` to not ask. 1 s to 180 days.
     pub max_tag_age: Option<Duration>,
-    /// What to do with aged tags.
+    /// What to do with aged tags. Default: keep.
     pub on_aged: OnAged,
     /// Stop when more than this share of the references looked at would go, stale or of aged tags
     /// (1 = never). Judged from a thousand references on, or when all are seen; nothing goes before.
+    /// Default: 1; greater than 0.
     pub max_share: f64,
-    /// Stop after this many removed references.
+    /// Stop after this many removed references; `None` for no limit.
     pub max_removals: Option<u64>,
-    /// Stop after this time.
+    /// Stop after this time; `None` for no limit.
     pub max_duration: Option<Duration>,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
+    /// Default: false.
     pub strict: bool,
     /// Note on the server what was removed until it is verified, so that a crash in between leaves
     /// nothing unverified: the next sweep does it. Costs the server as many bytes as the names.
+    /// Default: false.
     pub durable: bool,
     /// Note for each tag until when none of its entries expires, but for this long at most, and pass it
     /// over until then unless its number of references changes. Saves later sweeps most of their work
     /// and costs the server some 45 bytes a tag; entries that are deleted or evicted meanwhile leave
-    /// references that stay for as long. `None` to look at every tag.
+    /// references that stay for as long. `None` to look at every tag. 1 s to 30 days.
     pub remember: Option<Duration>,
     /// Begin where an earlier sweep was cut short, and go round; only to the end of the keys if that
-    /// sweep began no longer than a grace ago.
+    /// sweep began no longer than a grace ago. Default: true.
     pub resume: bool,
     /// How much longer others may have to wait for the server because of us: a round of commands
-    /// takes a third of it where others are at work, and all of it where hardly anybody is.
+    /// takes a third of it where others are at work, and all of it where hardly anybody is. Default: 500 us;
+    /// 50 us to 1 s.
     pub max_latency: Duration,
-    /// How much of the server's time to take at most, in tenths: 1 to 10.
+    /// How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
     pub effort: u8,
     /// Memory to take for what is under way and for what waits (bytes). When it is full, the walk
-    /// pauses.
+    /// pauses. Default: 48 MiB; at least 4 MiB.
     pub memory: usize,
-    /// Name of the lock.
+    /// Name of the lock, 1 to 65536 bytes. Default: cache_tag_cleanup.
     pub lock: Vec<u8>,
     /// TTL of the lock; extended while the sweep runs. A server out of reach is waited for as long.
+    /// Default: 30 s; at least 1 s.
     pub lock_ttl: Duration,
-    /// How long to wait for the lock.
+    /// How long to wait for the lock. Default: 0 s.
     pub wait: Duration,
-    /// Judge, write nothing (and take no lock).
+    /// Judge, write nothing (and take no lock). Default: false.
     pub dry_run: bool,
 }
 
