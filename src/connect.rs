@@ -182,7 +182,7 @@ impl Link {
         checked(reply).map_err(|e| e.server(&self.label))
     }
 
-    /// One bare command, for a bench that compares with it.
+    /// One bare command, for a bench that compares with it, and for `tagsweep doctor`.
     #[doc(hidden)]
     pub fn bare(&mut self, command: &Cmd) -> Result<Value> {
         let deadline = self.deadline();

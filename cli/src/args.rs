@@ -46,6 +46,10 @@ pub(crate) enum Command {
     History(HistoryArgs),
     /// Print the statistics of locks and sweeps as OpenMetrics text.
     Metrics(MetricsArgs),
+    /// Look at a server, and say what stands in the way of locks and sweeps.
+    Doctor(DoctorArgs),
+    /// Print the rule that gives a user of the server what tagsweep needs, and no more.
+    Acl(AclArgs),
     /// Write a small tagged cache, sweep it, and show what happened.
     Demo(DemoArgs),
 }
@@ -323,6 +327,53 @@ pub(crate) enum WaitModeName {
     Backoff,
 }
 
+/// Whom to examine.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Name of the lock that sweeps run under.
+    #[arg(long, default_value = "cache_tag_cleanup")]
+    pub lock: OsString,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What somebody is to be allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Hold locks, wait for them, take them away.
+    Lock,
+    /// Sweep, with everything that a plan and a lock take.
+    Sweep,
+    /// See what a sweep would do; writes nothing.
+    Plan,
+    /// See status, metrics and history; writes nothing.
+    Watch,
+}
+
+/// Who is allowed what.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AclArgs {
+    /// What the user does.
+    #[arg(value_enum)]
+    pub role: Role,
+    /// Name of the user.
+    #[arg(long, default_value = "tagsweep")]
+    pub user: OsString,
+    /// Stands before every key.
+    #[arg(long, default_value = "")]
+    pub prefix: OsString,
+    /// Version of the server, such as 7.0: older ones refuse rules about commands that they do not know.
+    /// Default: as new as any.
+    #[arg(long, value_parser = version, value_name = "VERSION")]
+    pub server_version: Option<(u32, u32)>,
+    /// What makes a member the key of its entry, as the sweep is told. Default: any key may be an entry.
+    #[arg(long)]
+    pub entry_prefix: Option<OsString>,
+}
+
 /// The demo.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DemoArgs {
@@ -336,6 +387,15 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn bytes(text: &OsStr) -> Vec<u8> {
     text.as_bytes().to_vec()
+}
+
+/// The first two numbers of a version.
+fn version(text: &str) -> Result<(u32, u32), String> {
+    let mut numbers = text.split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err("not a version, such as 7.0".to_owned()),
+    }
 }
 
 /// A duration, or "auto".

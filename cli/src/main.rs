@@ -20,8 +20,10 @@ macro_rules! complain {
     }};
 }
 
+mod acl;
 mod args;
 mod demo;
+mod doctor;
 mod history;
 mod lock;
 mod monitor;
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
         Command::ForceRelease(options) => monitor::force_release(&options),
         Command::History(options) => history::history(&options),
         Command::Metrics(options) => monitor::metrics(&options),
+        Command::Doctor(options) => doctor::doctor(&options),
+        Command::Acl(options) => acl::acl(&options),
         Command::Demo(options) => demo::demo(&options),
     };
     ExitCode::from(done.unwrap_or_else(|e| {

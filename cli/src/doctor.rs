@@ -1,0 +1,351 @@
+//! `tagsweep doctor`: looks at a server, and says what stands in the way of locks and sweeps. Changes
+//! nothing.
+
+use crate::args::{DoctorArgs, bytes};
+use crate::history::plain;
+use crate::monitor::link;
+use crate::output::span;
+use crate::{Done, exit};
+use redis::{Value, cmd, from_redis_value};
+use serde_json::json;
+use std::io::Write;
+use std::time::{Duration, Instant};
+use tagsweep::connect::Link;
+use tagsweep::lock::{self, SharedLink, Status};
+use tagsweep::sweep;
+
+/// Round trips of which the median is told.
+const TRIPS: usize = 9;
+
+/// A round trip from which on it is worth a word.
+const FAR: Duration = Duration::from_millis(5);
+
+/// Commands on tags and entries that the user may not run; nothing where the server cannot tell.
+const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
+    if not may then return no end \
+    for _, name in ipairs({'SADD', 'SREM', 'SISMEMBER'}) do \
+      if not may(name, KEYS[1], '') then no[#no + 1] = name end end \
+    for _, name in ipairs({'TYPE', 'UNLINK', 'EXISTS'}) do \
+      if not may(name, KEYS[1]) then no[#no + 1] = name end end \
+    return no";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grade {
+    Good,
+    /// To be known.
+    Note,
+    /// To be mended.
+    Bad,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Finding {
+    grade: Grade,
+    what: String,
+    advice: &'static str,
+}
+
+impl Finding {
+    fn new(grade: Grade, what: impl Into<String>, advice: &'static str) -> Self {
+        Self { grade, what: what.into(), advice }
+    }
+}
+
+/// What was seen of a server. What it did not tell is `None`.
+#[derive(Debug, Default)]
+struct Seen {
+    info: Option<String>,
+    trip: Duration,
+    /// What it answers to a script and to a command that blocks, if that is an error.
+    scripts: Option<String>,
+    blocking: Option<String>,
+    refused: Vec<String>,
+    lock: Option<Status>,
+    /// The server's clock, and when the last complete sweep ended (s).
+    now: u64,
+    swept: Option<u64>,
+}
+
+pub(crate) fn doctor(args: &DoctorArgs) -> Done {
+    let link = link(&args.server)?;
+    let (seen, server) = look(&link, args)?;
+    let findings = [about(&seen), rights(&seen), past(&seen)].concat();
+    let mut out = std::io::stdout().lock();
+    if !args.json {
+        writeln!(out, "{server}: {}", plain(&name(seen.info.as_deref().unwrap_or_default())))?;
+    }
+    for finding in &findings {
+        let grade = match finding.grade {
+            Grade::Good => "ok",
+            Grade::Note => "note",
+            Grade::Bad => "bad",
+        };
+        let (what, advice) = (plain(&finding.what), finding.advice);
+        if args.json {
+            let line = json!({ "grade": grade, "what": what, "advice": advice });
+            writeln!(out, "{line}")?;
+        } else {
+            let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
+            writeln!(out, "  {grade:<5} {what}{advice}")?;
+        }
+    }
+    let bad = findings.iter().any(|finding| finding.grade == Grade::Bad);
+    Ok(if bad { exit::ERROR } else { exit::DONE })
+}
+
+fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)> {
+    let name = bytes(&args.lock);
+    let mut seen = Seen::default();
+    let server = {
+        let mut link = link.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let link = &mut *link;
+        seen.trip = trip(link)?;
+        seen.info = text(link.bare(&cmd("INFO")))?;
+        seen.scripts = refusal(link.bare(cmd("EVAL").arg("return 1").arg(0)))?;
+        let prefix = args.server.prefix.as_encoded_bytes();
+        let nobody = [prefix, b"lock:tagsweep-doctor"].concat();
+        seen.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody).arg("0.01")))?;
+        if seen.scripts.is_none() {
+            let tag = [prefix, b"tag:tagsweep-doctor"].concat();
+            let refused = link.bare(cmd("EVAL").arg(REFUSED).arg(1).arg(tag));
+            seen.refused = refused.ok().and_then(|v| from_redis_value(v).ok()).unwrap_or_default();
+        }
+        link.config().label()
+    };
+    // A user without the permission is told nothing.
+    seen.lock = lock::status(link, &name).ok();
+    seen.swept = sweep::totals(link, &name).ok().and_then(|totals| totals.last_success);
+    seen.now = seen.lock.as_ref().map_or(0, |status| status.time.as_secs());
+    Ok((seen, server))
+}
+
+fn trip(link: &mut Link) -> tagsweep::Result<Duration> {
+    link.bare(&cmd("PING"))?;
+    let mut trips = Vec::new();
+    for _ in 0..TRIPS {
+        let begun = Instant::now();
+        link.bare(&cmd("PING"))?;
+        trips.push(begun.elapsed());
+    }
+    trips.sort();
+    Ok(trips[TRIPS / 2])
+}
+
+/// An error of the server as text; what keeps it from answering is ours.
+fn refusal(answer: tagsweep::Result<Value>) -> tagsweep::Result<Option<String>> {
+    match answer {
+        Ok(_) => Ok(None),
+        Err(e) if e.code().is_some() => Ok(Some(e.to_string())),
+        Err(e) => Err(e),
+    }
+}
+
+fn text(answer: tagsweep::Result<Value>) -> tagsweep::Result<Option<String>> {
+    match answer {
+        Ok(value) => Ok(from_redis_value(value).ok()),
+        Err(e) if e.code().is_some() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+}
+
+fn name(info: &str) -> String {
+    let valkey = field(info, "valkey_version").map(|version| format!("Valkey {version}"));
+    let redis = || field(info, "redis_version").map(|version| format!("Redis {version}"));
+    valkey.or_else(redis).unwrap_or_else(|| "a server that does not say what it is".to_owned())
+}
+
+/// Whether a version is at least that.
+fn since(info: &str, least: [u32; 2]) -> bool {
+    let version = field(info, "redis_version").unwrap_or_default();
+    version.split('.').filter_map(|part| part.parse().ok()).collect::<Vec<u32>>() >= least.to_vec()
+}
+
+/// What the server is, and how it is doing.
+fn about(seen: &Seen) -> Vec<Finding> {
+    use Grade::{Bad, Good, Note};
+    let far = "it is waited for, but a sweep takes longer and needs an --effort of 10";
+    let trip = format!("round trip {}", span(seen.trip));
+    let mut found = vec![match seen.trip < FAR {
+        true => Finding::new(Good, trip, ""),
+        false => Finding::new(Note, trip, far),
+    }];
+    let Some(info) = seen.info.as_deref() else {
+        found.push(Finding::new(
+            Note,
+            "the user may not ask INFO",
+            "without it idle times are no evidence, and every entry must be seen absent twice",
+        ));
+        return found;
+    };
+    let is = |name: &str, value: &str| field(info, name) == Some(value);
+    let number = |name: &str| field(info, name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+    let policy = field(info, "maxmemory_policy").unwrap_or("noeviction");
+    let evicts = number("maxmemory") > 0 && policy != "noeviction";
+    let full = number("maxmemory") > 0 && number("used_memory") * 20 > number("maxmemory") * 19;
+    let mode = field(info, "redis_mode").or(field(info, "server_mode")).unwrap_or("standalone");
+    let evicting = format!("keys with a TTL may be evicted ({policy})");
+    let checks: [(bool, Grade, &str, &str); 11] = [
+        (
+            is("role", "slave"),
+            Bad,
+            "it is a replica",
+            "name the primary: what a replica does not see yet is no evidence",
+        ),
+        (
+            mode != "standalone",
+            Bad,
+            "it is no standalone server",
+            "Cluster and Sentinel are not supported",
+        ),
+        (!since(info, [6, 2]), Bad, "it is older than 6.2", "locks need SET with GET: upgrade it"),
+        (
+            since(info, [6, 2]) && !since(info, [7, 2]),
+            Note,
+            "it has no CLIENT NO-TOUCH (7.2)",
+            "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
+        ),
+        (
+            policy.ends_with("lfu"),
+            Note,
+            "an LFU policy keeps no idle times",
+            "entries must be seen absent twice, a grace apart; no tag counts as aged",
+        ),
+        (evicts, Note, &evicting, "a lock that is evicted is noticed, but lost"),
+        (
+            full && !evicts,
+            Bad,
+            "memory is nearly all used",
+            "locks are refused when it is; sweeping needs none and gives some back",
+        ),
+        (
+            is("rdb_last_bgsave_status", "err"),
+            Bad,
+            "the last save failed",
+            "where stop-writes-on-bgsave-error is set nobody can write: see the server's log",
+        ),
+        (
+            is("aof_last_write_status", "err"),
+            Bad,
+            "the last write of the AOF failed",
+            "see its log",
+        ),
+        (is("loading", "1"), Bad, "it is loading its data", "wait until it has"),
+        (
+            is("rdb_bgsave_in_progress", "1") || is("aof_rewrite_in_progress", "1"),
+            Note,
+            "it is saving",
+            "idle times stand still meanwhile; a sweep then takes a grace longer",
+        ),
+    ];
+    let told = checks.into_iter().filter(|(holds, ..)| *holds);
+    found.extend(told.map(|(_, grade, what, advice)| Finding::new(grade, what, advice)));
+    found
+}
+
+/// What the user may do there.
+fn rights(seen: &Seen) -> Vec<Finding> {
+    use Grade::{Bad, Good, Note};
+    let advice = "grant it: `tagsweep acl` prints what is needed";
+    let mut found = vec![match &seen.scripts {
+        None => Finding::new(Good, "scripts run", ""),
+        Some(e) => Finding::new(Bad, format!("scripts do not run: {e}"), advice),
+    }];
+    found.push(match &seen.blocking {
+        None => Finding::new(Good, "commands may block, so locks are waited for in line", ""),
+        Some(e) => Finding::new(
+            Note,
+            format!("commands do not block: {e}"),
+            "locks are waited for by asking again, in no order",
+        ),
+    });
+    if !seen.refused.is_empty() {
+        let what = format!("the user may not run {} on tags", seen.refused.join(", "));
+        found.push(Finding::new(Bad, what, advice));
+    }
+    found
+}
+
+/// The lock of sweeps, and the last one under it.
+fn past(seen: &Seen) -> Vec<Finding> {
+    use Grade::{Good, Note};
+    let mut found = Vec::new();
+    if let Some(holder) = seen.lock.as_ref().and_then(|status| status.holder.as_ref()) {
+        found.push(Finding::new(Note, format!("the lock of sweeps is {holder}"), ""));
+    }
+    found.push(match seen.swept {
+        Some(at) => {
+            let ago = span(Duration::from_secs(seen.now.saturating_sub(at)));
+            Finding::new(Good, format!("the last complete sweep ended {ago} ago"), "")
+        }
+        None => Finding::new(
+            Note,
+            "no sweep was ever complete",
+            "`tagsweep plan` shows what one would do",
+        ),
+    });
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "redis_version:7.2.4\r\nredis_mode:standalone\r\nrole:master\r\n\
+        maxmemory:0\r\nmaxmemory_policy:noeviction\r\nused_memory:1000\r\nloading:0\r\n\
+        rdb_bgsave_in_progress:0\r\naof_rewrite_in_progress:0\r\nrdb_last_bgsave_status:ok\r\n";
+
+    fn told(from: &str, to: &str) -> Vec<(Grade, String)> {
+        let seen = Seen { info: Some(INFO.replace(from, to)), ..Seen::default() };
+        about(&seen).into_iter().skip(1).map(|f| (f.grade, f.what)).collect()
+    }
+
+    #[test]
+    fn a_healthy_server_gives_no_cause_for_words() {
+        assert_eq!(told("", ""), []);
+        assert_eq!(name(INFO), "Redis 7.2.4");
+        assert_eq!(name(&format!("{INFO}valkey_version:8.1.1\r\n")), "Valkey 8.1.1");
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_told() {
+        use Grade::{Bad, Note};
+        for (from, to, grade, what) in [
+            ("role:master", "role:slave", Bad, "replica"),
+            ("standalone", "cluster", Bad, "standalone"),
+            ("7.2.4", "6.0.16", Bad, "older than 6.2"),
+            ("7.2.4", "7.0.15", Note, "NO-TOUCH"),
+            ("noeviction", "allkeys-lfu", Note, "idle times"),
+            (
+                "maxmemory:0\r\nmaxmemory_policy:noeviction",
+                "maxmemory:9\r\nmaxmemory_policy:volatile-ttl",
+                Note,
+                "evicted",
+            ),
+            ("maxmemory:0", "maxmemory:1010", Bad, "memory"),
+            ("bgsave_status:ok", "bgsave_status:err", Bad, "save failed"),
+            ("loading:0", "loading:1", Bad, "loading"),
+            ("bgsave_in_progress:0", "bgsave_in_progress:1", Note, "saving"),
+        ] {
+            let found = told(from, to);
+            assert!(found.len() == 1 && found[0].0 == grade, "{to}: {found:?}");
+            assert!(found[0].1.contains(what), "{to}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_user_may_not_do_is_told() {
+        let seen = Seen {
+            scripts: Some("NOPERM".into()),
+            blocking: Some("NOPERM".into()),
+            refused: vec!["SREM".into()],
+            ..Seen::default()
+        };
+        let grades: Vec<Grade> = rights(&seen).iter().map(|finding| finding.grade).collect();
+        assert_eq!(grades, [Grade::Bad, Grade::Note, Grade::Bad]);
+        assert_eq!(about(&seen)[1].grade, Grade::Note, "INFO is not told");
+    }
+}
