@@ -1004,7 +1004,7 @@ fn tags(con: &mut Connection, name: &str, tags: usize, references: usize, live: 
                 if live > 0 and r % live == 0 then redis.call('SET', entry, '') end end end";
     let mut eval = redis::cmd("EVAL");
     eval.arg(fill).arg(0).arg(name).arg(tags).arg(references).arg(live).exec(con).unwrap();
-    (0..tags).for_each(|t| age(con, &format!("tag:{name}:{t}"), 3600));
+    (0..tags).for_each(|t| age(con, format!("tag:{name}:{t}"), 3600));
 }
 
 #[test]

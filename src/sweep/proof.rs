@@ -119,7 +119,7 @@ impl Proof {
     }
 
     /// Pages of which something was passed over that can be dealt with now. Told once.
-    pub fn to_walk_again(&mut self) -> Option<Stretch> {
+    pub fn take_missed(&mut self) -> Option<Stretch> {
         self.missed.take_if(|_| self.chosen.is_some())
     }
 
@@ -204,11 +204,11 @@ mod tests {
         };
         for passed_over in [on(2, 6, 1), on(1, 2, 6), on(3, 1, 5), on(2, 6, 1)] {
             assert!(proof.admit(passed_over.clone()).is_none());
-            assert!(passed_over.visit.page.missed.get() && proof.to_walk_again().is_none());
+            assert!(passed_over.visit.page.missed.get() && proof.take_missed().is_none());
         }
         proof.learn(&[1, 0]).unwrap();
-        let pages = proof.to_walk_again().unwrap();
+        let pages = proof.take_missed().unwrap();
         assert_eq!((pages.from(), pages.to()), (2, 5));
-        assert!(proof.is_settled() && proof.to_walk_again().is_none());
+        assert!(proof.is_settled() && proof.take_missed().is_none());
     }
 }

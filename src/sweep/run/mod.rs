@@ -421,7 +421,7 @@ impl<'a> Running<'a> {
 
     /// Walks again if something was passed over before the mapping was proven.
     fn next_pass(&mut self) -> bool {
-        let Some(pages) = self.proof.to_walk_again().filter(|_| self.stop.is_none()) else {
+        let Some(pages) = self.proof.take_missed().filter(|_| self.stop.is_none()) else {
             return false;
         };
         self.second_pass = true;
