@@ -75,7 +75,7 @@ impl Running<'_> {
             self.pace.observe_cpu(used, now);
         }
         if let Some(received) = bytes_received(&text(2)) {
-            self.pace.observe_others(received - self.sent as f64, now);
+            self.pace.observe_others(received - self.wire.sent as f64, now);
         }
     }
 
@@ -107,7 +107,7 @@ impl Running<'_> {
                 .map(|(field, _)| field)
                 .collect();
             if !fields.is_empty() {
-                self.ready.push_back(Ask::Forget { bucket, fields });
+                self.queue.ready.push_back(Ask::Forget { bucket, fields });
             }
         }
         Ok(())
@@ -129,15 +129,15 @@ impl Running<'_> {
         let (cursor, slips): (u64, Vec<Field>) = understood(reply)?;
         let now = Moment::now();
         for (id, bytes) in slips {
-            let slip = Slip::new(id, &self.crossed);
+            let slip = Slip::new(id, &self.legacy.crossed);
             for batch in slip::read(&bytes, &slip) {
                 let size = batch.size();
-                self.unverified.put((batch, Twice::Never), size, now);
+                self.queue.unverified.put((batch, Twice::Never), size, now);
             }
             self.warn("an earlier sweep was cut off before it had verified; that was made up for");
         }
         if cursor != 0 {
-            self.waiting.put(Later::Recover(cursor), 0, now);
+            self.queue.waiting.put(Later::Recover(cursor), 0, now);
         }
         Ok(())
     }

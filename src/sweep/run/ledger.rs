@@ -10,10 +10,68 @@ use crate::sweep::records::{self, Record, Warrant};
 use crate::sweep::report::{Progress, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
+use crate::sweep::slip::{Done, Slip};
 use redis::Value;
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// What the report is made of besides what it holds already.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    /// Tags read.
+    pub visits: u64,
+    /// Memory of the tags that were weighed (bytes), and their members.
+    pub weighed: (u64, u64),
+    /// The largest share of the keys that was told of, for a second pass begins anew.
+    furthest: f64,
+    /// Tags of what is to be walked to again that counted as pruned the first time.
+    pruned_before: HashSet<[u8; 8]>,
+}
+
+/// What is left for the next run, and what an earlier one left.
+pub(super) struct Legacy {
+    /// Of our grant, for those who look back.
+    fence: Option<u64>,
+    /// What checkpoints of this run are good for; `None` when there can be none.
+    pub purpose: Option<String>,
+    pub checkpointed: Moment,
+    /// Figures of the sweep that this one goes on from.
+    pub before: Report,
+    /// Pages of which something was given up: whoever goes on begins with them.
+    given_up: Vec<Rc<Page>>,
+    farewell: bool,
+    /// Slips to be crossed out, and how many were written.
+    pub crossed: Done,
+    pub slips: u64,
+    /// Notes of what could not be put back.
+    pub unrestored: Vec<Rc<Slip>>,
+    /// Ages are kept on record, because our reads reset them.
+    pub aging: bool,
+    /// Records to be written, and buckets of records that are tidied up.
+    pub records: Vec<(Vec<u8>, Option<Record>)>,
+    tidied: u32,
+}
+
+impl Legacy {
+    pub fn new(fence: Option<u64>, purpose: Option<String>, now: Moment) -> Self {
+        Self {
+            fence,
+            purpose,
+            checkpointed: now,
+            before: Report::default(),
+            given_up: Vec::new(),
+            farewell: false,
+            crossed: Done::default(),
+            slips: 0,
+            unrestored: Vec::new(),
+            aging: false,
+            records: Vec::new(),
+            tidied: 0,
+        }
+    }
+}
 
 impl Running<'_> {
     /// The figures, as they are now.
@@ -27,12 +85,12 @@ impl Running<'_> {
         let report = &mut self.report;
         report.duration = Moment::now().since(self.begun);
         report.server = self.pace.server_time();
-        let (bytes, members) = self.weighed;
+        let (bytes, members) = self.figures.weighed;
         let lost = report.references_removed.saturating_sub(report.references_restored);
         report.bytes_reclaimed = bytes.saturating_mul(lost).checked_div(members).unwrap_or(0);
-        report.rounds = self.rounds.count();
-        report.round_p50 = self.rounds.quantile(0.5).unwrap_or_default();
-        report.round_p99 = self.rounds.quantile(0.99).unwrap_or_default();
+        report.rounds = self.wire.rounds.count();
+        report.round_p50 = self.wire.rounds.quantile(0.5).unwrap_or_default();
+        report.round_p99 = self.wire.rounds.quantile(0.99).unwrap_or_default();
     }
 
     /// What is left for those who look back: nothing of a dry run.
@@ -44,7 +102,7 @@ impl Running<'_> {
         let mut who = who.splitn(3, '|').map(str::to_owned);
         let run = history::Run {
             at: self.server_time(),
-            fence: self.fence,
+            fence: self.legacy.fence,
             host: who.next().unwrap_or_default(),
             pid: std::process::id(),
             program: who.nth(1).unwrap_or_default(),
@@ -52,23 +110,24 @@ impl Running<'_> {
             error,
             report: self.report.clone(),
         };
-        let entry = history::Entry { run: &run, rounds: &self.rounds, errors: &self.errors };
+        let entry =
+            history::Entry { run: &run, rounds: &self.wire.rounds, errors: &self.wire.errors };
         entry.commands(&self.contender.keys().lock)
     }
 
     pub(super) fn progress(&mut self) -> Progress<'_> {
         self.take_stock();
         let (share, passed) = (self.walk.share(), self.walk.passed());
-        self.furthest = self.furthest.max(share);
+        self.figures.furthest = self.figures.furthest.max(share);
         let left =
             (passed > 0.005).then(|| (1.0 - share) / passed * self.report.duration.as_secs_f64());
         Progress {
             report: &self.report,
-            share: self.furthest,
+            share: self.figures.furthest,
             keys: self.keys,
             left: left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             effort: self.pace.effort(),
-            waiting: self.flights.is_empty() && self.ready.is_empty(),
+            waiting: self.wire.flights.is_empty() && self.queue.ready.is_empty(),
         }
     }
 
@@ -78,9 +137,9 @@ impl Running<'_> {
         if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
             return None;
         }
-        let purpose = self.purpose.as_ref()?;
+        let purpose = self.legacy.purpose.as_ref()?;
         let place = self.walk.settled();
-        let mut report = self.before.clone();
+        let mut report = self.legacy.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
             report.tags_seen -= page.seen.get();
@@ -94,8 +153,8 @@ impl Running<'_> {
 
     /// Nothing more is done about something of this page.
     pub(super) fn give_up(&mut self, page: &Rc<Page>) {
-        if !self.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
-            self.given_up.push(Rc::clone(page));
+        if !self.legacy.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
+            self.legacy.given_up.push(Rc::clone(page));
         }
     }
 
@@ -106,14 +165,14 @@ impl Running<'_> {
             return true;
         }
         let silent = self.options.dry_run || self.contender.lease().is_none();
-        if silent || std::mem::replace(&mut self.farewell, true) {
+        if silent || std::mem::replace(&mut self.legacy.farewell, true) {
             return false;
         }
         let kept = match self.stop {
             None => Some(None),
             Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
         };
-        self.ready.extend(kept.map(Ask::Checkpoint));
+        self.queue.ready.extend(kept.map(Ask::Checkpoint));
         true
     }
 
@@ -121,13 +180,13 @@ impl Running<'_> {
     /// bucket. False when there is nothing to tidy up.
     fn tidy(&mut self) -> bool {
         let whole = self.stop.is_none() && self.walk.is_whole();
-        let keeps = self.aging || self.options.remember.is_some();
+        let keeps = self.legacy.aging || self.options.remember.is_some();
         let writes = keeps && !self.options.dry_run;
-        if !whole || !writes || self.tidied >= records::BUCKETS {
+        if !whole || !writes || self.legacy.tidied >= records::BUCKETS {
             return false;
         }
-        self.ready.push_back(Ask::Tidy { first: self.tidied });
-        self.tidied += records::TIDIED;
+        self.queue.ready.push_back(Ask::Tidy { first: self.legacy.tidied });
+        self.legacy.tidied += records::TIDIED;
         true
     }
 
@@ -136,8 +195,8 @@ impl Running<'_> {
         let Some(visit) = Rc::into_inner(visit) else { return };
         // Whoever reads a tag again weighs it again, and keeps what is known of it.
         if visit.weight.get() > 0 && !visit.reread.get() {
-            self.weighed.0 += visit.weight.get();
-            self.weighed.1 += visit.checked.get();
+            self.figures.weighed.0 += visit.weight.get();
+            self.figures.weighed.1 += visit.checked.get();
         }
         if !self.options.dry_run && !visit.reread.get() {
             self.keep_record(&visit);
@@ -155,17 +214,17 @@ impl Running<'_> {
             return;
         };
         let name = records::place(key).1;
-        let counted = self.pruned_before.contains(&name);
+        let counted = self.figures.pruned_before.contains(&name);
         match tally.gone.get() {
             true => {
                 self.report.tags_removed += 1;
                 self.report.tags_pruned -= u64::from(counted);
-                self.pruned_before.remove(&name);
+                self.figures.pruned_before.remove(&name);
             }
             false => {
                 self.report.tags_pruned += u64::from(!counted);
                 if page.missed.get() {
-                    self.pruned_before.insert(name);
+                    self.figures.pruned_before.insert(name);
                 }
             }
         }
@@ -184,7 +243,7 @@ impl Running<'_> {
             record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
         match record.filter(|_| !visit.gone.get()) {
             None if visit.known.get().is_none() || !visit.gone.get() => {}
-            record => self.records.push((visit.key.clone(), record)),
+            record => self.legacy.records.push((visit.key.clone(), record)),
         }
     }
 
@@ -194,7 +253,7 @@ impl Running<'_> {
         if batch.members.is_empty() || !vouches || self.stop.is_some() {
             return self.let_go(batch.visit);
         }
-        self.ready.push_back(Ask::Lifetimes(batch));
+        self.queue.ready.push_back(Ask::Lifetimes(batch));
     }
 
     pub(super) fn vouched(&mut self, batch: Batch, replies: &[Value]) {

@@ -55,7 +55,7 @@ impl Running<'_> {
             self.found_absent(batch);
         } else {
             let group = judge::group(live.min(total - live) as usize, total as usize);
-            self.ready.push_front(Ask::Sift(batch, group));
+            self.queue.ready.push_front(Ask::Sift(batch, group));
         }
         Ok(())
     }
@@ -79,11 +79,11 @@ impl Running<'_> {
         batch.visit.alive.set(true);
         if self.proof.is_settled() {
             self.count_checked(&batch);
-            self.ready.push_front(Ask::Sift(batch, 1));
+            self.queue.ready.push_front(Ask::Sift(batch, 1));
         } else if batch.members.len() > 1 {
             for at in 0..batch.members.len() {
                 let (visit, members) = (Rc::clone(&batch.visit), batch.members.select(|i| i == at));
-                self.ready.push_back(Ask::Look(Batch { visit, members, slip: None }));
+                self.queue.ready.push_back(Ask::Look(Batch { visit, members, slip: None }));
             }
             self.let_go(batch.visit);
         } else if !batch.visit.again {
@@ -115,7 +115,7 @@ impl Running<'_> {
         if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
             // A later run may find a cache whose entries have all expired, and trust this one.
             let key = companion(&self.contender.keys().lock, "mapping");
-            self.ready.push_back(Ask::Remember { key, proof });
+            self.queue.ready.push_back(Ask::Remember { key, proof });
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Running<'_> {
     /// Of a dry run: some are looked at one by one, to be shown.
     fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
         if stale > 0 && self.report.samples.len() < SAMPLES {
-            self.ready.push_front(Ask::Sift(batch, 1));
+            self.queue.ready.push_front(Ask::Sift(batch, 1));
         } else {
             self.foresee(batch, stale);
         }
@@ -147,11 +147,11 @@ impl Running<'_> {
         match allowed {
             None => {
                 // A sweep holds everything back until the share can be told.
-                self.refrains = !self.tolerates;
+                self.limits.refrains = !self.limits.tolerates;
                 self.stop(Reason::MaxShare);
             }
             Some(allowed) if allowed < stale => self.stop(Reason::MaxRemovals),
-            Some(_) => self.tolerates |= self.tells_share(),
+            Some(_) => self.limits.tolerates |= self.tells_share(),
         }
     }
 
@@ -169,7 +169,7 @@ impl Running<'_> {
         drop(visit);
         match mixed.members.is_empty() {
             true => self.let_go(mixed.visit),
-            false => self.ready.push_front(Ask::Sift(mixed, 1)),
+            false => self.queue.ready.push_front(Ask::Sift(mixed, 1)),
         }
         if self.options.dry_run {
             let (stale, all) = (absent.members.len() as u64, absent.visit.checked.get());
@@ -189,7 +189,7 @@ impl Running<'_> {
             self.let_go(batch.visit);
         } else if batch.visit.unclear.get() {
             let (size, due) = (batch.size(), Moment::now() + self.options.grace);
-            self.waiting.put(Later::Absent(batch), size, due);
+            self.queue.waiting.put(Later::Absent(batch), size, due);
         } else {
             self.condemn(batch);
         }

@@ -12,7 +12,7 @@ use crate::clock::Moment;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
-use crate::lock::{Contender, Histogram};
+use crate::lock::Contender;
 use crate::sweep::batch::{Batch, Tally, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
@@ -20,17 +20,17 @@ use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
 use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
-use crate::sweep::quarantine::Quarantine;
 use crate::sweep::records::Record;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
-use crate::sweep::slip::{Done, Slip};
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use ledger::{Figures, Legacy};
+use queue::Queue;
+use removals::Limits;
 use std::rc::Rc;
 use std::time::Duration;
-use wire::Flight;
+use wire::Wire;
 
 /// Longest time from a request to stop to the last verification.
 const STOPPING: Duration = Duration::from_millis(500);
@@ -77,75 +77,28 @@ pub(super) struct Running<'a> {
     /// Cursors are positions.
     positions: bool,
     second_pass: bool,
-    /// Tags of what is to be walked to again that counted as pruned the first time.
-    pruned_before: HashSet<[u8; 8]>,
-    ready: VecDeque<Ask>,
-    condemned: VecDeque<Batch>,
-    waiting: Quarantine<Later>,
-    unverified: Quarantine<(Batch, Twice)>,
-    flights: VecDeque<Flight>,
-    landed: Moment,
+    queue: Queue,
+    wire: Wire,
     pace: Pace,
-    memory: Memory,
+    limits: Limits,
+    legacy: Legacy,
+    figures: Figures,
+    report: Report,
     begun: Moment,
+    /// The server's clock then (s).
+    time: u64,
     extended: Moment,
-    observed: Moment,
-    /// Bytes that we had sent then.
-    sent: u64,
-    /// Since when there was no answer, and how many attempts were made.
-    outage: Option<(Moment, u32)>,
-    /// The connection is to be made anew.
-    cut_off: bool,
+    stop: Option<Reason>,
     /// What ended the sweep, while what was removed is verified.
     failure: Option<Error>,
     /// The caller wants it to end.
     called_off: bool,
     /// Since when the server does not let us put references back.
     refused_since: Option<Moment>,
-    /// Notes of what could not be put back.
-    unrestored: Vec<Rc<Slip>>,
-    /// Which server process it is, if it says so.
-    server_id: Option<String>,
-    stop: Option<Reason>,
-    visits: u64,
-    condemned_total: u64,
-    /// When the last script was put together.
-    pruned_at: Moment,
-    weighed: (u64, u64),
-    report: Report,
-    /// The largest share of the keys that was told of, for a second pass begins anew.
-    furthest: f64,
-    /// What was held back made too large a share: nothing is removed.
-    refrains: bool,
-    /// Of a dry run: the share was told, and was not too large.
-    tolerates: bool,
     /// Why entries could not be looked for, if some could not.
     unseen: Option<Error>,
     /// Keys on the server, when the sweep began.
     pub keys: u64,
-    /// Slips to be crossed out, and how many were written.
-    crossed: Done,
-    slips: u64,
-    /// What checkpoints of this run are good for; `None` when there can be none.
-    purpose: Option<String>,
-    /// Figures of the sweep that this one goes on from.
-    before: Report,
-    checkpointed: Moment,
-    /// Pages of which something was given up: whoever goes on begins with them.
-    given_up: Vec<Rc<Page>>,
-    farewell: bool,
-    rounds: Histogram,
-    /// Errors of the server, by their first word.
-    errors: BTreeMap<String, u64>,
-    /// Ages are kept on record, because our reads reset them.
-    aging: bool,
-    /// The server's clock when we began (s).
-    time: u64,
-    fence: Option<u64>,
-    /// Records to be written.
-    records: Vec<(Vec<u8>, Option<Record>)>,
-    /// Buckets of records that are tidied up.
-    tidied: u32,
 }
 
 impl<'a> Running<'a> {
@@ -157,11 +110,10 @@ impl<'a> Running<'a> {
         facts: Facts,
     ) -> Self {
         let now = Moment::now();
-        let memory = Memory::new(options.memory);
         let fence = contender.lease().map(|lease| lease.fence);
-        let resumes = facts.positions && !options.dry_run;
-        let run_id = facts.run_id.clone().filter(|_| resumes);
-        let purpose = run_id.map(|id| checkpoint::purpose(&id, &layout.pattern(), options));
+        let memory = Memory::new(options.memory);
+        let purpose = facts.run_id.as_ref().filter(|_| facts.positions && !options.dry_run);
+        let purpose = purpose.map(|id| checkpoint::purpose(id, &layout.pattern(), options));
         Self {
             link,
             contender,
@@ -170,56 +122,26 @@ impl<'a> Running<'a> {
             sample: layout.sample(),
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
-            idle: IdleClock::new(facts.clone(), now),
             walk: Walk::new(facts.time),
             positions: facts.positions,
             second_pass: false,
-            pruned_before: HashSet::new(),
-            ready: VecDeque::new(),
-            condemned: VecDeque::new(),
-            waiting: Quarantine::new(memory.waiting()),
-            unverified: Quarantine::new(memory.unverified()),
-            flights: VecDeque::new(),
-            landed: now,
+            queue: Queue::new(memory, now),
+            wire: Wire::new(facts.run_id.clone(), now),
             pace: Pace::new(options.max_latency, options.effort),
-            memory,
+            limits: Limits::default(),
+            legacy: Legacy::new(fence, purpose, now),
+            figures: Figures::default(),
+            report: Report { dry_run: options.dry_run, ..Report::default() },
             begun: now,
+            time: facts.time,
             extended: now,
-            // At once: our facts are from before we waited for the lock.
-            observed: now - LOAD_EVERY,
-            sent: 0,
-            outage: None,
-            cut_off: false,
+            stop: None,
             failure: None,
             called_off: false,
             refused_since: None,
-            unrestored: Vec::new(),
-            server_id: facts.run_id.clone(),
-            stop: None,
-            visits: 0,
-            condemned_total: 0,
-            pruned_at: now,
-            weighed: (0, 0),
-            report: Report { dry_run: options.dry_run, ..Report::default() },
-            furthest: 0.0,
-            refrains: false,
-            tolerates: false,
             unseen: None,
             keys: 0,
-            crossed: Done::default(),
-            slips: 0,
-            purpose,
-            before: Report::default(),
-            checkpointed: now,
-            given_up: Vec::new(),
-            farewell: false,
-            rounds: Histogram::default(),
-            errors: BTreeMap::new(),
-            aging: false,
-            time: facts.time,
-            fence,
-            records: Vec::new(),
-            tidied: 0,
+            idle: IdleClock::new(facts, now),
         }
     }
 
@@ -241,7 +163,7 @@ impl<'a> Running<'a> {
     fn go(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.prepare()?;
         if !self.options.dry_run {
-            self.ready.push_back(Ask::Recover { cursor: 0 });
+            self.queue.ready.push_back(Ask::Recover { cursor: 0 });
         }
         loop {
             if watch(&self.progress()) == Flow::Stop {
@@ -274,7 +196,7 @@ impl<'a> Running<'a> {
         if !reachable || self.contender.lease().is_none() {
             return Err(failure);
         }
-        self.outage = None;
+        self.wire.outage = None;
         self.failure = Some(failure);
         self.stop(Reason::Error);
         Ok(())
@@ -282,20 +204,20 @@ impl<'a> Running<'a> {
 
     /// Sends what can be sent and takes in one round. False when there is nothing left to do.
     fn step(&mut self) -> Result<bool> {
-        if self.cut_off {
+        if self.wire.cut_off {
             self.reconnect()?;
-            self.cut_off = false;
+            self.wire.cut_off = false;
         }
-        while self.flights.len() < self.pace.depth() && self.rest().is_none() {
+        while self.wire.flights.len() < self.pace.depth() && self.rest().is_none() {
             let asks = self.compose();
             if asks.is_empty() {
                 break;
             }
             self.launch(asks)?;
         }
-        if !self.flights.is_empty() {
+        if !self.wire.flights.is_empty() {
             self.land()?;
-            self.outage = None;
+            self.wire.outage = None;
         } else if self.is_done() {
             return Ok(self.next_pass() || self.say_farewell());
         } else {
@@ -310,13 +232,15 @@ impl<'a> Running<'a> {
         if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
             self.stop(Reason::MaxDuration);
         }
-        while let Some(removed) = self.next_verify(now) {
+        while let Some(removed) = self.queue.next_verify(now) {
             self.look_at_saves_after(&removed);
-            self.ready.push_back(Ask::Verify(removed));
+            self.queue.ready.push_back(Ask::Verify(removed));
         }
         // What fills the memory must go on, or nothing is read any more.
-        while self.backlog() < 4 * self.pace.size() || self.waiting.is_full() {
-            match self.waiting.take(now) {
+        while self.queue.backlog(self.holds_back()) < 4 * self.pace.size()
+            || self.queue.waiting.is_full()
+        {
+            match self.queue.waiting.take(now) {
                 Some(Later::Tag { key, page, record, was_aged, looked, tally }) => {
                     self.visit(Visit {
                         key,
@@ -329,7 +253,7 @@ impl<'a> Running<'a> {
                         ..Visit::default()
                     });
                 }
-                Some(Later::Recover(cursor)) => self.ready.push_back(Ask::Recover { cursor }),
+                Some(Later::Recover(cursor)) => self.queue.ready.push_back(Ask::Recover { cursor }),
                 Some(Later::Absent(batch)) => self.condemn(batch),
                 Some(Later::Aged(batch, live)) => self.delete_entries(batch, live),
                 None => break,
@@ -338,20 +262,22 @@ impl<'a> Running<'a> {
         if self.contender.lease().is_some() && now.since(self.extended) >= self.options.lock_ttl / 3
         {
             self.extended = now;
-            self.ready.push_front(Ask::Extend);
+            self.queue.ready.push_front(Ask::Extend);
         }
-        if self.stop.is_none() && now.since(self.checkpointed) >= checkpoint::EVERY {
-            self.checkpointed = now;
+        if self.stop.is_none() && now.since(self.legacy.checkpointed) >= checkpoint::EVERY {
+            self.legacy.checkpointed = now;
             let kept = self.checkpoint();
-            self.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
+            self.queue.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
         }
-        if self.crossed.borrow().len() >= CROSSED || self.is_idle() {
+        if self.legacy.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
         }
-        if self.records.len() >= CROSSED || (self.is_idle() && !self.records.is_empty()) {
-            self.ready.push_back(Ask::Records(std::mem::take(&mut self.records)));
+        if self.legacy.records.len() >= CROSSED
+            || (self.is_idle() && !self.legacy.records.is_empty())
+        {
+            self.queue.ready.push_back(Ask::Records(std::mem::take(&mut self.legacy.records)));
         }
-        if now.since(self.observed) >= LOAD_EVERY {
+        if now.since(self.wire.observed) >= LOAD_EVERY {
             self.ask_for_load();
         }
     }
@@ -359,7 +285,7 @@ impl<'a> Running<'a> {
     /// Asks whether the server saved until something was removed, unless it was asked after that.
     fn look_at_saves_after(&mut self, removed: &[(Batch, Twice)]) {
         let unseen = |(_, twice): &(Batch, Twice)| match twice {
-            Twice::UnlessStill(at) => *at >= self.observed,
+            Twice::UnlessStill(at) => *at >= self.wire.observed,
             _ => false,
         };
         if removed.iter().any(unseen) {
@@ -368,13 +294,13 @@ impl<'a> Running<'a> {
     }
 
     fn ask_for_load(&mut self) {
-        self.observed = Moment::now();
-        self.sent = self.link.sent();
-        self.ready.push_front(Ask::Load);
+        self.wire.observed = Moment::now();
+        self.wire.sent = self.link.sent();
+        self.queue.ready.push_front(Ask::Load);
     }
 
     fn is_idle(&self) -> bool {
-        self.flights.is_empty() && self.ready.is_empty()
+        self.wire.flights.is_empty() && self.queue.ready.is_empty()
     }
 
     /// Nothing is removed any more; what was removed is still verified.
@@ -384,8 +310,8 @@ impl<'a> Running<'a> {
         }
         self.stop = Some(reason);
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
-        let mut batches: Vec<Batch> = self.condemned.drain(..).chain(held).collect();
-        for later in self.waiting.drain() {
+        let mut batches: Vec<Batch> = self.queue.condemned.drain(..).chain(held).collect();
+        for later in self.queue.waiting.drain() {
             match later {
                 Later::Absent(batch) | Later::Aged(batch, _) => batches.push(batch),
                 Later::Tag { key, page, tally, .. } => {
@@ -395,14 +321,15 @@ impl<'a> Running<'a> {
                 Later::Recover(_) => {}
             }
         }
-        let (kept, dropped) = std::mem::take(&mut self.ready).into_iter().partition(Ask::is_owed);
-        self.ready = kept;
+        let (kept, dropped) =
+            std::mem::take(&mut self.queue.ready).into_iter().partition(Ask::is_owed);
+        self.queue.ready = kept;
         for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
             self.give_up(&batch.visit.page);
             self.let_go(batch.visit);
         }
         if self.is_hurried() {
-            self.unverified.hurry(Moment::now() + STOPPING);
+            self.queue.unverified.hurry(Moment::now() + STOPPING);
         }
     }
 
@@ -412,10 +339,11 @@ impl<'a> Running<'a> {
     }
 
     fn is_done(&self) -> bool {
-        let judged = self.walk.is_done() && self.waiting.is_empty() && self.condemned.is_empty();
-        let crossed = self.crossed.borrow().is_empty();
-        let kept = crossed && self.records.is_empty();
-        let verified = self.ready.is_empty() && self.unverified.is_empty() && kept;
+        let judged =
+            self.walk.is_done() && self.queue.waiting.is_empty() && self.queue.condemned.is_empty();
+        let crossed = self.legacy.crossed.borrow().is_empty();
+        let kept = crossed && self.legacy.records.is_empty();
+        let verified = self.queue.ready.is_empty() && self.queue.unverified.is_empty() && kept;
         verified && (judged || self.stop.is_some())
     }
 
@@ -432,7 +360,7 @@ impl<'a> Running<'a> {
 
     /// At the end: whether what was held back means that the mapping is wrong.
     fn verdict(&mut self) -> Result<()> {
-        if self.options.dry_run && (self.exceeds_share() || self.refrains) {
+        if self.options.dry_run && (self.exceeds_share() || self.limits.refrains) {
             self.foresee_nothing();
         }
         match self.proof.refutation() {
@@ -458,7 +386,7 @@ impl<'a> Running<'a> {
     /// Waits for what is due next.
     fn pause(&self) {
         const NAP: Duration = Duration::from_millis(20);
-        let due = [self.waiting.next_due(), self.unverified.next_due()];
+        let due = [self.queue.waiting.next_due(), self.queue.unverified.next_due()];
         if let Some(rest) = self.rest() {
             return std::thread::sleep(rest.left().min(NAP));
         }

@@ -2,50 +2,39 @@
 
 use crate::clock::Moment;
 use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Twice};
+use crate::sweep::memory::Memory;
+use crate::sweep::quarantine::Quarantine;
 use crate::sweep::round::Ask;
-use crate::sweep::run::Running;
+use crate::sweep::run::{Later, Running};
 use crate::sweep::walk::LARGEST;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long what is condemned waits for company: what proved that a tag was left alone gets old.
 const COMPANY: Duration = Duration::from_millis(50);
 
-impl Running<'_> {
-    /// The next round: a full script, or questions, and a page if there is room for a good one. Many
-    /// small scripts and pages would cost the server more than a few large ones.
-    pub(super) fn compose(&mut self) -> Vec<Ask> {
-        let size = self.pace.size();
-        let script = BATCH.min(size * 2 / 3);
-        let (mut asks, mut units) = (Vec::new(), 0);
-        let under_way: usize = self.flights.iter().map(|flight| flight.reads).sum();
-        let (members, keys) = self.names();
-        // Whatever is read comes to where there is no room.
-        let no_room = members > self.memory.queue() || self.is_full();
-        let may_read = if no_room { 0 } else { self.memory.reads() };
-        let mut reads = may_read.saturating_sub(under_way);
-        // Before anything is taken out of the queue: whether all was looked at shows in it.
-        let may_prune = self.may_prune();
-        while units < size {
-            let full = may_prune && (self.condemns(script) || self.is_overdue());
-            if full && units > size / 3 {
-                return asks;
-            }
-            let next = match full.then(|| self.next_prune(script)).flatten() {
-                Some(batches) => Some(Ask::Prune(self.noted(batches))),
-                None => self.next_ready(&mut reads),
-            };
-            let Some(ask) = next else { break };
-            units += ask.units();
-            asks.push(ask);
+/// What waits to be asked, and when what waits for its time is due.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub ready: VecDeque<Ask>,
+    /// References that a script is to remove, and when the last one was put together.
+    pub condemned: VecDeque<Batch>,
+    pub pruned_at: Moment,
+    pub waiting: Quarantine<Later>,
+    pub unverified: Quarantine<(Batch, Twice)>,
+    pub memory: Memory,
+}
+
+impl Queue {
+    pub fn new(memory: Memory, now: Moment) -> Self {
+        Self {
+            ready: VecDeque::new(),
+            condemned: VecDeque::new(),
+            pruned_at: now,
+            waiting: Quarantine::new(memory.waiting()),
+            unverified: Quarantine::new(memory.unverified()),
+            memory,
         }
-        if members + keys <= self.memory.queue() {
-            asks.extend(self.next_page(size.saturating_sub(units)));
-        }
-        let idle = may_prune && asks.is_empty() && self.flights.is_empty();
-        if let Some(batches) = idle.then(|| self.next_prune(script)).flatten() {
-            asks.push(Ask::Prune(self.noted(batches)));
-        }
-        asks
     }
 
     /// Whether what is condemned has waited for company for long enough.
@@ -63,16 +52,6 @@ impl Running<'_> {
         })
     }
 
-    /// The next page, if so many units are room enough.
-    fn next_page(&mut self, units: usize) -> Option<Ask> {
-        if units < self.pace.size() / 2 || !self.may_walk() {
-            return None;
-        }
-        let cursor = self.walk.ask()?;
-        let count = (units * 2 / 3).clamp(50, LARGEST).min(self.memory.count());
-        Some(Ask::Page { cursor, count })
-    }
-
     /// The next question, unless it is a read and enough of them are under way.
     fn next_ready(&mut self, reads: &mut usize) -> Option<Ask> {
         let is_read = |ask: &Ask| matches!(ask, Ask::Read { .. });
@@ -83,17 +62,8 @@ impl Running<'_> {
     }
 
     /// Whether what waits for its time, or for its verification, takes all the memory it may.
-    pub(super) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.waiting.is_full() || self.unverified.is_full()
-    }
-
-    fn may_walk(&self) -> bool {
-        self.stop.is_none() && self.backlog() < 2 * self.pace.size() && !self.is_full()
-    }
-
-    /// Whether what is condemned may go, as far as its share of all is concerned.
-    fn may_prune(&mut self) -> bool {
-        !self.condemned.is_empty() && !self.holds_back() && !self.exceeds_share()
     }
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
@@ -114,7 +84,7 @@ impl Running<'_> {
     }
 
     /// Batches whose verification is due, as many as one command may look for.
-    pub(super) fn next_verify(&mut self, now: Moment) -> Option<Vec<(Batch, Twice)>> {
+    pub fn next_verify(&mut self, now: Moment) -> Option<Vec<(Batch, Twice)>> {
         let first = self.unverified.take(now)?;
         let (mut members, mut bytes) = (first.0.members.len(), first.0.members.bytes());
         let mut removed = vec![first];
@@ -132,18 +102,78 @@ impl Running<'_> {
     }
 
     /// Memory that names take which wait to be sent: members, and keys of tags that are to be read.
-    fn names(&self) -> (usize, usize) {
+    fn names(&self, held_back: bool) -> (usize, usize) {
         let sizes = || self.condemned.iter().map(Batch::size).sum();
-        let condemned = if self.holds_back() { 0 } else { sizes() };
+        let condemned = if held_back { 0 } else { sizes() };
         let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
         self.ready.iter().map(Ask::size).fold((condemned, 0), add)
     }
 
     /// Units of work that wait to be sent.
-    pub(super) fn backlog(&self) -> usize {
+    pub fn backlog(&self, held_back: bool) -> usize {
         // A tag of ten members is about what a question is on average.
         // What is held back waits for more to be looked at, so it must not keep that from happening.
-        let condemned = if self.holds_back() { 0 } else { self.condemned.len() };
+        let condemned = if held_back { 0 } else { self.condemned.len() };
         8 * self.ready.len() + 14 * condemned
+    }
+}
+
+impl Running<'_> {
+    /// The next round: a full script, or questions, and a page if there is room for a good one. Many
+    /// small scripts and pages would cost the server more than a few large ones.
+    pub(super) fn compose(&mut self) -> Vec<Ask> {
+        let size = self.pace.size();
+        let script = BATCH.min(size * 2 / 3);
+        let (mut asks, mut units) = (Vec::new(), 0);
+        let under_way: usize = self.wire.flights.iter().map(|flight| flight.reads).sum();
+        let (members, keys) = self.queue.names(self.holds_back());
+        // Whatever is read comes to where there is no room.
+        let no_room = members > self.queue.memory.queue() || self.queue.is_full();
+        let may_read = if no_room { 0 } else { self.queue.memory.reads() };
+        let mut reads = may_read.saturating_sub(under_way);
+        // Before anything is taken out of the queue: whether all was looked at shows in it.
+        let may_prune = self.may_prune();
+        while units < size {
+            let full = may_prune && (self.queue.condemns(script) || self.queue.is_overdue());
+            if full && units > size / 3 {
+                return asks;
+            }
+            let next = match full.then(|| self.queue.next_prune(script)).flatten() {
+                Some(batches) => Some(Ask::Prune(self.noted(batches))),
+                None => self.queue.next_ready(&mut reads),
+            };
+            let Some(ask) = next else { break };
+            units += ask.units();
+            asks.push(ask);
+        }
+        if members + keys <= self.queue.memory.queue() {
+            asks.extend(self.next_page(size.saturating_sub(units)));
+        }
+        let idle = may_prune && asks.is_empty() && self.wire.flights.is_empty();
+        if let Some(batches) = idle.then(|| self.queue.next_prune(script)).flatten() {
+            asks.push(Ask::Prune(self.noted(batches)));
+        }
+        asks
+    }
+
+    /// The next page, if so many units are room enough.
+    fn next_page(&mut self, units: usize) -> Option<Ask> {
+        if units < self.pace.size() / 2 || !self.may_walk() {
+            return None;
+        }
+        let cursor = self.walk.ask()?;
+        let count = (units * 2 / 3).clamp(50, LARGEST).min(self.queue.memory.count());
+        Some(Ask::Page { cursor, count })
+    }
+
+    fn may_walk(&self) -> bool {
+        self.stop.is_none()
+            && self.queue.backlog(self.holds_back()) < 2 * self.pace.size()
+            && !self.queue.is_full()
+    }
+
+    /// Whether what is condemned may go, as far as its share of all is concerned.
+    fn may_prune(&mut self) -> bool {
+        !self.queue.condemned.is_empty() && !self.holds_back() && !self.exceeds_share()
     }
 }

@@ -29,6 +29,17 @@ const RESTORE_AGAIN: Duration = Duration::from_millis(100);
 /// then their entries are looked for a second time, a grace later.
 const IDLE_FRESH: Duration = Duration::from_millis(60);
 
+/// What the operator's limits were asked for.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    /// References that may go, as far as was said.
+    condemned: u64,
+    /// What was held back made too large a share: nothing is removed.
+    pub refrains: bool,
+    /// Of a dry run: the share was told, and was not too large.
+    pub tolerates: bool,
+}
+
 impl Running<'_> {
     /// Sends references to the confirming script, as soon as the mapping is proven and as long as
     /// the operator's limits allow.
@@ -39,7 +50,7 @@ impl Running<'_> {
         }
         let Some(batch) = self.proof.admit(batch) else { return };
         let Some((batch, is_last)) = self.limit(batch) else { return };
-        self.condemned.push_back(batch);
+        self.queue.condemned.push_back(batch);
         if is_last {
             self.reach_limit();
         }
@@ -67,14 +78,14 @@ impl Running<'_> {
     /// share than allowed.
     pub(super) fn allow(&mut self, more: u64) -> Option<u64> {
         let most = self.options.max_removals.unwrap_or(u64::MAX);
-        let allowed = more.min(most.saturating_sub(self.condemned_total));
-        self.condemned_total += allowed;
+        let allowed = more.min(most.saturating_sub(self.limits.condemned));
+        self.limits.condemned += allowed;
         (!self.is_too_large_a_share()).then_some(allowed)
     }
 
     /// Whether a larger share would go than allowed, as far as there is enough to tell.
     fn is_too_large_a_share(&self) -> bool {
-        let (removed, checked) = (self.condemned_total, self.report.references_checked);
+        let (removed, checked) = (self.limits.condemned, self.report.references_checked);
         self.tells() && judge::exceeds_share(removed, checked, self.options.max_share)
     }
 
@@ -82,7 +93,7 @@ impl Running<'_> {
     fn tells(&self) -> bool {
         let is_unread = |later: &Later| matches!(later, Later::Tag { .. });
         let is_all =
-            || self.walk.is_done() && self.is_idle() && !self.waiting.iter().any(is_unread);
+            || self.walk.is_done() && self.is_idle() && !self.queue.waiting.iter().any(is_unread);
         judge::is_sample(self.report.references_checked) || is_all()
     }
 
@@ -100,7 +111,7 @@ impl Running<'_> {
     pub(super) fn exceeds_share(&mut self) -> bool {
         let exceeds = self.stop.is_none() && self.is_too_large_a_share();
         if exceeds {
-            self.refrains = true;
+            self.limits.refrains = true;
             self.stop(Reason::MaxShare);
         }
         exceeds
@@ -108,13 +119,14 @@ impl Running<'_> {
 
     /// No more removals than the operator allows: what is condemned goes, and then it ends.
     fn reach_limit(&mut self) {
-        let condemned = std::mem::take(&mut self.condemned);
+        let condemned = std::mem::take(&mut self.queue.condemned);
         let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate { .. });
-        let (allowed, others) =
-            std::mem::take(&mut self.ready).into_iter().partition::<VecDeque<_>, _>(is_allowed);
-        self.ready = others;
+        let (allowed, others) = std::mem::take(&mut self.queue.ready)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(is_allowed);
+        self.queue.ready = others;
         self.stop(Reason::MaxRemovals);
-        self.ready.extend(allowed);
+        self.queue.ready.extend(allowed);
         for batch in condemned {
             match batch.members.is_empty() {
                 true => self.let_go(batch.visit),
@@ -195,7 +207,7 @@ impl Running<'_> {
             false => Twice::UnlessStill(now),
         };
         let size = batch.size();
-        self.unverified.put((batch, twice), size, now + wait);
+        self.queue.unverified.put((batch, twice), size, now + wait);
     }
 
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
@@ -253,9 +265,9 @@ impl Running<'_> {
             self.let_go(batch.visit);
         } else if self.holds_back() {
             let size = batch.size();
-            self.waiting.put(Later::Aged(batch, live), size, Moment::now() + HOLD);
+            self.queue.waiting.put(Later::Aged(batch, live), size, Moment::now() + HOLD);
         } else if !self.exceeds_share() {
-            self.ready.push_back(Ask::Invalidate { batch, live, again: false });
+            self.queue.ready.push_back(Ask::Invalidate { batch, live, again: false });
         } else {
             self.give_up(&batch.visit.page);
             self.let_go(batch.visit);
@@ -289,10 +301,10 @@ impl Running<'_> {
     /// Sends references to the confirming script, also when nothing else is removed any more.
     fn prune(&mut self, batch: Batch) {
         if self.stop.is_none() {
-            return self.condemned.push_back(batch);
+            return self.queue.condemned.push_back(batch);
         }
         let noted = self.noted(vec![batch]);
-        self.ready.push_back(Ask::Prune(noted));
+        self.queue.ready.push_back(Ask::Prune(noted));
     }
 
     /// A tag that was used since it was read is read again, once.
@@ -318,13 +330,17 @@ impl Running<'_> {
         for (batch, twice) in removed {
             if self.is_to_be_verified_again(&batch.visit, twice) {
                 let size = batch.size();
-                self.unverified.put((batch.clone(), Twice::Never), size, Moment::now() + grace);
+                self.queue.unverified.put(
+                    (batch.clone(), Twice::Never),
+                    size,
+                    Moment::now() + grace,
+                );
             }
             if clean {
                 self.let_go(batch.visit);
             } else {
                 // Some entry exists, or it cannot be told: the script looks at each.
-                self.ready.push_back(Ask::Restore(batch));
+                self.queue.ready.push_back(Ask::Restore(batch));
             }
         }
     }
@@ -374,7 +390,7 @@ impl Running<'_> {
         let patience = if self.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
             let size = batch.size();
-            return self.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
+            return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
         }
         self.warn_of("references of some tags may be missing", &printable(&batch.visit.key));
         let failure = refusal
@@ -383,15 +399,15 @@ impl Running<'_> {
         // Whatever else there is to complain of, this is worse.
         self.failure = Some(failure);
         // A note of them, if there is one, stays for the next sweep.
-        self.unrestored.extend(batch.slip.clone());
+        self.legacy.unrestored.extend(batch.slip.clone());
         self.let_go(batch.visit);
         self.stop(Reason::Error);
     }
 
     /// After an end that came too early: what may have been removed and was not looked for again.
     pub(super) fn warn_of_unverified(&mut self) {
-        let owed = std::mem::take(&mut self.ready).into_iter().filter(Ask::is_owed);
-        let waiting = self.unverified.drain().map(|(batch, _)| batch);
+        let owed = std::mem::take(&mut self.queue.ready).into_iter().filter(Ask::is_owed);
+        let waiting = self.queue.unverified.drain().map(|(batch, _)| batch);
         let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
         let total: usize = batches.iter().map(|batch| batch.members.len()).sum();
         if let Some(batch) = batches.first() {
@@ -400,7 +416,7 @@ impl Running<'_> {
             self.warn_of(&told, &format!("of {key}"));
         }
         for batch in batches {
-            self.unrestored.extend(batch.slip);
+            self.legacy.unrestored.extend(batch.slip);
             self.let_go(batch.visit);
         }
     }
@@ -409,18 +425,19 @@ impl Running<'_> {
     pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
         if self.options.durable {
             let fence = self.contender.lease().map_or(0, |lease| lease.fence);
-            let slip = Slip::new(format!("{fence}.{}", self.slips).into(), &self.crossed);
-            self.slips += 1;
+            let slip =
+                Slip::new(format!("{fence}.{}", self.legacy.slips).into(), &self.legacy.crossed);
+            self.legacy.slips += 1;
             batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
         }
         batches
     }
 
     pub(super) fn cross_out(&mut self) {
-        let ids = self.crossed.take();
+        let ids = self.legacy.crossed.take();
         // What was verified in a hurry is left to the next sweep as well.
         if !ids.is_empty() && !self.is_hurried() {
-            self.ready.push_back(Ask::CrossOut(ids));
+            self.queue.ready.push_back(Ask::CrossOut(ids));
         }
     }
 }

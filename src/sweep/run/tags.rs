@@ -23,7 +23,7 @@ impl Running<'_> {
     pub(super) fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
         let reply = checked(first(replies))?;
         let (cursor, mut keys): (u64, Vec<Vec<u8>>) = understood(reply)?;
-        self.memory.paged(keys.iter().map(Vec::len).sum(), count);
+        self.queue.memory.paged(keys.iter().map(Vec::len).sum(), count);
         let now = self.server_time();
         let page = self.walk.answered(cursor, count, &mut keys, now);
         self.report.pages += 1;
@@ -39,20 +39,20 @@ impl Running<'_> {
         if self.stop.is_some() {
             return self.give_up(&visit.page);
         }
-        self.visits += 1;
-        let weigh = self.visits <= WEIGHED || self.visits.is_multiple_of(WEIGHED);
-        let visit = Rc::new(Visit { weigh, aging: self.aging, ..visit });
+        self.figures.visits += 1;
+        let weigh = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
+        let visit = Rc::new(Visit { weigh, aging: self.legacy.aging, ..visit });
         if self.options.remember.is_some() && !visit.again {
-            return self.ready.push_back(Ask::Recall(visit));
+            return self.queue.ready.push_back(Ask::Recall(visit));
         }
         let first = self.next_read(visit, 0);
-        self.ready.push_back(first);
+        self.queue.ready.push_back(first);
     }
 
     /// Reads a tag, or goes on with it.
     fn next_read(&self, visit: Rc<Visit>, cursor: u64) -> Ask {
-        let count = self.memory.members();
-        let likely = if cursor == 0 { self.memory.likely() } else { count };
+        let count = self.queue.memory.members();
+        let likely = if cursor == 0 { self.queue.memory.likely() } else { count };
         Ask::Read { visit, cursor, count, likely }
     }
 
@@ -76,7 +76,7 @@ impl Running<'_> {
         if !holds || invalidates {
             visit.record.set(None);
             let first = self.next_read(visit, 0);
-            return self.ready.push_back(first);
+            return self.queue.ready.push_back(first);
         }
         self.first_seen(&visit, age);
         self.report.tags_unchanged += 1;
@@ -108,10 +108,10 @@ impl Running<'_> {
             self.let_go(visit);
             return Ok(());
         }
-        self.memory.read(members.iter().map(Vec::len).sum(), members.len());
+        self.queue.memory.read(members.iter().map(Vec::len).sum(), members.len());
         visit.seam.borrow_mut().join(&mut members, next != 0);
         if cursor == 0 {
-            self.memory.opened(members.len());
+            self.queue.memory.opened(members.len());
             if visit.idled.get().is_none() {
                 visit.idled_at.set(Some(sent));
             }
@@ -137,11 +137,11 @@ impl Running<'_> {
             self.give_up(&visit.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);
-            self.ready.push_front(on);
+            self.queue.ready.push_front(on);
         }
         for members in bites(&members) {
             let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
-            self.ready.push_front(Ask::Look(batch));
+            self.queue.ready.push_front(Ask::Look(batch));
         }
         self.let_go(visit);
         Ok(())
@@ -163,7 +163,7 @@ impl Running<'_> {
         let (size, record) = (key.capacity(), visit.record.get());
         let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
         let later = Later::Tag { key, page, record, was_aged, looked, tally };
-        self.waiting.put(later, size, Moment::now() + span);
+        self.queue.waiting.put(later, size, Moment::now() + span);
     }
 
     /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed.
@@ -178,7 +178,7 @@ impl Running<'_> {
         let size = key.capacity() + size_of::<Tally>();
         let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
         let later = Later::Tag { key, page, record, was_aged, looked, tally };
-        self.waiting.put(later, size, Moment::now() + span);
+        self.queue.waiting.put(later, size, Moment::now() + span);
         self.let_go(visit);
     }
 

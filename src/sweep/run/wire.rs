@@ -3,16 +3,16 @@
 use crate::clock::Moment;
 use crate::connect::{Pack, passes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lock::companion;
+use crate::lock::{Histogram, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::socket::checked;
 use crate::sweep::batch::Twice;
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
-use crate::sweep::run::Running;
+use crate::sweep::run::{LOAD_EVERY, Running};
 use redis::Value;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Longest time in which a server may be out of reach, or refuse, while we are to stop.
@@ -29,6 +29,43 @@ pub(super) struct Flight {
     /// Tags read in it.
     pub reads: usize,
     sent: Moment,
+}
+
+/// What is known of the connection and of what is under way on it.
+pub(super) struct Wire {
+    pub flights: VecDeque<Flight>,
+    /// When the last round came back.
+    landed: Moment,
+    /// How long rounds kept the server.
+    pub rounds: Histogram,
+    /// Errors of the server, by their first word.
+    pub errors: BTreeMap<String, u64>,
+    /// Since when there was no answer, and how many attempts were made.
+    pub outage: Option<(Moment, u32)>,
+    /// The connection is to be made anew.
+    pub cut_off: bool,
+    /// Which server process it is, if it says so.
+    server_id: Option<String>,
+    /// When the server was asked how it is, and the bytes that we had sent then.
+    pub observed: Moment,
+    pub sent: u64,
+}
+
+impl Wire {
+    pub fn new(server_id: Option<String>, now: Moment) -> Self {
+        Self {
+            flights: VecDeque::new(),
+            landed: now,
+            rounds: Histogram::default(),
+            errors: BTreeMap::new(),
+            outage: None,
+            cut_off: false,
+            server_id,
+            // At once: our facts are from before we waited for the lock.
+            observed: now - LOAD_EVERY,
+            sent: 0,
+        }
+    }
 }
 
 impl Running<'_> {
@@ -65,7 +102,8 @@ impl Running<'_> {
             self.go_on_from(kept);
         }
         self.untouching &= matches!(replies.get(2), Some(Value::Okay));
-        self.aging = self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
+        self.legacy.aging =
+            self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
         self.pace.connected(self.link.round_trip()?);
         Ok(())
     }
@@ -93,12 +131,12 @@ impl Running<'_> {
     /// Goes on where an earlier run was cut short, if this is the beginning.
     fn go_on_from(&mut self, kept: &[u8]) {
         let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
-        let Some(purpose) = self.purpose.as_ref().filter(|_| !begun) else { return };
+        let Some(purpose) = self.legacy.purpose.as_ref().filter(|_| !begun) else { return };
         let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
         self.walk = checkpoint.walk(self.server_time(), self.options.grace);
         self.report.resumed_at = checkpoint.place.share();
-        self.before = checkpoint.report;
-        self.report.removed_before = self.before.references_removed;
+        self.legacy.before = checkpoint.report;
+        self.report.removed_before = self.legacy.before.references_removed;
     }
 
     pub(super) fn launch(&mut self, asks: Vec<Ask>) -> Result<()> {
@@ -113,7 +151,7 @@ impl Running<'_> {
             ask.write(&terms, &mut pack);
             due.push_back((ask, pack.commands() - before));
         }
-        self.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
+        self.wire.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
         let deadline = self.link.deadline();
         self.link.send(&pack, deadline)
     }
@@ -121,9 +159,9 @@ impl Running<'_> {
     /// Reads the oldest round and follows its answers.
     pub(super) fn land(&mut self) -> Result<()> {
         let deadline = self.link.deadline();
-        let Some(flight) = self.flights.front() else { return Ok(()) };
+        let Some(flight) = self.wire.flights.front() else { return Ok(()) };
         let (units, sent) = (flight.units, flight.sent);
-        while let Some(flight) = self.flights.front_mut() {
+        while let Some(flight) = self.wire.flights.front_mut() {
             let Some((_, due)) = flight.asks.front() else { break };
             let replies = (0..*due).map(|_| self.link.receive(deadline));
             let replies = replies.collect::<Result<Vec<_>>>()?;
@@ -131,13 +169,13 @@ impl Running<'_> {
                 self.follow(ask, replies, sent)?;
             }
         }
-        self.flights.pop_front();
+        self.wire.flights.pop_front();
         let now = Moment::now();
-        let overlapped = self.landed >= sent;
-        let from = if overlapped { self.landed } else { sent };
-        self.rounds.record(now.since(from));
+        let overlapped = self.wire.landed >= sent;
+        let from = if overlapped { self.wire.landed } else { sent };
+        self.wire.rounds.record(now.since(from));
         self.pace.observe(units, now.since(from), overlapped, now);
-        self.landed = now;
+        self.wire.landed = now;
         Ok(())
     }
 
@@ -146,9 +184,9 @@ impl Running<'_> {
     /// the lock lives.
     pub(super) fn endure(&mut self, fault: Error) -> Result<()> {
         let code = fault.code().unwrap_or("connection").to_owned();
-        *self.errors.entry(code).or_default() += 1;
+        *self.wire.errors.entry(code).or_default() += 1;
         let now = Moment::now();
-        let (since, tries) = self.outage.unwrap_or((now, 0));
+        let (since, tries) = self.wire.outage.unwrap_or((now, 0));
         let patience = match self.stop {
             None => self.options.lock_ttl,
             Some(_) => LAST_TRY,
@@ -156,7 +194,7 @@ impl Running<'_> {
         if !passes(&fault) || (tries > 0 && now.since(since) >= patience) {
             return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
         }
-        self.outage = Some((since, tries + 1));
+        self.wire.outage = Some((since, tries + 1));
         self.lose_flights();
         // The first attempt at once: most often it was the connection alone.
         let pause = Duration::from_millis(10) * tries.min(100);
@@ -166,10 +204,15 @@ impl Running<'_> {
 
     /// The connection goes, and what was not answered is to be asked again.
     pub(super) fn lose_flights(&mut self) {
-        self.cut_off = true;
+        self.wire.cut_off = true;
         self.link.drop_connection();
-        let lost: Vec<Ask> =
-            self.flights.drain(..).flat_map(|flight| flight.asks).map(|(ask, _)| ask).collect();
+        let lost: Vec<Ask> = self
+            .wire
+            .flights
+            .drain(..)
+            .flat_map(|flight| flight.asks)
+            .map(|(ask, _)| ask)
+            .collect();
         for ask in lost.into_iter().rev() {
             self.ask_again(ask);
         }
@@ -179,7 +222,7 @@ impl Running<'_> {
     /// promised: neither our lock nor our cursor means anything there.
     pub(super) fn reconnect(&mut self) -> Result<()> {
         self.prepare()?;
-        let (known, found) = (self.server_id.as_ref(), self.link.server_id()?);
+        let (known, found) = (self.wire.server_id.as_ref(), self.link.server_id()?);
         if known.is_some() && found.is_some() && known != found.as_ref() {
             self.warn("the server was restarted or replaced during the sweep");
             // If it kept its data, our lock is there, too, and is given back in the end.
@@ -194,26 +237,26 @@ impl Running<'_> {
             Ask::Page { .. } => self.walk.again(),
             Ask::Extend | Ask::Load | Ask::Remember { .. } | Ask::Untouch(_) => {}
             ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
-                self.ready.push_back(ask)
+                self.queue.ready.push_back(ask)
             }
             ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {
-                self.ready.push_front(ask);
+                self.queue.ready.push_front(ask);
             }
             Ask::Prune(batches) => {
                 for batch in batches {
-                    self.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
+                    self.queue.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
                     batch.visit.asked.set(true);
                     match self.stop {
-                        None => self.condemned.push_front(batch),
+                        None => self.queue.condemned.push_front(batch),
                         Some(_) => self.give_up(&batch.visit.page),
                     }
                 }
             }
             Ask::Invalidate { batch, live, .. } if self.stop.is_none() => {
-                self.ready.push_front(Ask::Invalidate { batch, live, again: true });
+                self.queue.ready.push_front(Ask::Invalidate { batch, live, again: true });
             }
-            ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.ready.push_front(ask),
-            ask if self.stop.is_none() => self.ready.push_front(ask),
+            ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.queue.ready.push_front(ask),
+            ask if self.stop.is_none() => self.queue.ready.push_front(ask),
             ask => ask.into_batches().iter().for_each(|batch| self.give_up(&batch.visit.page)),
         }
     }
