@@ -1030,3 +1030,38 @@ fn members_that_a_shrinking_set_names_twice_count_once() {
     assert_eq!((report.references_checked, report.tags_pruned), (300_000, 1), "{report:?}");
     assert_eq!(report.references_removed, 300_000 - 1500, "{report:?}");
 }
+
+#[test]
+fn what_was_removed_is_verified_in_time_however_large_its_tag() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "big", 1, 300_000, 0);
+    let options = Options {
+        verify: Duration::from_millis(200),
+        max_latency: Duration::from_micros(50),
+        trust_mapping: true,
+        ..Options::default()
+    };
+    // One of the first that go; its entry appears after all.
+    let (mut late, mut back): (Option<(String, Instant)>, Option<Duration>) = (None, None);
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if late.is_none() && progress.report.references_removed > 0 {
+            let names: Vec<String> = (0..1000).map(|r| format!("item:big:0:{r}")).collect();
+            let stay: Vec<bool> =
+                redis::cmd("SMISMEMBER").arg("tag:big:0").arg(&names).query(&mut con).unwrap();
+            let gone = names.into_iter().zip(stay).find(|(_, stays)| !stays);
+            late = gone.map(|(name, _)| {
+                let _: () = con.set(&name, "x").unwrap();
+                (name, Instant::now())
+            });
+        } else if let (Some((name, since)), None) = (&late, back) {
+            let is_back: bool = con.sismember("tag:big:0", name).unwrap();
+            back = is_back.then(|| since.elapsed());
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.references_removed, report.references_restored), (300_000, 1));
+    let back = back.unwrap();
+    assert!(back < Duration::from_secs(1), "{back:?} of {:?}", report.duration);
+    assert!(back < report.duration / 2, "{back:?} of {:?}", report.duration);
+}

@@ -226,7 +226,7 @@ impl<'a> Running<'a> {
         Ok(true)
     }
 
-    /// What has come due.
+    /// What has come due. What was removed is verified before anything else is asked.
     fn look_at_the_clock(&mut self) {
         let now = Moment::now();
         if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
@@ -234,33 +234,44 @@ impl<'a> Running<'a> {
         }
         while let Some(removed) = self.queue.next_verify(now) {
             self.look_at_saves_after(&removed);
-            self.queue.ready.push_back(Ask::Verify(removed));
+            self.queue.ready.push_front(Ask::Verify(removed));
         }
         // What fills the memory must go on, or nothing is read any more.
         while self.queue.backlog(self.holds_back()) < 4 * self.pace.size()
             || self.queue.waiting.is_full()
         {
-            match self.queue.waiting.take(now) {
-                Some(Later::Tag { key, page, record, was_aged, looked, tally }) => {
-                    self.visit(Visit {
-                        key,
-                        page,
-                        was_aged,
-                        looked,
-                        tally,
-                        again: true,
-                        known: record.into(),
-                        ..Visit::default()
-                    });
-                }
-                Some(Later::Recover(cursor)) => self.queue.ready.push_back(Ask::Recover { cursor }),
-                Some(Later::Absent(batch)) => self.condemn(batch),
-                Some(Later::Aged(batch, live)) => self.delete_entries(batch, live),
-                None => break,
-            }
+            let Some(later) = self.queue.waiting.take(now) else { break };
+            self.take_up(later);
         }
-        if self.contender.lease().is_some() && now.since(self.extended) >= self.options.lock_ttl / 3
-        {
+        self.keep(now);
+        if now.since(self.wire.observed) >= LOAD_EVERY {
+            self.ask_for_load();
+        }
+    }
+
+    /// Goes on with what has waited for its time.
+    fn take_up(&mut self, later: Later) {
+        match later {
+            Later::Tag { key, page, record, was_aged, looked, tally } => self.visit(Visit {
+                key,
+                page,
+                was_aged,
+                looked,
+                tally,
+                again: true,
+                known: record.into(),
+                ..Visit::default()
+            }),
+            Later::Recover(cursor) => self.queue.ready.push_back(Ask::Recover { cursor }),
+            Later::Absent(batch) => self.condemn(batch),
+            Later::Aged(batch, live) => self.delete_entries(batch, live),
+        }
+    }
+
+    /// Keeps the lock, and on the server what is to outlive us.
+    fn keep(&mut self, now: Moment) {
+        let due = now.since(self.extended) >= self.options.lock_ttl / 3;
+        if due && self.contender.lease().is_some() {
             self.extended = now;
             self.queue.ready.push_front(Ask::Extend);
         }
@@ -272,13 +283,9 @@ impl<'a> Running<'a> {
         if self.legacy.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
         }
-        if self.legacy.records.len() >= CROSSED
-            || (self.is_idle() && !self.legacy.records.is_empty())
-        {
+        let records = self.legacy.records.len();
+        if records >= CROSSED || (self.is_idle() && records > 0) {
             self.queue.ready.push_back(Ask::Records(std::mem::take(&mut self.legacy.records)));
-        }
-        if now.since(self.wire.observed) >= LOAD_EVERY {
-            self.ask_for_load();
         }
     }
 

@@ -340,7 +340,7 @@ impl Running<'_> {
                 self.let_go(batch.visit);
             } else {
                 // Some entry exists, or it cannot be told: the script looks at each.
-                self.queue.ready.push_back(Ask::Restore(batch));
+                self.queue.ready.push_front(Ask::Restore(batch));
             }
         }
     }

@@ -96,10 +96,7 @@ impl Running<'_> {
     ) -> Result<()> {
         let (next, mut members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
             Err(e) if e.kind() == ErrorKind::WrongType => {
-                if !visit.again {
-                    self.report.tags_skipped += 1;
-                    grow(&visit.page.skipped, 1);
-                }
+                self.is_no_tag(&visit);
                 return Ok(());
             }
             other => understood(other.map_err(|e| e.key(&visit.key))?)?,
@@ -112,17 +109,7 @@ impl Running<'_> {
         visit.seam.borrow_mut().join(&mut members, next != 0);
         if cursor == 0 {
             self.queue.memory.opened(members.len());
-            if visit.idled.get().is_none() {
-                visit.idled_at.set(Some(sent));
-            }
-            let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
-            visit.idled.set(idle);
-            if visit.aging && visit.known.get().is_none() {
-                visit.known.set(replies.get(1).and_then(kept));
-            }
-            visit
-                .weight
-                .set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
+            let idle = self.told_idle(&visit, &replies, sent);
             if !members.is_empty() || next != 0 {
                 let age = self.age(&visit, idle);
                 self.first_seen(&visit, age);
@@ -132,19 +119,46 @@ impl Running<'_> {
                 return Ok(());
             }
         }
-        // What was begun comes before what is new: the idle time that we go by gets old.
+        self.look_for(visit, &members, next);
+        Ok(())
+    }
+
+    /// A key under the pattern that holds something else.
+    fn is_no_tag(&mut self, visit: &Visit) {
+        if !visit.again {
+            self.report.tags_skipped += 1;
+            grow(&visit.page.skipped, 1);
+        }
+    }
+
+    /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
+    fn told_idle(&self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
+        if visit.idled.get().is_none() {
+            visit.idled_at.set(Some(sent));
+        }
+        let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
+        visit.idled.set(idle);
+        if visit.aging && visit.known.get().is_none() {
+            visit.known.set(replies.get(1).and_then(kept));
+        }
+        visit.weight.set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
+        idle
+    }
+
+    /// Looks for the entries of some members, and reads the next ones of their tag. What was begun comes
+    /// before what is new: the idle time that we go by gets old.
+    fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
         if next != 0 && self.stop.is_some() {
             self.give_up(&visit.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);
             self.queue.ready.push_front(on);
         }
-        for members in bites(&members) {
+        for members in bites(members) {
             let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
             self.queue.ready.push_front(Ask::Look(batch));
         }
         self.let_go(visit);
-        Ok(())
     }
 
     /// How long the application has left a tag alone: its idle time, or what is on record.
