@@ -164,85 +164,131 @@ fn since(info: &str, least: [u32; 2]) -> bool {
     version.split('.').filter_map(|part| part.parse().ok()).collect::<Vec<u32>>() >= least.to_vec()
 }
 
+/// What `INFO` tells.
+struct Told<'a>(&'a str);
+
+impl Told<'_> {
+    fn is(&self, name: &str, value: &str) -> bool {
+        field(self.0, name) == Some(value)
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        field(self.0, name).and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
+    fn policy(&self) -> &str {
+        field(self.0, "maxmemory_policy").unwrap_or("noeviction")
+    }
+
+    fn evicts(&self) -> bool {
+        self.number("maxmemory") > 0 && self.policy() != "noeviction"
+    }
+
+    fn is_full(&self) -> bool {
+        let most = self.number("maxmemory");
+        most > 0 && self.number("used_memory") * 20 > most * 19
+    }
+
+    fn is_alone(&self) -> bool {
+        let mode = field(self.0, "redis_mode").or(field(self.0, "server_mode"));
+        mode.is_none_or(|mode| mode == "standalone")
+    }
+
+    fn saves(&self) -> bool {
+        self.is("rdb_bgsave_in_progress", "1") || self.is("aof_rewrite_in_progress", "1")
+    }
+}
+
+/// When something is to be said, how bad it is, what it is, and what follows or helps.
+type Check = (fn(&Told) -> bool, Grade, &'static str, &'static str);
+
+const CHECKS: [Check; 11] = [
+    (
+        |told| told.is("role", "slave"),
+        Grade::Bad,
+        "it is a replica",
+        "name the primary: what a replica does not see yet is no evidence",
+    ),
+    (
+        |told| !told.is_alone(),
+        Grade::Bad,
+        "it is no standalone server",
+        "Cluster and Sentinel are not supported",
+    ),
+    (
+        |told| !since(told.0, [6, 2]),
+        Grade::Bad,
+        "it is older than 6.2",
+        "locks need SET with GET: upgrade it",
+    ),
+    (
+        |told| since(told.0, [6, 2]) && !since(told.0, [7, 2]),
+        Grade::Note,
+        "it has no CLIENT NO-TOUCH (7.2)",
+        "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
+    ),
+    (
+        |told| told.policy().ends_with("lfu"),
+        Grade::Note,
+        "an LFU policy keeps no idle times",
+        "entries must be seen absent twice, a grace apart; no tag counts as aged",
+    ),
+    (
+        |told| told.evicts(),
+        Grade::Note,
+        "keys with a TTL may be evicted",
+        "a lock that is evicted is noticed, but lost",
+    ),
+    (
+        |told| told.is_full() && !told.evicts(),
+        Grade::Bad,
+        "memory is nearly all used",
+        "locks are refused when it is; sweeping needs none and gives some back",
+    ),
+    (
+        |told| told.is("rdb_last_bgsave_status", "err"),
+        Grade::Bad,
+        "the last save failed",
+        "where stop-writes-on-bgsave-error is set nobody can write: see the server's log",
+    ),
+    (
+        |told| told.is("aof_last_write_status", "err"),
+        Grade::Bad,
+        "the last write of the AOF failed",
+        "nobody can write until it succeeds: see the server's log",
+    ),
+    (
+        |told| told.is("loading", "1"),
+        Grade::Bad,
+        "it is loading its data",
+        "nothing can be done until it has",
+    ),
+    (
+        |told| told.saves(),
+        Grade::Note,
+        "it is saving",
+        "idle times stand still meanwhile; a sweep then takes a grace longer",
+    ),
+];
+
 /// What the server is, and how it is doing.
 fn about(seen: &Seen) -> Vec<Finding> {
-    use Grade::{Bad, Good, Note};
-    let far = "it is waited for, but a sweep takes longer and needs an --effort of 10";
     let trip = format!("round trip {}", span(seen.trip));
     let mut found = vec![match seen.trip < FAR {
-        true => Finding::new(Good, trip, ""),
-        false => Finding::new(Note, trip, far),
+        true => Finding::new(Grade::Good, trip, ""),
+        false => Finding::new(Grade::Note, trip, "a sweep takes longer the farther away it runs"),
     }];
-    let Some(info) = seen.info.as_deref() else {
-        found.push(Finding::new(
-            Note,
+    match &seen.info {
+        Some(info) => {
+            let told = CHECKS.iter().filter(|(holds, ..)| holds(&Told(info)));
+            found.extend(told.map(|(_, grade, what, advice)| Finding::new(*grade, *what, advice)));
+        }
+        None => found.push(Finding::new(
+            Grade::Note,
             "the user may not ask INFO",
             "without it idle times are no evidence, and every entry must be seen absent twice",
-        ));
-        return found;
-    };
-    let is = |name: &str, value: &str| field(info, name) == Some(value);
-    let number = |name: &str| field(info, name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-    let policy = field(info, "maxmemory_policy").unwrap_or("noeviction");
-    let evicts = number("maxmemory") > 0 && policy != "noeviction";
-    let full = number("maxmemory") > 0 && number("used_memory") * 20 > number("maxmemory") * 19;
-    let mode = field(info, "redis_mode").or(field(info, "server_mode")).unwrap_or("standalone");
-    let evicting = format!("keys with a TTL may be evicted ({policy})");
-    let checks: [(bool, Grade, &str, &str); 11] = [
-        (
-            is("role", "slave"),
-            Bad,
-            "it is a replica",
-            "name the primary: what a replica does not see yet is no evidence",
-        ),
-        (
-            mode != "standalone",
-            Bad,
-            "it is no standalone server",
-            "Cluster and Sentinel are not supported",
-        ),
-        (!since(info, [6, 2]), Bad, "it is older than 6.2", "locks need SET with GET: upgrade it"),
-        (
-            since(info, [6, 2]) && !since(info, [7, 2]),
-            Note,
-            "it has no CLIENT NO-TOUCH (7.2)",
-            "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
-        ),
-        (
-            policy.ends_with("lfu"),
-            Note,
-            "an LFU policy keeps no idle times",
-            "entries must be seen absent twice, a grace apart; no tag counts as aged",
-        ),
-        (evicts, Note, &evicting, "a lock that is evicted is noticed, but lost"),
-        (
-            full && !evicts,
-            Bad,
-            "memory is nearly all used",
-            "locks are refused when it is; sweeping needs none and gives some back",
-        ),
-        (
-            is("rdb_last_bgsave_status", "err"),
-            Bad,
-            "the last save failed",
-            "where stop-writes-on-bgsave-error is set nobody can write: see the server's log",
-        ),
-        (
-            is("aof_last_write_status", "err"),
-            Bad,
-            "the last write of the AOF failed",
-            "see its log",
-        ),
-        (is("loading", "1"), Bad, "it is loading its data", "wait until it has"),
-        (
-            is("rdb_bgsave_in_progress", "1") || is("aof_rewrite_in_progress", "1"),
-            Note,
-            "it is saving",
-            "idle times stand still meanwhile; a sweep then takes a grace longer",
-        ),
-    ];
-    let told = checks.into_iter().filter(|(holds, ..)| *holds);
-    found.extend(told.map(|(_, grade, what, advice)| Finding::new(grade, what, advice)));
+        )),
+    }
     found
 }
 
