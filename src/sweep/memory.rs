@@ -87,14 +87,9 @@ impl Memory {
         self.budget / 8
     }
 
-    /// For what waits for its grace.
-    pub fn waiting(&self) -> usize {
-        self.budget / 4
-    }
-
-    /// For what waits for its verification.
-    pub fn unverified(&self) -> usize {
-        self.budget / 8 * 3
+    /// For what waits for its grace and for its verification.
+    pub fn quarantine(&self) -> usize {
+        self.budget / 8 * 5
     }
 
     /// For what waits for the proof of the mapping.

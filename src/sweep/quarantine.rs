@@ -1,4 +1,4 @@
-//! What waits: for its grace, or for its verification. Bounded by memory, first due first out.
+//! What waits: for its grace, or for its verification. First due first out; it says how much memory it takes.
 
 use crate::clock::Moment;
 use std::cmp::Ordering;
@@ -9,7 +9,6 @@ use std::collections::BinaryHeap;
 pub(crate) struct Quarantine<T> {
     waiting: BinaryHeap<Waiting<T>>,
     size: usize,
-    budget: usize,
     order: u64,
 }
 
@@ -22,9 +21,8 @@ struct Waiting<T> {
 }
 
 impl<T> Quarantine<T> {
-    /// Full when what waits takes so many bytes.
-    pub fn new(budget: usize) -> Self {
-        Self { waiting: BinaryHeap::new(), size: 0, budget, order: 0 }
+    pub fn new() -> Self {
+        Self { waiting: BinaryHeap::new(), size: 0, order: 0 }
     }
 
     /// Lets `what`, of about `size` bytes, wait until `due`.
@@ -75,8 +73,9 @@ impl<T> Quarantine<T> {
         self.waiting.is_empty()
     }
 
-    pub fn is_full(&self) -> bool {
-        self.size >= self.budget
+    /// Memory that all of it takes.
+    pub fn size(&self) -> usize {
+        self.size
     }
 }
 
@@ -110,7 +109,7 @@ mod tests {
     fn first_due_first_out_and_nothing_early() {
         let now = Moment::now();
         let at = |s| now + Duration::from_secs(s);
-        let mut quarantine = Quarantine::new(1 << 20);
+        let mut quarantine = Quarantine::new();
         for (what, s) in [("c", 3), ("a", 1), ("b", 1)] {
             quarantine.put(what, 0, at(s));
         }
@@ -125,11 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn fullness_counts_bytes() {
-        let mut quarantine = Quarantine::new(1000);
-        quarantine.put((), 1000, Moment::now());
-        assert!(quarantine.is_full());
+    fn its_size_counts_bytes() {
+        let mut quarantine = Quarantine::new();
+        (0..2).for_each(|_| quarantine.put((), 1000, Moment::now()));
+        let both = quarantine.size();
+        assert!((2000..2200).contains(&both));
         quarantine.take(Moment::now());
-        assert!(!quarantine.is_full());
+        assert_eq!(quarantine.size(), both / 2);
+        quarantine.drain().for_each(drop);
+        assert_eq!(quarantine.size(), 0);
     }
 }

@@ -237,9 +237,7 @@ impl<'a> Running<'a> {
             self.queue.ready.push_front(Ask::Verify(removed));
         }
         // What fills the memory must go on, or nothing is read any more.
-        while self.queue.backlog(self.holds_back()) < 4 * self.pace.size()
-            || self.queue.waiting.is_full()
-        {
+        while self.queue.backlog(self.holds_back()) < 4 * self.pace.size() || self.queue.is_full() {
             let Some(later) = self.queue.waiting.take(now) else { break };
             self.take_up(later);
         }

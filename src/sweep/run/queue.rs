@@ -31,8 +31,8 @@ impl Queue {
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
             pruned_at: now,
-            waiting: Quarantine::new(memory.waiting()),
-            unverified: Quarantine::new(memory.unverified()),
+            waiting: Quarantine::new(),
+            unverified: Quarantine::new(),
             memory,
         }
     }
@@ -63,7 +63,7 @@ impl Queue {
 
     /// Whether what waits for its time, or for its verification, takes all the memory it may.
     pub fn is_full(&self) -> bool {
-        self.waiting.is_full() || self.unverified.is_full()
+        self.waiting.size() + self.unverified.size() >= self.memory.quarantine()
     }
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
