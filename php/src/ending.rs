@@ -7,20 +7,13 @@
 //! again, as a nudge, until the interrupt has come. A second signal, or one without any lease, ends the
 //! process at once.
 
-use crate::gate::{handler, sigaction};
+use crate::gate::{Interrupt, chain_interrupt, handler, sigaction};
 use crate::lock::release_all;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 use std::time::Duration;
-
-unsafe extern "C" {
-    #[link_name = "zend_interrupt_function"]
-    static mut INTERRUPT: Option<Interrupt>;
-}
-
-type Interrupt = unsafe extern "C" fn(*mut ExecuteData);
 
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
@@ -50,13 +43,9 @@ static BEFORE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
 /// At module start.
 pub(crate) fn prepare() {
-    // SAFETY: at module start one thread runs; the pointer is the engine's to chain, as pcntl does.
-    unsafe {
-        let before = (&raw const INTERRUPT).read();
-        let before = before.map_or(std::ptr::null_mut(), |before| before as *mut ());
-        BEFORE.store(before, Ordering::Release);
-        (&raw mut INTERRUPT).write(Some(on_interrupt));
-    }
+    let before = chain_interrupt(on_interrupt);
+    let before = before.map_or(std::ptr::null_mut(), |before| before as *mut ());
+    BEFORE.store(before, Ordering::Release);
 }
 
 /// Takes those signals over that nobody handles. In a PHP with threads the process is a server's, and so

@@ -14,7 +14,21 @@ use std::sync::OnceLock;
 
 unsafe extern "C" {
     #[link_name = "zend_interrupt_function"]
-    static INTERRUPT: Option<unsafe extern "C" fn(*mut ExecuteData)>;
+    static mut INTERRUPT: Option<Interrupt>;
+}
+
+/// What the engine calls between two opcodes when a signal waits.
+pub(crate) type Interrupt = unsafe extern "C" fn(*mut ExecuteData);
+
+/// Puts ours in the place of what the engine calls, and says what that was: it is to be called by ours. For
+/// the start of the module only, where one thread runs.
+pub(crate) fn chain_interrupt(ours: Interrupt) -> Option<Interrupt> {
+    // SAFETY: the pointer is the engine's to chain, as pcntl does, and nobody else is there to read it.
+    unsafe {
+        let before = (&raw const INTERRUPT).read();
+        (&raw mut INTERRUPT).write(Some(ours));
+        before
+    }
 }
 
 /// Signals that end a process unless somebody handles them.
@@ -176,8 +190,8 @@ fn interrupted() -> bool {
         clear(&mut globals.vm_interrupt);
         globals.current_execute_data
     };
-    // SAFETY: a function pointer that the engine sets at start and does not change.
-    if let Some(run_handlers) = unsafe { INTERRUPT } {
+    // SAFETY: a function pointer that is set at start and not changed after.
+    if let Some(run_handlers) = unsafe { (&raw const INTERRUPT).read() } {
         // SAFETY: the same call, with the same frame, as the engine makes after internal functions.
         let ran = try_catch(AssertUnwindSafe(|| unsafe { run_handlers(frame) }));
         if ran.is_err() {
