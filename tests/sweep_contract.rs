@@ -1065,3 +1065,78 @@ fn what_was_removed_is_verified_in_time_however_large_its_tag() {
     assert!(back < Duration::from_secs(1), "{back:?} of {:?}", report.duration);
     assert!(back < report.duration / 2, "{back:?} of {:?}", report.duration);
 }
+
+#[test]
+fn a_share_comes_before_a_number_of_removals() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "gone", 20, 100, 0);
+    tags(&mut con, "kept", 1, 1, 1);
+    let options = Options { max_share: 0.01, max_removals: Some(500), ..quick() };
+    for dry_run in [true, false] {
+        (0..20).for_each(|t| age(&mut con, format!("tag:gone:{t}"), 3600));
+        age(&mut con, "tag:kept:0", 3600);
+        let report = sweep(server.config(), Options { dry_run, ..options.clone() });
+        let how = (report.reason, report.references_removed);
+        assert_eq!(how, (Reason::MaxShare, 0), "{dry_run}: {report:?}");
+    }
+    (0..20).for_each(|t| age(&mut con, format!("tag:gone:{t}"), 3600));
+    let options = Options { max_share: 0.9999, ..options };
+    for dry_run in [true, false] {
+        (0..20).for_each(|t| age(&mut con, format!("tag:gone:{t}"), 3600));
+        age(&mut con, "tag:kept:0", 3600);
+        let report = sweep(server.config(), Options { dry_run, ..options.clone() });
+        let how = (report.reason, report.references_removed);
+        assert_eq!(how, (Reason::MaxRemovals, 500), "{dry_run}: {report:?}");
+    }
+}
+
+#[test]
+fn what_is_held_back_for_the_share_neither_fills_the_memory_nor_takes_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for t = 1, 3000 do local entry = 'item:' .. t .. string.rep('x', 1500) \
+                redis.call('SADD', 'tag:' .. t, entry) redis.call('SET', entry, '') end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    (1..=3000).for_each(|t| age(&mut con, format!("tag:{t}"), if t % 5 == 0 { 600 } else { 7200 }));
+    let options = Options {
+        max_share: 0.9,
+        max_tag_age: Some(Duration::from_secs(3600)),
+        on_aged: OnAged::Invalidate,
+        memory: 4 << 20,
+        grace: Duration::from_secs(1),
+        ..quick()
+    };
+    let report = sweep(server.config(), options.clone());
+    assert!(report.complete, "{report:?}");
+    assert_eq!((report.entries_invalidated, report.references_removed), (2400, 2400), "{report:?}");
+    // Fewer than a thousand: judged when all are seen, and then at once.
+    redis::cmd("FLUSHALL").exec(&mut con).unwrap();
+    tags(&mut con, "aged", 900, 1, 1);
+    (0..90).for_each(|t| age(&mut con, format!("tag:aged:{t}"), 600));
+    (90..900).for_each(|t| age(&mut con, format!("tag:aged:{t}"), 7200));
+    let report = sweep(server.config(), Options { max_share: 0.95, ..options });
+    assert!(report.complete && report.duration < Duration::from_secs(3), "{report:?}");
+    assert_eq!(report.entries_invalidated, 810, "{report:?}");
+}
+
+#[test]
+fn what_is_left_alone_after_all_does_not_count_against_the_limits() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "used", 1, 501, 0);
+    // Before Redis 7.2 the script cannot ask whether a tag was used; what comes back then exists after all.
+    let (grace, mut used) = (Duration::from_secs(1), false);
+    let entries: Vec<String> = (0..300).map(|r| format!("item:used:0:{r}")).collect();
+    let options = Options { grace, max_removals: Some(250), trust_mapping: true, ..quick() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_checked > 0 && !std::mem::replace(&mut used, true) {
+            entries.iter().for_each(|entry| con.set(entry, "x").unwrap());
+            let _: () = con.sadd("tag:used:0", &entries[0]).unwrap();
+        }
+        Flow::Continue
+    });
+    assert!(used && report.complete, "{report:?}");
+    let stayed = con.scard::<_, u64>("tag:used:0").unwrap();
+    assert_eq!(stayed, 300, "{report:?}");
+}

@@ -134,7 +134,7 @@ impl Running<'_> {
         if self.stop.is_some() {
             return self.let_go(batch.visit);
         }
-        let allowed = self.allow(stale);
+        let allowed = self.foresee_limits(stale);
         if stale > 0 {
             self.proof.foresee(&batch);
         }
@@ -144,14 +144,15 @@ impl Running<'_> {
         grow(&visit.removed, removed);
         visit.gone.set(visit.removed.get() == visit.checked.get());
         self.let_go(batch.visit);
-        match allowed {
-            None => {
-                // A sweep holds everything back until the share can be told.
-                self.limits.refrains = !self.limits.tolerates;
-                self.stop(Reason::MaxShare);
-            }
-            Some(allowed) if allowed < stale => self.stop(Reason::MaxRemovals),
-            Some(_) => self.limits.tolerates |= self.tells_share(),
+        if allowed.is_none() {
+            // A sweep holds everything back until the share can be told.
+            self.limits.refrains = !self.limits.tolerates;
+            self.stop(Reason::MaxShare);
+            return;
+        }
+        self.limits.tolerates |= self.options.max_share >= 1.0 || self.tells();
+        if self.limits.tolerates && self.limits.is_exhausted() {
+            self.stop(Reason::MaxRemovals);
         }
     }
 

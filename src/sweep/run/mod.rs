@@ -2,6 +2,7 @@
 
 mod answers;
 mod ledger;
+mod limits;
 mod looks;
 mod queue;
 mod removals;
@@ -26,8 +27,8 @@ use crate::sweep::round::Ask;
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
 use ledger::{Figures, Legacy};
+use limits::{Doomed, Limits};
 use queue::Queue;
-use removals::Limits;
 use std::rc::Rc;
 use std::time::Duration;
 use wire::Wire;
@@ -55,8 +56,6 @@ enum Later {
     },
     /// References seen absent once.
     Absent(Batch),
-    /// Entries of an aged tag, so many, until it can be told whether they are too large a share.
-    Aged(Batch, u64),
     /// The next slips that an earlier sweep left.
     Recover(u64),
 }
@@ -237,10 +236,11 @@ impl<'a> Running<'a> {
             self.queue.ready.push_front(Ask::Verify(removed));
         }
         // What fills the memory must go on, or nothing is read any more.
-        while self.queue.backlog(self.holds_back()) < 4 * self.pace.size() || self.queue.is_full() {
+        while self.queue.backlog() < 4 * self.pace.size() || self.queue.is_full() {
             let Some(later) = self.queue.waiting.take(now) else { break };
             self.take_up(later);
         }
+        self.release_held();
         self.keep(now);
         if now.since(self.wire.observed) >= LOAD_EVERY {
             self.ask_for_load();
@@ -262,7 +262,6 @@ impl<'a> Running<'a> {
             }),
             Later::Recover(cursor) => self.queue.ready.push_back(Ask::Recover { cursor }),
             Later::Absent(batch) => self.condemn(batch),
-            Later::Aged(batch, live) => self.delete_entries(batch, live),
         }
     }
 
@@ -315,10 +314,12 @@ impl<'a> Running<'a> {
         }
         self.stop = Some(reason);
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
-        let mut batches: Vec<Batch> = self.queue.condemned.drain(..).chain(held).collect();
+        let barred = self.queue.take_held().into_iter().map(Doomed::into_batch);
+        let mut batches: Vec<Batch> =
+            self.queue.condemned.drain(..).chain(held).chain(barred).collect();
         for later in self.queue.waiting.drain() {
             match later {
-                Later::Absent(batch) | Later::Aged(batch, _) => batches.push(batch),
+                Later::Absent(batch) => batches.push(batch),
                 Later::Tag { key, page, tally, .. } => {
                     self.give_up(&page);
                     self.settle(&key, &page, tally);
@@ -344,8 +345,10 @@ impl<'a> Running<'a> {
     }
 
     fn is_done(&self) -> bool {
-        let judged =
-            self.walk.is_done() && self.queue.waiting.is_empty() && self.queue.condemned.is_empty();
+        let judged = self.walk.is_done()
+            && self.queue.waiting.is_empty()
+            && self.queue.holds_nothing()
+            && self.queue.condemned.is_empty();
         let crossed = self.legacy.crossed.borrow().is_empty();
         let kept = crossed && self.legacy.records.is_empty();
         let verified = self.queue.ready.is_empty() && self.queue.unverified.is_empty() && kept;
@@ -365,8 +368,8 @@ impl<'a> Running<'a> {
 
     /// At the end: whether what was held back means that the mapping is wrong.
     fn verdict(&mut self) -> Result<()> {
-        if self.options.dry_run && (self.exceeds_share() || self.limits.refrains) {
-            self.foresee_nothing();
+        if self.options.dry_run {
+            self.foresee_end();
         }
         match self.proof.refutation() {
             Some(what) if self.options.dry_run => {
@@ -380,6 +383,19 @@ impl<'a> Running<'a> {
                 self.unseen.take().map_or(Ok(()), Err)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// At the end of a dry run: what the limits would have done to a sweep, that could be told only now.
+    fn foresee_end(&mut self) {
+        let too_large = self.stop.is_none() && self.is_too_large_a_share();
+        if too_large {
+            self.stop(Reason::MaxShare);
+        } else if self.stop.is_none() && self.limits.is_exhausted() {
+            self.stop(Reason::MaxRemovals);
+        }
+        if too_large || self.limits.refrains {
+            self.foresee_nothing();
         }
     }
 

@@ -5,6 +5,7 @@ use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Twice};
 use crate::sweep::memory::Memory;
 use crate::sweep::quarantine::Quarantine;
 use crate::sweep::round::Ask;
+use crate::sweep::run::limits::Doomed;
 use crate::sweep::run::{Later, Running};
 use crate::sweep::walk::LARGEST;
 use std::collections::VecDeque;
@@ -20,6 +21,9 @@ pub(super) struct Queue {
     /// References that a script is to remove, and when the last one was put together.
     pub condemned: VecDeque<Batch>,
     pub pruned_at: Moment,
+    /// What is held back until it can be told what share of all would go, and the memory that it takes.
+    held: Vec<Doomed>,
+    held_size: usize,
     pub waiting: Quarantine<Later>,
     pub unverified: Quarantine<(Batch, Twice)>,
     pub memory: Memory,
@@ -31,10 +35,26 @@ impl Queue {
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
             pruned_at: now,
+            held: Vec::new(),
+            held_size: 0,
             waiting: Quarantine::new(),
             unverified: Quarantine::new(),
             memory,
         }
+    }
+
+    pub fn hold(&mut self, doomed: Doomed) {
+        self.held_size += doomed.batch().size();
+        self.held.push(doomed);
+    }
+
+    pub fn holds_nothing(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    pub fn take_held(&mut self) -> Vec<Doomed> {
+        self.held_size = 0;
+        std::mem::take(&mut self.held)
     }
 
     /// Whether what is condemned has waited for company for long enough.
@@ -61,9 +81,9 @@ impl Queue {
         Some(next)
     }
 
-    /// Whether what waits for its time, or for its verification, takes all the memory it may.
+    /// Whether what waits for its time, for its verification or for the share, takes all the memory it may.
     pub fn is_full(&self) -> bool {
-        self.waiting.size() + self.unverified.size() >= self.memory.quarantine()
+        self.waiting.size() + self.unverified.size() + self.held_size >= self.memory.quarantine()
     }
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
@@ -102,19 +122,16 @@ impl Queue {
     }
 
     /// Memory that names take which wait to be sent: members, and keys of tags that are to be read.
-    fn names(&self, held_back: bool) -> (usize, usize) {
-        let sizes = || self.condemned.iter().map(Batch::size).sum();
-        let condemned = if held_back { 0 } else { sizes() };
+    fn names(&self) -> (usize, usize) {
+        let condemned = self.condemned.iter().map(Batch::size).sum();
         let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
         self.ready.iter().map(Ask::size).fold((condemned, 0), add)
     }
 
     /// Units of work that wait to be sent.
-    pub fn backlog(&self, held_back: bool) -> usize {
+    pub fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
-        // What is held back waits for more to be looked at, so it must not keep that from happening.
-        let condemned = if held_back { 0 } else { self.condemned.len() };
-        8 * self.ready.len() + 14 * condemned
+        8 * self.ready.len() + 14 * self.condemned.len()
     }
 }
 
@@ -126,15 +143,13 @@ impl Running<'_> {
         let script = BATCH.min(size * 2 / 3);
         let (mut asks, mut units) = (Vec::new(), 0);
         let under_way: usize = self.wire.flights.iter().map(|flight| flight.reads).sum();
-        let (members, keys) = self.queue.names(self.holds_back());
+        let (members, keys) = self.queue.names();
         // Whatever is read comes to where there is no room.
         let no_room = members > self.queue.memory.queue() || self.queue.is_full();
         let may_read = if no_room { 0 } else { self.queue.memory.reads() };
         let mut reads = may_read.saturating_sub(under_way);
-        // Before anything is taken out of the queue: whether all was looked at shows in it.
-        let may_prune = self.may_prune();
         while units < size {
-            let full = may_prune && (self.queue.condemns(script) || self.queue.is_overdue());
+            let full = self.queue.condemns(script) || self.queue.is_overdue();
             if full && units > size / 3 {
                 return asks;
             }
@@ -149,7 +164,7 @@ impl Running<'_> {
         if members + keys <= self.queue.memory.queue() {
             asks.extend(self.next_page(size.saturating_sub(units)));
         }
-        let idle = may_prune && asks.is_empty() && self.wire.flights.is_empty();
+        let idle = asks.is_empty() && self.wire.flights.is_empty();
         if let Some(batches) = idle.then(|| self.queue.next_prune(script)).flatten() {
             asks.push(Ask::Prune(self.noted(batches)));
         }
@@ -167,13 +182,6 @@ impl Running<'_> {
     }
 
     fn may_walk(&self) -> bool {
-        self.stop.is_none()
-            && self.queue.backlog(self.holds_back()) < 2 * self.pace.size()
-            && !self.queue.is_full()
-    }
-
-    /// Whether what is condemned may go, as far as its share of all is concerned.
-    fn may_prune(&mut self) -> bool {
-        !self.queue.condemned.is_empty() && !self.holds_back() && !self.exceeds_share()
+        self.stop.is_none() && self.queue.backlog() < 2 * self.pace.size() && !self.queue.is_full()
     }
 }

@@ -5,22 +5,18 @@ use crate::error::{Error, ErrorKind, Result, printable};
 use crate::socket::checked;
 use crate::strings::Strings;
 use crate::sweep::batch::{Batch, Twice, Visit};
-use crate::sweep::judge;
 use crate::sweep::proof::Proof;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
 use crate::sweep::run::answers::{first, understood};
 use crate::sweep::run::ledger::grow;
+use crate::sweep::run::limits::Doomed;
 use crate::sweep::run::wire::LAST_TRY;
-use crate::sweep::run::{Later, Running, STOPPING};
+use crate::sweep::run::{Running, STOPPING};
 use crate::sweep::slip::Slip;
 use redis::Value;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// How long what is held back waits until it is judged again.
-const HOLD: Duration = Duration::from_millis(20);
 
 /// How soon references are put back that the server did not let us put back.
 const RESTORE_AGAIN: Duration = Duration::from_millis(100);
@@ -29,110 +25,16 @@ const RESTORE_AGAIN: Duration = Duration::from_millis(100);
 /// then their entries are looked for a second time, a grace later.
 const IDLE_FRESH: Duration = Duration::from_millis(60);
 
-/// What the operator's limits were asked for.
-#[derive(Debug, Default)]
-pub(super) struct Limits {
-    /// References that may go, as far as was said.
-    condemned: u64,
-    /// What was held back made too large a share: nothing is removed.
-    pub refrains: bool,
-    /// Of a dry run: the share was told, and was not too large.
-    pub tolerates: bool,
-}
-
 impl Running<'_> {
-    /// Sends references to the confirming script, as soon as the mapping is proven and as long as
-    /// the operator's limits allow.
+    /// Sends references to the confirming script, as soon as the mapping is proven and as far as the
+    /// operator's limits allow.
     pub(super) fn condemn(&mut self, batch: Batch) {
         if self.stop.is_some() {
             self.give_up(&batch.visit.page);
             return self.let_go(batch.visit);
         }
         let Some(batch) = self.proof.admit(batch) else { return };
-        let Some((batch, is_last)) = self.limit(batch) else { return };
-        self.queue.condemned.push_back(batch);
-        if is_last {
-            self.reach_limit();
-        }
-    }
-
-    /// As many of the references as the operator's limits allow to go, and whether that is all they do.
-    fn limit(&mut self, mut batch: Batch) -> Option<(Batch, bool)> {
-        let all = batch.members.len() as u64;
-        let allowed = self.allow(all);
-        if allowed != Some(all) {
-            self.give_up(&batch.visit.page);
-        }
-        let Some(allowed) = allowed else {
-            self.let_go(batch.visit);
-            self.stop(Reason::MaxShare);
-            return None;
-        };
-        if allowed < all {
-            batch.members = batch.members.select(|i| (i as u64) < allowed);
-        }
-        Some((batch, allowed < all))
-    }
-
-    /// How many of so many more removals the operator's limits allow; `None` if they would make a larger
-    /// share than allowed.
-    pub(super) fn allow(&mut self, more: u64) -> Option<u64> {
-        let most = self.options.max_removals.unwrap_or(u64::MAX);
-        let allowed = more.min(most.saturating_sub(self.limits.condemned));
-        self.limits.condemned += allowed;
-        (!self.is_too_large_a_share()).then_some(allowed)
-    }
-
-    /// Whether a larger share would go than allowed, as far as there is enough to tell.
-    fn is_too_large_a_share(&self) -> bool {
-        let (removed, checked) = (self.limits.condemned, self.report.references_checked);
-        self.tells() && judge::exceeds_share(removed, checked, self.options.max_share)
-    }
-
-    /// Whether so much was looked at that a share says something: a thousand references, or all there are.
-    fn tells(&self) -> bool {
-        let is_unread = |later: &Later| matches!(later, Later::Tag { .. });
-        let is_all =
-            || self.walk.is_done() && self.is_idle() && !self.queue.waiting.iter().any(is_unread);
-        judge::is_sample(self.report.references_checked) || is_all()
-    }
-
-    /// Whether a share is asked for, and can be told.
-    pub(super) fn tells_share(&self) -> bool {
-        self.options.max_share < 1.0 && self.tells()
-    }
-
-    /// Whether nothing is to be removed yet, for the share that would go cannot be told.
-    pub(super) fn holds_back(&self) -> bool {
-        self.options.max_share < 1.0 && self.stop.is_none() && !self.tells()
-    }
-
-    /// Whether what was held back makes too large a share; then it ends.
-    pub(super) fn exceeds_share(&mut self) -> bool {
-        let exceeds = self.stop.is_none() && self.is_too_large_a_share();
-        if exceeds {
-            self.limits.refrains = true;
-            self.stop(Reason::MaxShare);
-        }
-        exceeds
-    }
-
-    /// No more removals than the operator allows: what is condemned goes, and then it ends.
-    fn reach_limit(&mut self) {
-        let condemned = std::mem::take(&mut self.queue.condemned);
-        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate { .. });
-        let (allowed, others) = std::mem::take(&mut self.queue.ready)
-            .into_iter()
-            .partition::<VecDeque<_>, _>(is_allowed);
-        self.queue.ready = others;
-        self.stop(Reason::MaxRemovals);
-        self.queue.ready.extend(allowed);
-        for batch in condemned {
-            match batch.members.is_empty() {
-                true => self.let_go(batch.visit),
-                false => self.prune(batch),
-            }
-        }
+        self.admit(Doomed::Stale(batch));
     }
 
     pub(super) fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
@@ -143,7 +45,10 @@ impl Running<'_> {
         let mut refused = Ok(());
         for (batch, item) in batches.into_iter().zip(items) {
             match item {
-                Value::Int(0) => self.vouch(batch),
+                Value::Int(0) => {
+                    self.limits.take_back(batch.members.len() as u64);
+                    self.vouch(batch);
+                }
                 Value::Int(-1) => self.used_meanwhile(batch),
                 Value::Int(-2) => self.of_another_type(batch),
                 Value::Array(figures) => {
@@ -174,7 +79,13 @@ impl Running<'_> {
             removed => removed,
         };
         self.report.references_removed += removed;
+        self.limits.take_back((batch.members.len() as u64).saturating_sub(removed));
         grow(&visit.removed, removed);
+        if visit.reread.get() && !visit.looked {
+            // Whoever reads the tag again does not see them any more.
+            self.report.references_checked += removed;
+            grow(&visit.page.checked, removed);
+        }
         visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
         let ambiguous = stayed.iter().any(|position| *position < 0);
         let stays = |i: usize| {
@@ -251,27 +162,7 @@ impl Running<'_> {
             self.give_up(&batch.visit.page);
             return self.let_go(batch.visit);
         }
-        let Some((batch, is_last)) = self.limit(batch) else { return };
-        let live = live.min(batch.members.len() as u64);
-        self.delete_entries(batch, live);
-        if is_last {
-            self.reach_limit();
-        }
-    }
-
-    /// Deletes so many entries, as soon as it can be told whether they are too large a share.
-    pub(super) fn delete_entries(&mut self, batch: Batch, live: u64) {
-        if batch.members.is_empty() {
-            self.let_go(batch.visit);
-        } else if self.holds_back() {
-            let size = batch.size();
-            self.queue.waiting.put(Later::Aged(batch, live), size, Moment::now() + HOLD);
-        } else if !self.exceeds_share() {
-            self.queue.ready.push_back(Ask::Invalidate { batch, live, again: false });
-        } else {
-            self.give_up(&batch.visit.page);
-            self.let_go(batch.visit);
-        }
+        self.admit(Doomed::Aged(batch, live));
     }
 
     pub(super) fn invalidated(
@@ -299,7 +190,7 @@ impl Running<'_> {
     }
 
     /// Sends references to the confirming script, also when nothing else is removed any more.
-    fn prune(&mut self, batch: Batch) {
+    pub(super) fn prune(&mut self, batch: Batch) {
         if self.stop.is_none() {
             return self.queue.condemned.push_back(batch);
         }
@@ -309,6 +200,7 @@ impl Running<'_> {
 
     /// A tag that was used since it was read is read again, once.
     fn used_meanwhile(&mut self, batch: Batch) {
+        self.limits.take_back(batch.members.len() as u64);
         if !batch.visit.again && self.stop.is_none() {
             return self.read_again(batch.visit, self.options.grace);
         }
@@ -318,6 +210,7 @@ impl Running<'_> {
     }
 
     fn of_another_type(&mut self, batch: Batch) {
+        self.limits.take_back(batch.members.len() as u64);
         let known = batch.visit.strange.replace(true);
         self.report.tags_skipped += u64::from(!known);
         self.report.references_skipped += batch.members.len() as u64;
@@ -374,6 +267,10 @@ impl Running<'_> {
             self.report.references_restored += back;
             let visit = &batch.visit;
             visit.removed.set(visit.removed.get().saturating_sub(back));
+            if visit.reread.get() && !visit.looked {
+                self.report.references_checked -= back;
+                visit.page.checked.set(visit.page.checked.get().saturating_sub(back));
+            }
             visit.gone.set(false);
         } else if back < 0 {
             self.warn("a tag key changed its type during the sweep");

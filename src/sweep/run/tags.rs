@@ -96,7 +96,7 @@ impl Running<'_> {
     ) -> Result<()> {
         let (next, mut members): (u64, Vec<Vec<u8>>) = match checked(last(&mut replies)) {
             Err(e) if e.kind() == ErrorKind::WrongType => {
-                self.is_no_tag(&visit);
+                self.is_no_tag(visit);
                 return Ok(());
             }
             other => understood(other.map_err(|e| e.key(&visit.key))?)?,
@@ -124,11 +124,12 @@ impl Running<'_> {
     }
 
     /// A key under the pattern that holds something else.
-    fn is_no_tag(&mut self, visit: &Visit) {
+    fn is_no_tag(&mut self, visit: Rc<Visit>) {
         if !visit.again {
             self.report.tags_skipped += 1;
             grow(&visit.page.skipped, 1);
         }
+        self.let_go(visit);
     }
 
     /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
@@ -180,12 +181,14 @@ impl Running<'_> {
         self.queue.waiting.put(later, size, Moment::now() + span);
     }
 
-    /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed.
+    /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed, and counts as
+    /// looked at: nobody sees it again.
     pub(super) fn read_again(&mut self, visit: Rc<Visit>, span: Duration) {
         if visit.reread.replace(true) {
             return self.let_go(visit);
         }
-        let counted = if visit.looked { 0 } else { visit.checked.get() };
+        let again = visit.checked.get().saturating_sub(visit.removed.get());
+        let counted = if visit.looked { 0 } else { again };
         self.report.references_checked -= counted;
         visit.page.checked.set(visit.page.checked.get() - counted);
         let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());

@@ -1,0 +1,157 @@
+//! What the operator's limits allow to go: not too many, and not too large a share of all.
+
+use crate::sweep::batch::Batch;
+use crate::sweep::judge;
+use crate::sweep::report::Reason;
+use crate::sweep::round::Ask;
+use crate::sweep::run::{Later, Running};
+use std::collections::VecDeque;
+
+/// References that are to go.
+#[derive(Debug)]
+pub(super) enum Doomed {
+    /// Their entries were seen absent.
+    Stale(Batch),
+    /// Their tag is aged; of their entries, so many are there.
+    Aged(Batch, u64),
+}
+
+impl Doomed {
+    pub fn batch(&self) -> &Batch {
+        match self {
+            Self::Stale(batch) | Self::Aged(batch, _) => batch,
+        }
+    }
+
+    pub fn into_batch(self) -> Batch {
+        match self {
+            Self::Stale(batch) | Self::Aged(batch, _) => batch,
+        }
+    }
+}
+
+/// What the limits were asked for.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    /// References that are to go, and how many of them may.
+    wanted: u64,
+    allowed: u64,
+    /// Enough was looked at to tell what share would go.
+    told: bool,
+    /// Of a dry run: what a sweep would hold back made too large a share.
+    pub refrains: bool,
+    /// Of a dry run: the share does not matter, or was told and was not too large.
+    pub tolerates: bool,
+}
+
+impl Limits {
+    /// Whether more is to go than may.
+    pub fn is_exhausted(&self) -> bool {
+        self.wanted > self.allowed
+    }
+
+    /// So many were to go, and did not.
+    pub fn take_back(&mut self, references: u64) {
+        self.wanted = self.wanted.saturating_sub(references);
+        self.allowed = self.allowed.saturating_sub(references);
+    }
+}
+
+impl Running<'_> {
+    /// Lets references go as far as the limits allow; while it cannot be told what share that would be, they
+    /// are held back.
+    pub(super) fn admit(&mut self, doomed: Doomed) {
+        self.limits.wanted += doomed.batch().members.len() as u64;
+        if self.options.max_share < 1.0 && !self.limits.told {
+            self.queue.hold(doomed);
+        } else {
+            self.let_pass(doomed);
+        }
+    }
+
+    /// What was held back, once it can be told whether it is too large a share, or fills the memory: then it is
+    /// judged by what was seen.
+    pub(super) fn release_held(&mut self) {
+        if self.queue.holds_nothing() || !(self.tells() || self.queue.is_full()) {
+            return;
+        }
+        self.limits.told = true;
+        for doomed in self.queue.take_held() {
+            self.let_pass(doomed);
+        }
+    }
+
+    fn let_pass(&mut self, doomed: Doomed) {
+        if self.stop.is_none() && self.is_too_large_a_share() {
+            self.stop(Reason::MaxShare);
+        }
+        let all = doomed.batch().members.len() as u64;
+        let allowed = if self.stop.is_some() { 0 } else { self.take(all) };
+        if allowed < all {
+            self.give_up(&doomed.batch().visit.page);
+        }
+        let cut = |batch: Batch| Batch {
+            members: if allowed < all {
+                batch.members.select(|i| (i as u64) < allowed)
+            } else {
+                batch.members
+            },
+            ..batch
+        };
+        match doomed {
+            _ if allowed == 0 => self.let_go(doomed.into_batch().visit),
+            Doomed::Stale(batch) => self.queue.condemned.push_back(cut(batch)),
+            Doomed::Aged(batch, live) => {
+                let (batch, live) = (cut(batch), live.min(allowed));
+                self.queue.ready.push_back(Ask::Invalidate { batch, live, again: false });
+            }
+        }
+        if allowed < all && self.stop.is_none() {
+            self.reach_limit();
+        }
+    }
+
+    /// Takes as many of so many removals as are allowed.
+    fn take(&mut self, more: u64) -> u64 {
+        let most = self.options.max_removals.unwrap_or(u64::MAX);
+        let allowed = more.min(most.saturating_sub(self.limits.allowed));
+        self.limits.allowed += allowed;
+        allowed
+    }
+
+    /// Of a dry run: how many of so many more removals the limits allow; `None` if they would make a larger
+    /// share than allowed.
+    pub(super) fn foresee_limits(&mut self, more: u64) -> Option<u64> {
+        self.limits.wanted += more;
+        let allowed = self.take(more);
+        (!self.is_too_large_a_share()).then_some(allowed)
+    }
+
+    /// Whether a larger share would go than allowed, as far as there is enough to tell.
+    pub(super) fn is_too_large_a_share(&self) -> bool {
+        let (removed, checked) = (self.limits.wanted, self.report.references_checked);
+        let tells = self.limits.told || self.tells();
+        tells && judge::exceeds_share(removed, checked, self.options.max_share)
+    }
+
+    /// Whether so much was looked at that a share says something: a thousand references, or all there are.
+    pub(super) fn tells(&self) -> bool {
+        let is_unread = |later: &Later| matches!(later, Later::Tag { .. });
+        let is_all =
+            || self.walk.is_done() && self.is_idle() && !self.queue.waiting.iter().any(is_unread);
+        judge::is_sample(self.report.references_checked) || is_all()
+    }
+
+    /// No more removals than the operator allows: what may go goes, and then it ends.
+    fn reach_limit(&mut self) {
+        let condemned = std::mem::take(&mut self.queue.condemned);
+        let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate { .. });
+        let (allowed, others) = std::mem::take(&mut self.queue.ready)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(is_allowed);
+        self.queue.ready = others;
+        self.stop(Reason::MaxRemovals);
+        self.queue.ready.extend(allowed);
+        condemned.into_iter().for_each(|batch| self.prune(batch));
+    }
+}
