@@ -1014,7 +1014,8 @@ fn figures_are_those_of_a_full_comparison_though_the_proof_comes_late() {
     // More than may be held back, whatever the order; each of the others straddles the proof if it brings it.
     tags(&mut con, "gone", 40, 4000, 0);
     tags(&mut con, "kept", 4, 4000, 4000);
-    let report = sweep(server.config(), Options { memory: 4 << 20, ..quick() });
+    let options = Options { memory: 4 << 20, grace: Duration::from_secs(1), ..quick() };
+    let report = sweep(server.config(), options);
     assert!(report.complete, "{report:?}");
     assert_eq!((report.tags_seen, report.references_checked), (44, 176_000), "{report:?}");
     assert_eq!((report.tags_removed, report.tags_pruned), (40, 4), "{report:?}");
@@ -1026,7 +1027,7 @@ fn members_that_a_shrinking_set_names_twice_count_once() {
     let server = Server::start();
     let mut con = server.connect();
     tags(&mut con, "big", 1, 300_000, 200);
-    let report = sweep(server.config(), quick());
+    let report = sweep(server.config(), Options { grace: Duration::from_secs(1), ..quick() });
     assert_eq!((report.references_checked, report.tags_pruned), (300_000, 1), "{report:?}");
     assert_eq!(report.references_removed, 300_000 - 1500, "{report:?}");
 }
@@ -1072,7 +1073,8 @@ fn a_share_comes_before_a_number_of_removals() {
     let mut con = server.connect();
     tags(&mut con, "gone", 20, 100, 0);
     tags(&mut con, "kept", 1, 1, 1);
-    let options = Options { max_share: 0.01, max_removals: Some(500), ..quick() };
+    let grace = Duration::from_secs(1);
+    let options = Options { max_share: 0.01, max_removals: Some(500), grace, ..quick() };
     for dry_run in [true, false] {
         (0..20).for_each(|t| age(&mut con, format!("tag:gone:{t}"), 3600));
         age(&mut con, "tag:kept:0", 3600);
@@ -1139,4 +1141,19 @@ fn what_is_left_alone_after_all_does_not_count_against_the_limits() {
     assert!(used && report.complete, "{report:?}");
     let stayed = con.scard::<_, u64>("tag:used:0").unwrap();
     assert_eq!(stayed, 300, "{report:?}");
+}
+
+#[test]
+fn whoever_watches_may_take_his_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3, 4, 2);
+    let mut looks = 0;
+    let report = sweep_watched(server.config(), quick(), &mut |_| {
+        looks += 1;
+        // What a slow listener does, and longer than the server is left without a question how it is.
+        std::thread::sleep(Duration::from_millis(520));
+        if looks > 40 { Flow::Stop } else { Flow::Continue }
+    });
+    assert!(report.complete && looks < 30, "{looks}: {report:?}");
 }

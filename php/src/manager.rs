@@ -154,8 +154,9 @@ impl TagCleanupManager {
         let mut told = Instant::now();
         let ended = sweep.run(&mut |progress| {
             if told.elapsed() >= EVERY {
-                told = Instant::now();
                 *thrown = thrown.take().or(gate.open(|| self.tell(progress)).err());
+                // From its end: a slow listener gets no more of our time than a quick one.
+                told = Instant::now();
             }
             let stop = thrown.is_some() || self.stopping.get() || gate.must_stop();
             if stop { Flow::Stop } else { Flow::Continue }

@@ -36,6 +36,8 @@ pub(super) struct Wire {
     pub flights: VecDeque<Flight>,
     /// When the last round came back.
     landed: Moment,
+    /// Time that was spent with whoever watches since then: no server's.
+    pub aside: Duration,
     /// How long rounds kept the server.
     pub rounds: Histogram,
     /// Errors of the server, by their first word.
@@ -56,6 +58,7 @@ impl Wire {
         Self {
             flights: VecDeque::new(),
             landed: now,
+            aside: Duration::ZERO,
             rounds: Histogram::default(),
             errors: BTreeMap::new(),
             outage: None,
@@ -151,6 +154,9 @@ impl Running<'_> {
             ask.write(&terms, &mut pack);
             due.push_back((ask, pack.commands() - before));
         }
+        if self.wire.flights.is_empty() {
+            self.wire.aside = Duration::ZERO;
+        }
         self.wire.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
         let deadline = self.link.deadline();
         self.link.send(&pack, deadline)
@@ -173,8 +179,9 @@ impl Running<'_> {
         let now = Moment::now();
         let overlapped = self.wire.landed >= sent;
         let from = if overlapped { self.wire.landed } else { sent };
-        self.wire.rounds.record(now.since(from));
-        self.pace.observe(units, now.since(from), overlapped, now);
+        let took = now.since(from).saturating_sub(std::mem::take(&mut self.wire.aside));
+        self.wire.rounds.record(took);
+        self.pace.observe(units, took, overlapped, now);
         self.wire.landed = now;
         Ok(())
     }
