@@ -7,7 +7,8 @@
 //! - the time limit: we stop and return; the engine then raises its error.
 
 use crate::ending::is_ours;
-use ext_php_rs::zend::{ExecuteData, ExecutorGlobals, try_catch};
+use ext_php_rs::zend::{ExecuteData, ExecutorGlobals, bailout, try_catch};
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
@@ -29,6 +30,38 @@ pub(crate) fn chain_interrupt(ours: Interrupt) -> Option<Interrupt> {
         (&raw mut INTERRUPT).write(Some(ours));
         before
     }
+}
+
+thread_local! {
+    /// A fatal error of PHP waits until we have given back what we hold.
+    static FATAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls into PHP. A fatal error there jumps to the end of the script, past everything of ours; so it is
+/// caught, nothing more is called, and [`end`] lets it go on. `None` then.
+pub(crate) fn call<T>(act: impl FnOnce() -> T) -> Option<T> {
+    if is_fatal() {
+        return None;
+    }
+    let done = try_catch(AssertUnwindSafe(act));
+    FATAL.set(done.is_err());
+    done.ok()
+}
+
+/// Whether a fatal error waits.
+pub(crate) fn is_fatal() -> bool {
+    FATAL.get()
+}
+
+/// The end of a method, when nothing of it is left to be given back: a fatal error that waited goes on.
+pub(crate) fn end<T>(done: T) -> T {
+    if FATAL.take() {
+        drop(done);
+        // SAFETY: the frames that this jumps past hold nothing but what the request's end frees: arguments
+        // of a method of ours.
+        unsafe { bailout() }
+    }
+    done
 }
 
 /// Signals that end a process unless somebody handles them.
@@ -69,7 +102,7 @@ impl Gate {
 
     /// Lets handlers run that wait. True when native work should end.
     pub fn must_stop(&self) -> bool {
-        self.is_ending() || self.open(interrupted)
+        is_fatal() || self.is_ending() || self.open(interrupted)
     }
 
     /// Does something with signals as they were, such as calling PHP; but those that would end the
@@ -193,8 +226,7 @@ fn interrupted() -> bool {
     // SAFETY: a function pointer that is set at start and not changed after.
     if let Some(run_handlers) = unsafe { (&raw const INTERRUPT).read() } {
         // SAFETY: the same call, with the same frame, as the engine makes after internal functions.
-        let ran = try_catch(AssertUnwindSafe(|| unsafe { run_handlers(frame) }));
-        if ran.is_err() {
+        if call(|| unsafe { run_handlers(frame) }).is_none() {
             return true;
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::ending::{LEASES, watch};
 use crate::exceptions::{Class, exception, from_core, invalid};
-use crate::gate::Gate;
+use crate::gate::{self, Gate};
 use crate::options::{Given, lock_options, positive, span};
 use crate::target::{config, shared_link};
 use crate::weak::{Array, Bytes, Int, Number};
@@ -51,6 +51,9 @@ pub(crate) struct DistributedLock {
 }
 
 const NAME: &str = "Tagsweep\\DistributedLock";
+
+/// Longest time to give back what was granted to somebody who wants it no more.
+const AT_ONCE: Duration = Duration::from_millis(150);
 
 thread_local! {
     /// Fences of the leases that this process holds, and whether they are renewed: waiting for one that
@@ -118,6 +121,10 @@ impl DistributedLock {
 
     /// The same, and who has it otherwise.
     fn contend(&self, budget: Duration) -> PhpResult<Outcome> {
+        gate::end(self.contend_behind_gate(budget))
+    }
+
+    fn contend_behind_gate(&self, budget: Duration) -> PhpResult<Outcome> {
         watch();
         let gate = Gate::close();
         let mut lock = self.lock()?;
@@ -144,7 +151,12 @@ impl DistributedLock {
             );
             return Err(exception(Class::Reentrant, told));
         }
-        let acquired = matches!(outcome, Outcome::Acquired { .. });
+        let mut acquired = matches!(outcome, Outcome::Acquired { .. });
+        if acquired && (ExecutorGlobals::has_exception() || gate::is_fatal()) {
+            // A signal handler ended the wait, at the very moment.
+            let _ = lock.release_within(AT_ONCE);
+            acquired = false;
+        }
         self.register(acquired.then(|| lock.fence()).flatten());
         Ok(outcome)
     }

@@ -1,7 +1,7 @@
 //! `Tagsweep\TagCleanupManager`.
 
 use crate::exceptions::{Class, exception, from_core, invalid, type_error};
-use crate::gate::Gate;
+use crate::gate::{self, Gate};
 use crate::options::{self, Given};
 use crate::report::SweepReport;
 use crate::target::config;
@@ -121,8 +121,12 @@ impl TagCleanupManager {
 }
 
 impl TagCleanupManager {
-    /// Runs a sweep with signals held back between rounds.
     fn sweep(&self, options: Options) -> PhpResult<Report> {
+        gate::end(self.sweep_behind_gate(options))
+    }
+
+    /// Runs a sweep with signals held back between rounds.
+    fn sweep_behind_gate(&self, options: Options) -> PhpResult<Report> {
         if self.running.replace(true) {
             return Err(invalid("this cleanup is running already"));
         }
@@ -133,7 +137,7 @@ impl TagCleanupManager {
         let ended = self.run(options, &gate, &mut thrown);
         self.running.set(false);
         drop(gate); // after the lock was released: a signal that ends the process is delivered here
-        aside_of_exceptions(|| self.log(&ended))?;
+        gate::call(|| aside_of_exceptions(|| self.log(&ended))).unwrap_or(Ok(()))?;
         match (thrown, ended.map_err(from_core)?) {
             (Some(e), _) => Err(e),
             (None, Ended::Swept(report)) => Ok(report),
@@ -151,12 +155,13 @@ impl TagCleanupManager {
         thrown: &mut Option<PhpException>,
     ) -> tagsweep::Result<Ended> {
         let mut sweep = Sweep::new(self.config.clone(), options)?;
-        let mut told = Instant::now();
+        let mut last = Instant::now();
         let ended = sweep.run(&mut |progress| {
-            if told.elapsed() >= EVERY {
-                *thrown = thrown.take().or(gate.open(|| self.tell(progress)).err());
+            if last.elapsed() >= EVERY {
+                let told = gate.open(|| gate::call(|| self.tell(progress)));
+                *thrown = thrown.take().or(told.and_then(PhpResult::err));
                 // From its end: a slow listener gets no more of our time than a quick one.
-                told = Instant::now();
+                last = Instant::now();
             }
             let stop = thrown.is_some() || self.stopping.get() || gate.must_stop();
             if stop { Flow::Stop } else { Flow::Continue }

@@ -104,6 +104,21 @@ final class LockLifeTest extends TestCase
         self::assertTrue(json_decode($stopped->end()[1])[0], 'it takes its turn later');
     }
 
+    public function testAFatalErrorInAHandlerEndsAWaitAndTheScript(): void
+    {
+        $redis = $this->server->redis();
+        $redis->set('lock:job', 'somebody');
+        $run = Run::code("pcntl_async_signals(true); pcntl_signal(SIGUSR1, fn () => trigger_error('mine', E_USER_ERROR));
+            \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
+            echo \"waiting\\n\"; \$lock->acquireWithin(20); echo 'went on';");
+        $run->awaitLine('waiting');
+        $this->until('it stands in line', fn () => $redis->zCard('{lock:job}:waiters') === 1);
+        $run->signal(SIGUSR1);
+        [$status, $output, $errors] = $run->end();
+        self::assertSame([255, ''], [$status, trim($output)], $errors);
+        self::assertSame(0, $redis->zCard('{lock:job}:waiters'));
+    }
+
     public function testASignalEndsAWait(): void
     {
         $lock = $this->lock();

@@ -330,4 +330,25 @@ final class TagCleanupManagerTest extends TestCase
         $this->expectException(\TypeError::class);
         $manager->setLogger(new \stdClass());
     }
+
+    public function testAFatalErrorInAListenerGivesTheLockBackFirst(): void
+    {
+        $server = new Server();
+        $server->redis()->sAdd('tag:young', 'item:gone');
+        $run = Run::code("\$dsn = '{$server->dsn()}';" . <<<'PHP'
+            register_shutdown_function(function () use ($dsn) {
+                $lock = new Tagsweep\DistributedLock($dsn, 'cache_tag_cleanup', 5);
+                echo $lock->acquire() ? 'free' : 'held';
+            });
+            $manager = new Tagsweep\TagCleanupManager($dsn);
+            $manager->onProgress(fn () => trigger_error('mine', E_USER_ERROR));
+            $manager->cleanup();
+            echo 'went on';
+            PHP);
+        [$status, $output, $errors] = $run->end();
+        self::assertSame(255, $status, $errors);
+        self::assertStringEndsWith('free', $output);
+        self::assertStringNotContainsString('went on', $output);
+        self::assertSame(0, $server->redis()->exists('lock:cache_tag_cleanup'));
+    }
 }
