@@ -128,6 +128,16 @@ impl Config {
         // What the parser says after the first dash repeats parts of the URL.
         let refused = |e: redis::RedisError| wrong(e.to_string().split(" - ").next().unwrap_or(""));
         let info = plain.into_connection_info().map_err(refused)?;
+        // The parser passes over what it does not know, and the wrong database would be swept.
+        let known: &[&str] = match info.addr() {
+            ConnectionAddr::Unix(_) => &["db", "user", "pass", "protocol"],
+            _ => &["protocol"],
+        };
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        let mut names = query.split('&').filter_map(|pair| pair.split('=').next());
+        if names.any(|name| !name.is_empty() && !known.contains(&name)) {
+            return Err(wrong("it has a parameter that is not known"));
+        }
         let mut config = Self::new(match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
                 Address::Tcp { host: host.clone(), port: *port, tls }
@@ -211,6 +221,21 @@ mod tests {
         assert_eq!(config.label(), "unix:///run/redis.sock?db=0");
         let config = Config::from_url("unix:///run/redis.sock?db=3&pass=x").unwrap();
         assert_eq!((config.db, config.password.is_some()), (3, true));
+    }
+
+    #[test]
+    fn parameters_that_are_not_known_are_refused() {
+        for url in [
+            "redis://h?db=3",
+            "rediss://h/?database=3",
+            "unix:///s?database=3",
+            "unix:///s?user=u&password=hunter2",
+            "redis://:hunter2?@h",
+        ] {
+            let e = Config::from_url(url).unwrap_err();
+            assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{url}: {e}");
+        }
+        assert!(Config::from_url("redis://h/3?protocol=resp3").is_ok());
     }
 
     #[test]

@@ -387,9 +387,12 @@ fn tls_settings(config: &Config) -> std::result::Result<ClientConfig, String> {
 /// unknown outcome of the first real command.
 fn greeting(config: &Config) -> Vec<Cmd> {
     let mut commands = Vec::new();
-    if let Some(password) = &config.password {
+    let user = config.user.as_deref().filter(|user| !user.is_empty());
+    if config.password.is_some() || user.is_some() {
+        // A user without a password is one that needs none, and not the default user.
+        let password = config.password.as_ref().map_or("", |secret| secret.reveal());
         let mut auth = redis::cmd("AUTH");
-        auth.arg(config.user.as_deref()).arg(password.reveal());
+        auth.arg(user).arg(password);
         commands.push(auth);
     }
     if config.db != 0 {
