@@ -640,6 +640,8 @@ int32_t tagsweep_lock_new_with(const tagsweep_client *client,
  * process, or an earlier one. Sends nothing; until tagsweep_lock_verify or tagsweep_lock_extend has
  * asked, tagsweep_lock_is_held is false.
  *
+ * `options`: NULL for the defaults, but that freeing the handle does not release: the lease is another's.
+ *
  * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
  *
  * # Safety

@@ -94,6 +94,8 @@ pub unsafe extern "C" fn tagsweep_lock_new_with(
 /// process, or an earlier one. Sends nothing; until tagsweep_lock_verify or tagsweep_lock_extend has
 /// asked, tagsweep_lock_is_held is false.
 ///
+/// `options`: NULL for the defaults, but that freeing the handle does not release: the lease is another's.
+///
 /// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
 ///
 /// # Safety
@@ -122,7 +124,9 @@ pub unsafe extern "C" fn tagsweep_lock_restore(
                 options.as_ref(),
             )
         };
-        let (link, options) = (Arc::clone(&client.link), read(options)?);
+        let release_on_drop = options.is_some_and(|options| options.release_on_free);
+        let options = Options { release_on_drop, ..read(options)? };
+        let link = Arc::clone(&client.link);
         let make = || Ok(tagsweep_lock { lock: Lock::restore(link, name, owner, options)? });
         // SAFETY: the caller's promise, passed on.
         unsafe { give(out, make) }.map(done)

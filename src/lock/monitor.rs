@@ -127,11 +127,11 @@ pub(crate) fn force(link: &mut Link, keys: &Keys, fence: Option<u64>) -> Result<
     let deadline = link.deadline();
     let reply = FORCE.run(link, &args, deadline).map_err(|e| e.key(&keys.lock))?;
     let Value::Array(items) = reply else { return Ok(Forced::Free) };
-    Ok(match items.as_slice() {
-        [Value::Int(1), Value::BulkString(held)] => Forced::Taken(Holder::read(held, None)),
-        [Value::Int(0), Value::BulkString(held)] => Forced::Another(Holder::read(held, None)),
-        _ => Forced::Free,
-    })
+    let [Value::Int(taken), Value::BulkString(held), Value::Int(left)] = items.as_slice() else {
+        return Ok(Forced::Free);
+    };
+    let holder = Holder::read(held, u64::try_from(*left).ok().map(Duration::from_millis));
+    Ok(if *taken == 1 { Forced::Taken(holder) } else { Forced::Another(holder) })
 }
 
 /// Names of all locks that are held or were held in the last month: walks over all keys, some 10,000 a

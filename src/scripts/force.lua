@@ -11,12 +11,14 @@
 -- ARGV[2] value in transit: a fresh token and ':0||'
 -- ARGV[3] time to claim it in ms
 -- ARGV[4] TTL of the fence key in ms, and of statistics and runs
--- Returns {1, value it had}, {0, value of another grant}, or {0} when nobody holds it.
--- Cost: O(1), at most 12 commands.
+-- Returns {1, value it had, TTL it had left in ms}, {0, value of another grant, its TTL}, or {0} when nobody
+--   holds it; a TTL of -1 is none.
+-- Cost: O(1), at most 13 commands.
 local held = redis.call('GET', KEYS[1])
 if not held then return {0} end
+local left = redis.call('PTTL', KEYS[1])
 local fence, who = string.match(held, '^[^:]*:(%d+)|(.*)$')
-if ARGV[1] ~= '' and fence ~= ARGV[1] then return {0, held} end
+if ARGV[1] ~= '' and fence ~= ARGV[1] then return {0, held, left} end
 redis.call('DEL', KEYS[1], KEYS[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -31,4 +33,4 @@ if fence and fence ~= '0' then
 end
 redis.pcall('HINCRBY', KEYS[5], 'lost.forced', 1)
 redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
-return {1, held}
+return {1, held, left}
