@@ -332,6 +332,9 @@ pub(crate) enum WaitModeName {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub server: ServerArgs,
+    /// What the user is there for: others need fewer rights.
+    #[arg(long = "for", value_enum, default_value = "sweep", value_name = "ROLE")]
+    pub role: Role,
     /// Name of the lock that sweeps run under.
     #[arg(long, default_value = "cache_tag_cleanup")]
     pub lock: OsString,

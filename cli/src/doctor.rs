@@ -1,7 +1,7 @@
 //! `tagsweep doctor`: looks at a server, and says what stands in the way of locks and sweeps. Changes
 //! nothing.
 
-use crate::args::{DoctorArgs, bytes};
+use crate::args::{DoctorArgs, Role, bytes};
 use crate::history::plain;
 use crate::monitor::link;
 use crate::output::span;
@@ -69,7 +69,11 @@ struct Seen {
 pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let link = link(&args.server)?;
     let (seen, server) = look(&link, args)?;
-    let findings = [about(&seen), rights(&seen), past(&seen)].concat();
+    let rights = match args.role {
+        Role::Sweep | Role::Lock => rights(&seen, args.role),
+        Role::Plan | Role::Watch => Vec::new(),
+    };
+    let findings = [about(&seen), rights, past(&seen)].concat();
     let mut out = std::io::stdout().lock();
     if !args.json {
         writeln!(out, "{server}: {}", plain(&name(seen.info.as_deref().unwrap_or_default())))?;
@@ -293,7 +297,7 @@ fn about(seen: &Seen) -> Vec<Finding> {
 }
 
 /// What the user may do there.
-fn rights(seen: &Seen) -> Vec<Finding> {
+fn rights(seen: &Seen, role: Role) -> Vec<Finding> {
     use Grade::{Bad, Good, Note};
     let advice = "grant it: `tagsweep acl` prints what is needed";
     let mut found = vec![match &seen.scripts {
@@ -308,7 +312,7 @@ fn rights(seen: &Seen) -> Vec<Finding> {
             "locks are waited for by asking again, in no order",
         ),
     });
-    if !seen.refused.is_empty() {
+    if role == Role::Sweep && !seen.refused.is_empty() {
         let what = format!("the user may not run {} on tags", seen.refused.join(", "));
         found.push(Finding::new(Bad, what, advice));
     }
@@ -390,8 +394,10 @@ mod tests {
             refused: vec!["SREM".into()],
             ..Seen::default()
         };
-        let grades: Vec<Grade> = rights(&seen).iter().map(|finding| finding.grade).collect();
+        let grades: Vec<Grade> =
+            rights(&seen, Role::Sweep).iter().map(|finding| finding.grade).collect();
         assert_eq!(grades, [Grade::Bad, Grade::Note, Grade::Bad]);
+        assert_eq!(rights(&seen, Role::Lock).len(), 2);
         assert_eq!(about(&seen)[1].grade, Grade::Note, "INFO is not told");
     }
 }

@@ -149,8 +149,11 @@ pub(crate) fn run(args: &RunArgs) -> Done {
 
 /// Whether there is such a command, before a lock is taken for it.
 fn find(command: &OsStr) -> std::io::Result<()> {
-    let path = std::env::var_os("PATH").filter(|_| !command.as_bytes().contains(&b'/'));
-    let Some(path) = path else { return runs(Path::new(command)) };
+    if command.as_bytes().contains(&b'/') {
+        return runs(Path::new(command));
+    }
+    // Without one, where execvp looks.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut found = Err(std::io::ErrorKind::NotFound.into());
     for folder in std::env::split_paths(&path) {
         match runs(&folder.join(command)) {
