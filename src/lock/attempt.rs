@@ -312,9 +312,7 @@ impl Attempt {
     /// The lock is in transit to us, and we want it no more.
     fn hand_on(&mut self, baton: Vec<u8>) -> Step {
         let transit = transit(&self.new_name());
-        let (keep, run, counts) = (Duration::ZERO, None, Vec::new());
-        let (value, fence, ttl) = (baton, 0, self.manner.ttl);
-        Step::Ask(Request::Release { value, fence, ttl, transit, keep, run, counts })
+        Step::Ask(Request::hand_on(baton, 0, self.manner.ttl, transit))
     }
 }
 

@@ -164,10 +164,7 @@ impl<'a> Drive<'a> {
             return Ok(());
         };
         let Some(lease) = Lease::new(value.clone(), asked.sent) else { return Ok(()) };
-        let (transit, keep, run, counts) =
-            (transit(&lease.transit_token()), Duration::ZERO, None, Vec::new());
-        let (fence, ttl) = (lease.fence, *ttl);
-        let back = Request::Release { value, fence, ttl, transit, keep, run, counts };
+        let back = Request::hand_on(value, lease.fence, *ttl, transit(&lease.transit_token()));
         link.hurry(self.patience(), |link| ask_once(link, self.keys, &back)).map(drop)
     }
 

@@ -99,8 +99,6 @@ pub struct Lock {
     learned: Option<Moment>,
     /// The lease is somebody else's grant, which nobody renews yet.
     restored: bool,
-    /// And when it was made is not known yet.
-    undated: bool,
 }
 
 impl std::fmt::Debug for Lock {
@@ -146,7 +144,7 @@ impl Lock {
     /// As [`Lock::new`].
     pub fn on(link: SharedLink, name: &[u8], options: Options) -> Result<Self> {
         let contender = Contender::new(&guard(&link), name, options)?;
-        Ok(Self { link, contender, on_lost: None, learned: None, restored: false, undated: false })
+        Ok(Self { link, contender, on_lost: None, learned: None, restored: false })
     }
 
     /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
@@ -161,7 +159,7 @@ impl Lock {
         let lease = Lease::new(owner.to_vec(), Moment::now())
             .ok_or_else(|| Error::invalid("this is not the owner of a lease"))?;
         lock.contender.restored(lease);
-        (lock.restored, lock.undated) = (true, true);
+        lock.restored = true;
         Ok(lock)
     }
 
@@ -199,7 +197,7 @@ impl Lock {
         self.learn();
         let left = budget.saturating_sub(Moment::now().since(begun));
         let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
-        (self.restored, self.undated) = (false, false);
+        self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
             let usual = guard(&self.link).config().timeout;
             self.confirm(begun + if budget.is_zero() { usual } else { budget + AFTER })?;
@@ -405,7 +403,7 @@ impl Lock {
     /// that. One round trip more; without an answer it was granted when it was restored.
     fn date(&mut self) {
         let Options { max_hold, at_least, .. } = self.contender.options();
-        if (max_hold.is_none() && at_least.is_zero()) || !std::mem::take(&mut self.undated) {
+        if (max_hold.is_none() && at_least.is_zero()) || !self.restored {
             return;
         }
         let now = guard(&self.link).hurry(AFTER, |link| {

@@ -174,6 +174,13 @@ pub enum Answer {
 }
 
 impl Request {
+    /// Gives up what is not wanted: a lock in transit (fence 0), or a grant that nobody made use of. Nothing
+    /// is told of it, and the lock need not stay taken.
+    pub(crate) fn hand_on(value: Vec<u8>, fence: u64, ttl: Duration, transit: Vec<u8>) -> Self {
+        let (keep, run, counts) = (Duration::ZERO, None, Vec::new());
+        Self::Release { value, fence, ttl, transit, keep, run, counts }
+    }
+
     /// The script that does it, and what it is given.
     pub(crate) fn script(&self, keys: &Keys) -> (&'static Script, Args) {
         let on = |keys: &[&Vec<u8>]| keys.iter().fold(Args::default(), |args, key| args.key(key));
