@@ -10,12 +10,18 @@ PHP ?= php
 # What every server that we support must keep.
 CONTRACTS = --test lock_contract --test lock_waiting --test lock_renewal --test lock_errors \
   --test faults --test sweep_contract --test sweep_races
+MAN = $(PREFIX)/share/man/man1
+BASH = $(PREFIX)/share/bash-completion/completions
+ZSH = $(PREFIX)/share/zsh/site-functions
+FISH = $(PREFIX)/share/fish/vendor_completions.d
+PHP_EXTENSIONS = $(shell $(PHP) -r 'echo PHP_EXTENSION_DIR;')
+PHP_MODS = /etc/php/$(shell $(PHP) -r 'echo PHP_MAJOR_VERSION, ".", PHP_MINOR_VERSION;')/mods-available
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
 
-.PHONY: help deps build demo test check bench install uninstall header fmt clean
+.PHONY: help deps build demo test check bench install install-php uninstall header fmt clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
 
 deps: ## install what is missing to build and test (Debian packages)
 	@tools/deps.sh
@@ -52,10 +58,14 @@ bench: build ## locks and sweeps side by side with their peers; SIZE=tags (defau
 header: ## write include/tagsweep.h anew
 	@UPDATE_HEADER=1 $(CARGO) test --locked --quiet -p tagsweep-capi --test header
 
-install: ## install the C library, header, pkg-config file and CLI into PREFIX (default /usr/local)
+install: ## install CLI, man pages, completions, C library and header into PREFIX (default /usr/local)
 	@test -f $(RELEASE)/libtagsweep.so || { echo 'run `make build` first' >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 755 $(RELEASE)/tagsweep $(DESTDIR)$(PREFIX)/bin/tagsweep
+	$(RELEASE)/tagsweep generate man $(DESTDIR)$(MAN)
+	$(RELEASE)/tagsweep generate bash $(DESTDIR)$(BASH)
+	$(RELEASE)/tagsweep generate zsh $(DESTDIR)$(ZSH)
+	$(RELEASE)/tagsweep generate fish $(DESTDIR)$(FISH)
 	install -m 644 include/tagsweep.h $(DESTDIR)$(PREFIX)/include/tagsweep.h
 	install -m 644 $(RELEASE)/libtagsweep.a $(DESTDIR)$(PREFIX)/lib/libtagsweep.a
 	install -m 755 $(RELEASE)/libtagsweep.so $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(VERSION)
@@ -64,9 +74,22 @@ install: ## install the C library, header, pkg-config file and CLI into PREFIX (
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
 	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
 
-uninstall: ## remove what `make install` put into PREFIX
+install-php: ## install the PHP extension where PHP=php looks for it, and its ini file where Debian has those
+	@test -f $(EXTENSION) || { echo 'run `make build` first' >&2; exit 1; }
+	install -d $(DESTDIR)$(PHP_EXTENSIONS)
+	install -m 644 $(EXTENSION) $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so
+	@if [ -d $(PHP_MODS) ]; then install -d $(DESTDIR)$(PHP_MODS) && \
+	  echo 'extension=tagsweep.so' >$(DESTDIR)$(PHP_MODS)/tagsweep.ini && \
+	  echo 'now run: phpenmod tagsweep'; \
+	else echo 'now add to php.ini: extension=tagsweep.so'; fi
+
+uninstall: ## remove what `make install` and `make install-php` put in place
 	rm -f $(DESTDIR)$(PREFIX)/bin/tagsweep $(DESTDIR)$(PREFIX)/include/tagsweep.h \
-	  $(DESTDIR)$(PREFIX)/lib/libtagsweep.* $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
+	  $(DESTDIR)$(PREFIX)/lib/libtagsweep.* $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc \
+	  $(DESTDIR)$(MAN)/tagsweep.1 $(DESTDIR)$(MAN)/tagsweep-*.1 $(DESTDIR)$(BASH)/tagsweep.bash \
+	  $(DESTDIR)$(ZSH)/_tagsweep $(DESTDIR)$(FISH)/tagsweep.fish
+	@command -v $(PHP) >/dev/null && \
+	  rm -f $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so $(DESTDIR)$(PHP_MODS)/tagsweep.ini || true
 
 fmt: ## format the sources
 	@$(CARGO) fmt --all

@@ -320,3 +320,34 @@ fn the_c_example_runs_with_what_make_install_puts_in_place() {
     let text = run(Command::new(&program).env("LD_LIBRARY_PATH", prefix.join("lib")));
     assert_eq!(text, "1 tags removed\n");
 }
+
+#[test]
+fn what_is_installed_has_a_page_for_every_command_and_can_be_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let destination = format!("DESTDIR={}", folder.path().display());
+    let make = |targets: &[&str]| {
+        run(Command::new("make").args(targets).arg(&destination).current_dir(root()))
+    };
+    make(&["install", "install-php"]);
+    let share = folder.path().join("usr/local/share");
+    let bash = share.join("bash-completion/completions/tagsweep.bash");
+    let bash = std::fs::read_to_string(bash).unwrap();
+    let help = run(Command::new(root().join("target/release/tagsweep")).arg("--help"));
+    let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let names = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names: Vec<&str> = names.map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(names.len() > 9 && names.contains(&"sweep"), "{names:?}");
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let page = std::fs::read_to_string(share.join(format!("man/man1/tagsweep-{name}.1")));
+        assert!(page.unwrap().contains(".SH OPTIONS"), "{name}");
+        assert!(bash.contains(&format!("tagsweep,{name})")), "{name}");
+    }
+    let place = run(Command::new("php").args(["-r", "echo PHP_EXTENSION_DIR;"]));
+    let extension = folder.path().join(place.trim_start_matches('/')).join("tagsweep.so");
+    let extension = format!("extension={}", extension.display());
+    let class = "echo class_exists('Tagsweep\\DistributedLock') ? 'there' : 'missing';";
+    assert_eq!(run(Command::new("php").args(["-d", &extension, "-r", class])), "there");
+    make(&["uninstall"]);
+    let left = run(Command::new("find").arg(folder.path()).args(["!", "-type", "d"]));
+    assert_eq!(left, "");
+}

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Acl(AclArgs),
     /// Write a small tagged cache, sweep it, and show what happened.
     Demo(DemoArgs),
+    /// Write the man pages, or what a shell needs to complete the command line.
+    Generate(GenerateArgs),
 }
 
 /// The server.
@@ -386,6 +388,29 @@ pub(crate) struct DemoArgs {
     /// Tags to write.
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(3..=1_000_000))]
     pub tags: u32,
+}
+
+/// What a package installs beside the program.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Generated {
+    /// A page for the program and one for each of its commands.
+    Man,
+    /// Completion for bash.
+    Bash,
+    /// Completion for fish.
+    Fish,
+    /// Completion for zsh.
+    Zsh,
+}
+
+/// What is written where.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct GenerateArgs {
+    /// What to write.
+    #[arg(value_enum)]
+    pub what: Generated,
+    /// Folder to write it to; it is made where there is none.
+    pub folder: PathBuf,
 }
 
 pub(crate) fn bytes(text: &OsStr) -> Vec<u8> {

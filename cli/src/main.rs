@@ -24,6 +24,7 @@ mod acl;
 mod args;
 mod demo;
 mod doctor;
+mod generate;
 mod history;
 mod lock;
 mod monitor;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Command::Doctor(options) => doctor::doctor(&options),
         Command::Acl(options) => acl::acl(&options),
         Command::Demo(options) => demo::demo(&options),
+        Command::Generate(options) => generate::generate(&options),
     };
     ExitCode::from(done.unwrap_or_else(|e| {
         if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == BrokenPipe) {
