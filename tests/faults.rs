@@ -187,6 +187,25 @@ fn a_sweep_outlasts_a_server_out_of_reach() {
 }
 
 #[test]
+fn a_sweep_that_waits_outlasts_connections_that_are_cut_again_and_again() {
+    let server = Server::start();
+    stale(&mut server.connect(), 5);
+    let (verify, lock_ttl) = (Duration::from_secs(4), Duration::from_secs(1));
+    let options = Options { verify, lock_ttl, ..patient() };
+    let mut sweep = Sweep::new(server.config(), options).unwrap();
+    let (mut other, mut cut, mut cuts) = (server.connect(), Instant::now(), 0);
+    let ended = sweep.run(&mut |progress| {
+        if progress.report.references_removed == 100 && cut.elapsed() > Duration::from_millis(40) {
+            cuts += run::<i64>(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
+            cut = Instant::now();
+        }
+        Flow::Continue
+    });
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.complete && cuts > 5, "{cuts}: {report:?}");
+}
+
+#[test]
 fn a_server_that_was_restarted_is_another_one() {
     let mut server = Server::start();
     stale(&mut server.connect(), 500);

@@ -242,7 +242,9 @@ impl Running<'_> {
         let soon = Moment::now() + self.options.verify;
         match ask {
             Ask::Page { .. } => self.walk.again(),
-            Ask::Extend | Ask::Load | Ask::Remember { .. } | Ask::Untouch(_) => {}
+            Ask::Remember { .. } | Ask::Untouch(_) => {}
+            // Their answer is what shows that the server is there again, where nothing else is asked.
+            ask @ (Ask::Extend | Ask::Load) => self.queue.ready.push_front(ask),
             ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
                 self.queue.ready.push_back(ask)
             }
