@@ -55,8 +55,6 @@ pub(crate) struct Visit {
     pub reread: Cell<bool>,
     /// It turned out to be of another type.
     pub strange: Cell<bool>,
-    /// An answer to a removal was lost: it may be done already.
-    pub asked: Cell<bool>,
     /// Where the last reply about its members ended.
     pub seam: RefCell<Seam>,
     /// What this and other visits removed of the tag.
@@ -80,6 +78,8 @@ pub(crate) struct Batch {
     pub members: Strings,
     /// Where their removal is noted, if it is.
     pub slip: Option<Rc<Slip>>,
+    /// An answer to their removal was lost: it may be done already.
+    pub asked: bool,
 }
 
 /// Whether what was removed is looked for a second time, a grace later.
@@ -100,6 +100,10 @@ impl Visit {
 }
 
 impl Batch {
+    pub fn of(visit: &Rc<Visit>, members: Strings) -> Self {
+        Self { visit: Rc::clone(visit), members, slip: None, asked: false }
+    }
+
     /// Memory taken while it waits.
     pub fn size(&self) -> usize {
         self.members.size() + self.visit.size()

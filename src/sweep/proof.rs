@@ -161,7 +161,7 @@ mod tests {
 
     fn batch() -> Batch {
         let members = [b"m".as_slice()].into_iter().collect();
-        Batch { visit: Rc::new(Visit::default()), members, slip: None }
+        Batch { members, ..Batch::default() }
     }
 
     #[test]

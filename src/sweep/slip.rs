@@ -65,7 +65,7 @@ fn next(bytes: &mut &[u8], slip: &Rc<Slip>) -> Option<Batch> {
         members.push(name(bytes)?);
     }
     let visit = Rc::new(Visit { key, again: true, looked: true, ..Visit::default() });
-    Some(Batch { visit, members, slip: Some(Rc::clone(slip)) })
+    Some(Batch { slip: Some(Rc::clone(slip)), ..Batch::of(&visit, members) })
 }
 
 fn number(bytes: &mut &[u8]) -> Option<usize> {
@@ -87,7 +87,7 @@ mod tests {
 
     fn batch(key: &[u8], members: &[&[u8]]) -> Batch {
         let visit = Rc::new(Visit { key: key.to_vec(), ..Visit::default() });
-        Batch { visit, members: members.iter().copied().collect(), slip: None }
+        Batch::of(&visit, members.iter().copied().collect())
     }
 
     #[test]

@@ -158,6 +158,12 @@ impl Running<'_> {
         }
     }
 
+    /// Nothing more is done about these references.
+    pub(super) fn leave(&mut self, batch: Batch) {
+        self.give_up(&batch.visit.page);
+        self.let_go(batch.visit);
+    }
+
     /// The last words to the server: how far we came, or that there is nothing left to do. False when
     /// they are said.
     pub(super) fn say_farewell(&mut self) -> bool {

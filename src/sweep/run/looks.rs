@@ -13,7 +13,6 @@ use crate::sweep::run::answers::{number, understood};
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::{Later, Running};
 use redis::Value;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// References that a dry run shows.
@@ -82,8 +81,8 @@ impl Running<'_> {
             self.queue.ready.push_front(Ask::Sift(batch, 1));
         } else if batch.members.len() > 1 {
             for at in 0..batch.members.len() {
-                let (visit, members) = (Rc::clone(&batch.visit), batch.members.select(|i| i == at));
-                self.queue.ready.push_back(Ask::Look(Batch { visit, members, slip: None }));
+                let one = Batch::of(&batch.visit, batch.members.select(|i| i == at));
+                self.queue.ready.push_back(Ask::Look(one));
             }
             self.let_go(batch.visit);
         } else if !batch.visit.again {
@@ -163,7 +162,7 @@ impl Running<'_> {
         let found = |i: usize| replies.get(i / group).and_then(number);
         let size = |i: usize| (members.len() - i / group * group).min(group) as u64;
         let is_mixed = |i: usize| found(i).is_some_and(|n| n > 0 && n < size(i));
-        let of = |members| Batch { visit: Rc::clone(&visit), members, slip: None };
+        let of = |members| Batch::of(&visit, members);
         let absent = of(members.select(|i| found(i) == Some(0)));
         let mixed = of(members.select(is_mixed));
         let alive = of(members.select(|i| found(i) != Some(0) && !is_mixed(i)));

@@ -334,8 +334,7 @@ impl<'a> Running<'a> {
             std::mem::take(&mut self.queue.ready).into_iter().partition(Ask::is_owed);
         self.queue.ready = kept;
         for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
-            self.give_up(&batch.visit.page);
-            self.let_go(batch.visit);
+            self.leave(batch);
         }
         if self.is_hurried() {
             self.queue.unverified.hurry(Moment::now() + STOPPING);

@@ -30,8 +30,7 @@ impl Running<'_> {
     /// operator's limits allow.
     pub(super) fn condemn(&mut self, batch: Batch) {
         if self.stop.is_some() {
-            self.give_up(&batch.visit.page);
-            return self.let_go(batch.visit);
+            return self.leave(batch);
         }
         let Some(batch) = self.proof.admit(batch) else { return };
         self.admit(Doomed::Stale(batch));
@@ -57,8 +56,7 @@ impl Running<'_> {
                 }
                 other => {
                     let key = batch.visit.key.clone();
-                    self.give_up(&batch.visit.page);
-                    self.let_go(batch.visit);
+                    self.leave(batch);
                     refused = refused.and(checked(other).map(drop).map_err(|e| e.key(&key)));
                 }
             }
@@ -75,7 +73,7 @@ impl Running<'_> {
         let visit = &batch.visit;
         let removed = match removed.unsigned_abs() {
             // Done the first time, when the answer was lost.
-            0 if visit.asked.get() => (batch.members.len() - stayed.len()) as u64,
+            0 if batch.asked => (batch.members.len() - stayed.len()) as u64,
             removed => removed,
         };
         self.report.references_removed += removed;
@@ -96,7 +94,7 @@ impl Running<'_> {
             [] => (batch.members, Strings::default()),
             _ => batch.members.split(|i| !stays(i)),
         };
-        self.vouch(Batch { visit: Rc::clone(visit), members: alive, slip: None });
+        self.vouch(Batch::of(visit, alive));
         match removed {
             0 => self.let_go(batch.visit),
             _ => self.verify_later(Batch { members: went, ..batch }),
@@ -159,8 +157,7 @@ impl Running<'_> {
             return;
         }
         if self.stop.is_some() {
-            self.give_up(&batch.visit.page);
-            return self.let_go(batch.visit);
+            return self.leave(batch);
         }
         self.admit(Doomed::Aged(batch, live));
     }
@@ -204,9 +201,8 @@ impl Running<'_> {
         if !batch.visit.again && self.stop.is_none() {
             return self.read_again(batch.visit, self.options.grace);
         }
-        self.give_up(&batch.visit.page);
         self.report.references_skipped += batch.members.len() as u64;
-        self.let_go(batch.visit);
+        self.leave(batch);
     }
 
     fn of_another_type(&mut self, batch: Batch) {

@@ -156,8 +156,7 @@ impl Running<'_> {
             self.queue.ready.push_front(on);
         }
         for members in bites(members) {
-            let batch = Batch { visit: Rc::clone(&visit), members, slip: None };
-            self.queue.ready.push_front(Ask::Look(batch));
+            self.queue.ready.push_front(Ask::Look(Batch::of(&visit, members)));
         }
         self.let_go(visit);
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{Histogram, companion};
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::socket::checked;
-use crate::sweep::batch::Twice;
+use crate::sweep::batch::{Batch, Twice};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
@@ -254,10 +254,9 @@ impl Running<'_> {
             Ask::Prune(batches) => {
                 for batch in batches {
                     self.queue.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
-                    batch.visit.asked.set(true);
                     match self.stop {
-                        None => self.queue.condemned.push_front(batch),
-                        Some(_) => self.give_up(&batch.visit.page),
+                        None => self.queue.condemned.push_front(Batch { asked: true, ..batch }),
+                        Some(_) => self.leave(batch),
                     }
                 }
             }
@@ -266,7 +265,7 @@ impl Running<'_> {
             }
             ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.queue.ready.push_front(ask),
             ask if self.stop.is_none() => self.queue.ready.push_front(ask),
-            ask => ask.into_batches().iter().for_each(|batch| self.give_up(&batch.visit.page)),
+            ask => ask.into_batches().into_iter().for_each(|batch| self.leave(batch)),
         }
     }
 }
