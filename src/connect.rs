@@ -10,23 +10,18 @@
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-pub use crate::socket::{Pack, Transport};
+pub(crate) use crate::socket::Pack;
 use crate::socket::{Socket, checked};
 use redis::{Cmd, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Makes a transport; called at first use and after each fault.
-#[doc(hidden)]
-pub type Dial = Arc<dyn Fn(&Config, Moment) -> Result<Box<dyn Transport>> + Send + Sync>;
-
 /// A link to one server: one command sequence at a time, and connections that are to block besides.
 pub struct Link {
     config: Config,
     label: String,
-    dial: Dial,
-    transport: Option<Box<dyn Transport>>,
+    socket: Option<Socket>,
     spares: Vec<Spare>,
     pid: u32,
     sent: u64,
@@ -42,7 +37,7 @@ pub struct Fate(Arc<AtomicU64>);
 
 /// A connection besides the link's own, for commands that block.
 pub(crate) struct Spare {
-    pub transport: Box<dyn Transport>,
+    pub socket: Socket,
     /// What the server calls it, once asked.
     pub id: Option<i64>,
 }
@@ -54,27 +49,17 @@ const GIVEN_UP: Duration = Duration::from_secs(2);
 const SPARES: usize = 4;
 
 impl Link {
-    /// A link by socket. Connects at first use.
+    /// A link. Connects at first use.
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) when the configuration is out of bounds.
     pub fn new(config: Config) -> Result<Self> {
-        Self::over(config, Arc::new(Socket::dial))
-    }
-
-    /// A link over another transport.
-    ///
-    /// # Errors
-    /// As [`Link::new`].
-    #[doc(hidden)]
-    pub fn over(config: Config, dial: Dial) -> Result<Self> {
         config.check()?;
         let label = config.label();
         Ok(Self {
             config,
             label,
-            dial,
-            transport: None,
+            socket: None,
             spares: Vec::new(),
             pid: 0,
             sent: 0,
@@ -104,32 +89,28 @@ impl Link {
     /// Connects, if that is not done or the peer has hung up: what is sent into a connection that is
     /// gone may have taken effect for all we know.
     pub(crate) fn check(&mut self, deadline: Moment) -> Result<()> {
-        if self.transport.as_ref().is_some_and(|transport| !transport.is_quiet()) {
-            self.transport = None;
-        }
-        self.transport(deadline).map(|_| ())
+        self.socket.take_if(|socket| !socket.is_quiet());
+        self.socket(deadline).map(|_| ())
     }
 
     /// In a forked child, what was inherited is dropped.
     fn own(&mut self) {
         if self.pid != std::process::id() {
-            self.transport = None;
+            self.socket = None;
             self.spares.clear();
             self.pid = std::process::id();
         }
     }
 
-    /// A connection to block on: one that was kept, or a new one.
+    /// A connection to block on: one that was kept and is alive, or a new one.
     pub(crate) fn take_spare(&mut self, deadline: Moment) -> Result<Spare> {
         self.own();
-        match self.spares.pop() {
-            Some(spare) => Ok(spare),
-            None => {
-                let made = (self.dial)(&self.config, deadline);
-                let transport = made.map_err(|e| e.server(&self.label))?;
-                Ok(Spare { transport, id: None })
+        while let Some(spare) = self.spares.pop() {
+            if spare.socket.is_quiet() {
+                return Ok(spare);
             }
         }
+        Ok(Spare { socket: self.dial(deadline)?, id: None })
     }
 
     /// Keeps a connection on which nothing is due.
@@ -140,21 +121,22 @@ impl Link {
         }
     }
 
-    fn transport(&mut self, deadline: Moment) -> Result<&mut dyn Transport> {
+    fn dial(&self, deadline: Moment) -> Result<Socket> {
+        Socket::dial(&self.config, deadline).map_err(|e| e.server(&self.label))
+    }
+
+    fn socket(&mut self, deadline: Moment) -> Result<&mut Socket> {
         self.own();
-        if self.transport.is_none() {
-            let made = (self.dial)(&self.config, deadline).map_err(|e| e.server(&self.label))?;
-            self.transport = Some(made);
-        }
-        match &mut self.transport {
-            Some(transport) => Ok(transport.as_mut()),
-            None => Err(Error::new(ErrorKind::Unreachable, "no connection")),
-        }
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => self.dial(deadline)?,
+        };
+        Ok(self.socket.insert(socket))
     }
 
     /// Sends without waiting; the replies are then due, in order.
     pub(crate) fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
-        let sent = self.transport(deadline)?.send(pack, deadline);
+        let sent = self.socket(deadline)?.send(pack, deadline);
         self.keep_if(sent)?;
         self.sent += pack.bytes() as u64;
         Ok(())
@@ -168,8 +150,8 @@ impl Link {
     /// The next reply.
     pub(crate) fn receive(&mut self, deadline: Moment) -> Result<Value> {
         // What was sent was sent by this process, so nothing was inherited.
-        let received = match &mut self.transport {
-            Some(transport) => transport.receive(deadline),
+        let received = match &mut self.socket {
+            Some(socket) => socket.receive(deadline),
             None => Err(Error::new(ErrorKind::Unknown, "the connection is gone")),
         };
         self.keep_if(received)
@@ -221,7 +203,7 @@ impl Link {
 
     /// Whether there is a connection, as far as we know.
     pub(crate) fn is_connected(&self) -> bool {
-        self.transport.is_some()
+        self.socket.is_some()
     }
 
     /// The last words were said in vain: whoever has others need not try for a while.
@@ -237,7 +219,7 @@ impl Link {
 
     /// Drops the connection; the next use makes a new one.
     pub(crate) fn drop_connection(&mut self) {
-        self.transport = None;
+        self.socket = None;
     }
 
     /// The bare round trip: the shortest of a few.
@@ -251,7 +233,7 @@ impl Link {
 
     fn keep_if<T>(&mut self, outcome: Result<T>) -> Result<T> {
         outcome.map_err(|e| {
-            self.transport = None;
+            self.socket = None;
             e.server(&self.label)
         })
     }

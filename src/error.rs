@@ -80,12 +80,6 @@ impl Error {
         Self::invalid(what)
     }
 
-    /// A fault of a transport that is not ours (the PHP face carries commands through a PHP client).
-    #[doc(hidden)]
-    pub fn transport(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self::new(kind, what)
-    }
-
     pub(crate) fn code_of(mut self, code: &str) -> Self {
         self.0.code = Some(code.to_owned());
         self
@@ -137,11 +131,6 @@ impl Error {
     /// The command was sent and its effect is not known.
     pub fn is_unknown(&self) -> bool {
         self.0.kind == ErrorKind::Unknown
-    }
-
-    /// The lease is not ours any more.
-    pub fn is_lost(&self) -> bool {
-        self.0.kind == ErrorKind::Lost
     }
 
     /// An argument was out of bounds; nothing was sent.

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use redis::{Cmd, Value};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
@@ -24,21 +24,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-
-/// Carries commands to one server and brings their replies back in the same order.
-///
-/// The crate's own transport is a socket; the PHP face has a second one, through a PHP client.
-#[doc(hidden)]
-pub trait Transport: Send {
-    /// Sends, without waiting for replies.
-    fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()>;
-    /// The next reply. An error of the server is a reply: [`Value::ServerError`].
-    fn receive(&mut self, deadline: Moment) -> Result<Value>;
-    /// Whether nothing came that is not due, nor the end.
-    fn is_quiet(&self) -> bool;
-    /// The next reply, if it comes in time; it may be listened for again.
-    fn listen(&mut self, until: Moment) -> Result<Option<Value>>;
-}
 
 /// Commands, to be sent in one write.
 #[derive(Default)]
@@ -85,39 +70,57 @@ impl<'a> FromIterator<&'a Cmd> for Pack {
     }
 }
 
-/// What carries the bytes.
+/// A connected, authenticated socket: commands go to one server, and their replies come back in order.
+pub(crate) struct Socket {
+    bare: Bare,
+    tls: Option<Box<ClientConnection>>,
+    parser: redis::Parser,
+}
+
+/// What carries the bytes, with the timeouts of reads and writes as the kernel has them.
+struct Bare {
+    stream: Stream,
+    reading: Duration,
+    writing: Duration,
+}
+
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
-}
-
-/// A connected, authenticated socket.
-pub(crate) struct Socket {
-    stream: Stream,
-    parser: redis::Parser,
-    /// Timeouts of reads and writes as the kernel has them.
-    reading: Duration,
-    writing: Duration,
 }
 
 impl Socket {
     /// Connects, shakes hands, authenticates and chooses the database: one round trip after TCP and
     /// TLS, none without credentials and with database 0.
-    pub fn dial(config: &Config, deadline: Moment) -> Result<Box<dyn Transport>> {
+    pub fn dial(config: &Config, deadline: Moment) -> Result<Self> {
         let begun = Moment::now();
         let patience = (begun + config.connect_timeout).min(deadline);
-        let stream = Stream::connect(config, patience)
-            .map_err(|e| e.tried(1, Moment::now().since(begun)))?;
-        let (reading, writing) = (Duration::ZERO, Duration::ZERO);
-        let mut socket = Self { stream, parser: redis::Parser::new(), reading, writing };
+        let mut socket =
+            Self::connect(config, patience).map_err(|e| e.tried(1, Moment::now().since(begun)))?;
         socket.greet(config, patience)?;
-        Ok(Box::new(socket))
+        Ok(socket)
+    }
+
+    fn connect(config: &Config, deadline: Moment) -> Result<Self> {
+        let (stream, tls) = match &config.address {
+            Address::Unix(path) => {
+                let unix = reach_unix(path, deadline).map_err(|e| not_connected(&e))?;
+                (Stream::Unix(unix), None)
+            }
+            Address::Tcp { host, port, tls } => {
+                let tcp = reach(host, *port, deadline).map_err(|e| not_connected(&e))?;
+                settle(&tcp, config).map_err(|e| not_connected(&e))?;
+                let session = tls.then(|| session(host, config)).transpose()?;
+                (Stream::Tcp(tcp), session.map(Box::new))
+            }
+        };
+        let bare = Bare { stream, reading: Duration::ZERO, writing: Duration::ZERO };
+        Ok(Self { bare, tls, parser: redis::Parser::new() })
     }
 
     fn greet(&mut self, config: &Config, deadline: Moment) -> Result<()> {
         let commands = greeting(config);
-        if commands.is_empty() && !matches!(self.stream, Stream::Tls(_)) {
+        if commands.is_empty() && self.tls.is_none() {
             return Ok(());
         }
         let greeted = self.send(&commands.iter().collect(), deadline).and_then(|()| {
@@ -129,79 +132,118 @@ impl Socket {
         greeted.map_err(|e| if e.is_unknown() { e.unsent() } else { e })
     }
 
-    fn write(&mut self, bytes: &[u8], deadline: Moment) -> io::Result<()> {
-        let mut left = bytes;
-        while !left.is_empty() {
-            let patience = patience(deadline)?;
-            if let Some(patience) = retime(self.writing, patience) {
-                self.stream.tcp_or_unix(
-                    |tcp| tcp.set_write_timeout(Some(patience)),
-                    |unix| unix.set_write_timeout(Some(patience)),
-                )?;
-                self.writing = patience;
+    /// Sends, without waiting for replies.
+    pub fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
+        let mut bounded = Bounded { bare: &mut self.bare, deadline };
+        let sent = match self.tls.as_deref_mut() {
+            None => bounded.write_all(&pack.bytes),
+            Some(session) => {
+                let mut stream = rustls::Stream::new(session, &mut bounded);
+                stream.write_all(&pack.bytes).and_then(|()| stream.flush())
             }
-            match self.stream.write(left) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => left = &left[n..],
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        self.stream.flush()
-    }
-}
-
-impl Transport for Socket {
-    fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
-        self.write(&pack.bytes, deadline).map_err(|e| no_answer(&e))
+        };
+        sent.map_err(|e| no_answer(&e))
     }
 
-    fn receive(&mut self, deadline: Moment) -> Result<Value> {
+    /// The next reply. An error of the server is a reply: [`Value::ServerError`].
+    pub fn receive(&mut self, deadline: Moment) -> Result<Value> {
         match self.listen(deadline)? {
             Some(reply) => Ok(reply),
             None => Err(no_answer(&io::ErrorKind::TimedOut.into())),
         }
     }
 
-    fn is_quiet(&self) -> bool {
-        let fd = self.stream.tcp_or_unix(AsRawFd::as_raw_fd, AsRawFd::as_raw_fd);
+    /// Whether nothing came that is not due, nor the end.
+    pub fn is_quiet(&self) -> bool {
+        let fd = match &self.bare.stream {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+        };
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         matches!(recv(fd, &mut [0], flags), Err(Errno::EAGAIN | Errno::EINTR))
     }
 
-    fn listen(&mut self, until: Moment) -> Result<Option<Value>> {
-        let Self { stream, parser, reading, .. } = self;
-        let fault = match parser.parse_value(Bounded { stream, reading, deadline: until }) {
-            Ok(reply) => return Ok(Some(reply)),
-            Err(fault) => fault,
+    /// The next reply, if it comes in time; it may be listened for again.
+    pub fn listen(&mut self, until: Moment) -> Result<Option<Value>> {
+        let mut bounded = Bounded { bare: &mut self.bare, deadline: until };
+        let parsed = match self.tls.as_deref_mut() {
+            None => self.parser.parse_value(bounded),
+            Some(session) => self.parser.parse_value(rustls::Stream::new(session, &mut bounded)),
         };
-        if fault.is_timeout() { Ok(None) } else { Err(broken(&fault)) }
+        match parsed {
+            Ok(reply) => Ok(Some(reply)),
+            Err(fault) if fault.is_timeout() => Ok(None),
+            Err(fault) => Err(broken(&fault)),
+        }
     }
 }
 
-/// Reads of one reply, each within what is left of the time.
+impl Bare {
+    fn read(&mut self, buffer: &mut [u8], patience: Duration) -> io::Result<usize> {
+        let anew = retime(&mut self.reading, patience);
+        match &mut self.stream {
+            Stream::Tcp(stream) => {
+                anew.map_or(Ok(()), |time| stream.set_read_timeout(Some(time)))?;
+                stream.read(buffer)
+            }
+            Stream::Unix(stream) => {
+                anew.map_or(Ok(()), |time| stream.set_read_timeout(Some(time)))?;
+                stream.read(buffer)
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], patience: Duration) -> io::Result<usize> {
+        let anew = retime(&mut self.writing, patience);
+        match &mut self.stream {
+            Stream::Tcp(stream) => {
+                anew.map_or(Ok(()), |time| stream.set_write_timeout(Some(time)))?;
+                stream.write(bytes)
+            }
+            Stream::Unix(stream) => {
+                anew.map_or(Ok(()), |time| stream.set_write_timeout(Some(time)))?;
+                stream.write(bytes)
+            }
+        }
+    }
+}
+
+/// Reads and writes that belong together, each within what is left of the time; those of a TLS handshake
+/// are among them.
 struct Bounded<'a> {
-    stream: &'a mut Stream,
-    reading: &'a mut Duration,
+    bare: &'a mut Bare,
     deadline: Moment,
 }
 
-impl Read for Bounded<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl Bounded<'_> {
+    /// Repeats what a signal interrupted, and what the kernel gave up before its time.
+    fn persist(
+        &mut self,
+        mut act: impl FnMut(&mut Bare, Duration) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
-            if let Some(patience) = retime(*self.reading, patience(self.deadline)?) {
-                self.stream.tcp_or_unix(
-                    |tcp| tcp.set_read_timeout(Some(patience)),
-                    |unix| unix.set_read_timeout(Some(patience)),
-                )?;
-                *self.reading = patience;
-            }
-            match self.stream.read(buffer) {
+            match act(self.bare, patience(self.deadline)?) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if is_timeout(&e) && !self.deadline.passed() => {}
                 other => return other,
             }
         }
+    }
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.persist(|bare, patience| bare.read(buffer, patience))
+    }
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.persist(|bare, patience| bare.write(bytes, patience))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -219,76 +261,29 @@ fn patience(deadline: Moment) -> io::Result<Duration> {
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// What a timeout may be too long before the kernel is told again: replies come by the hundred
-/// thousand. One that is too short is repeated by the reader, so only gross shortness counts.
+/// thousand. One that is too short is repeated, so only gross shortness counts.
 const SLACK: Duration = Duration::from_millis(50);
 
 /// The new timeout, if the one in force is too far off.
-fn retime(in_force: Duration, left: Duration) -> Option<Duration> {
-    let too_long = in_force > left + SLACK.min(left / 10);
-    let too_short = in_force < left / 2;
-    (too_long || too_short).then_some(left)
+fn retime(in_force: &mut Duration, left: Duration) -> Option<Duration> {
+    let too_long = *in_force > left + SLACK.min(left / 10);
+    let too_short = *in_force < left / 2;
+    if too_long || too_short {
+        *in_force = left;
+        return Some(left);
+    }
+    None
 }
 
-impl Stream {
-    fn connect(config: &Config, deadline: Moment) -> Result<Self> {
-        match &config.address {
-            Address::Unix(path) => {
-                reach_unix(path, deadline).map(Self::Unix).map_err(|e| not_connected(&e))
-            }
-            Address::Tcp { host, port, tls } => {
-                let tcp = reach(host, *port, deadline).map_err(|e| not_connected(&e))?;
-                settle(&tcp, config).map_err(|e| not_connected(&e))?;
-                if *tls { secure(tcp, host, config) } else { Ok(Self::Tcp(tcp)) }
-            }
-        }
-    }
-
-    fn tcp_or_unix<T>(
-        &self,
-        tcp: impl FnOnce(&TcpStream) -> T,
-        unix: impl FnOnce(&UnixStream) -> T,
-    ) -> T {
-        match self {
-            Self::Tcp(stream) => tcp(stream),
-            Self::Tls(stream) => tcp(&stream.sock),
-            Self::Unix(stream) => unix(stream),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-            Self::Tls(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.flush(),
-            Self::Unix(stream) => stream.flush(),
-            Self::Tls(stream) => stream.flush(),
-        }
-    }
-}
-
-/// The first address of a host that answers.
+/// The first address of a host that answers. Each has its share of the time: one that swallows packets must
+/// not keep us from the next.
 fn reach(host: &str, port: u16, deadline: Moment) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in resolve(host, port, deadline)? {
-        match TcpStream::connect_timeout(&address, patience(deadline)?) {
+    let addresses = resolve(host, port, deadline)?;
+    for (at, address) in addresses.iter().enumerate() {
+        let others = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        let share = (patience(deadline)? / others).max(SHORTEST);
+        match TcpStream::connect_timeout(address, share) {
             Ok(stream) => return Ok(stream),
             Err(e) => last = e,
         }
@@ -344,16 +339,15 @@ fn settle(tcp: &TcpStream, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-fn secure(tcp: TcpStream, host: &str, config: &Config) -> Result<Stream> {
+/// A TLS session that is still to shake hands: it does so with the first bytes that are sent.
+fn session(host: &str, config: &Config) -> Result<ClientConnection> {
     let unusable = |what: &str| Error::invalid(format!("unusable TLS settings: {what}"));
     let name = ServerName::try_from(host.to_owned()).map_err(|e| unusable(&e.to_string()))?;
     let settings = tls_settings(config).map_err(|e| unusable(&e))?;
-    let session =
-        ClientConnection::new(Arc::new(settings), name).map_err(|e| unusable(&e.to_string()))?;
-    Ok(Stream::Tls(Box::new(StreamOwned::new(session, tcp))))
+    ClientConnection::new(Arc::new(settings), name).map_err(|e| unusable(&e.to_string()))
 }
 
-/// The authority and the identity of the configuration; else the system's authorities, nobody.
+/// Whom we trust, and who we say we are: as configured; else the system's authorities, and nobody.
 fn tls_settings(config: &Config) -> std::result::Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match &config.tls.ca {
@@ -471,9 +465,12 @@ mod tests {
     #[test]
     fn the_kernel_is_told_of_a_deadline_only_when_it_moved_much() {
         let ms = Duration::from_millis;
-        assert_eq!(retime(Duration::ZERO, ms(500)), Some(ms(500)));
-        assert_eq!(retime(ms(500), ms(480)), None);
-        assert_eq!(retime(ms(500), ms(400)), Some(ms(400)));
-        assert_eq!(retime(ms(100), ms(5000)), Some(ms(5000)));
+        for (in_force, left, told) in
+            [(0, 500, true), (500, 480, false), (500, 400, true), (100, 5000, true)]
+        {
+            let mut kernel = ms(in_force);
+            assert_eq!(retime(&mut kernel, ms(left)), told.then_some(ms(left)), "{in_force}");
+            assert_eq!(kernel, ms(if told { left } else { in_force }));
+        }
     }
 }

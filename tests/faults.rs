@@ -11,6 +11,7 @@ use support::{Server, age, run, until};
 use tagsweep::connect::Link;
 use tagsweep::lock::{Lock, Options as Terms, Outcome, Ttl, WaitMode};
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
+use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_millis(600);
@@ -149,6 +150,22 @@ fn what_stays_unknown_is_an_unknown_and_in_time() {
     assert!(lock.is_held(), "until its own deadline");
     proxy.break_next("EVALSHA", Fault::DropReply, 0);
     assert!(lock.release().unwrap());
+}
+
+#[test]
+fn a_tls_server_that_does_not_shake_hands_has_no_more_time_than_another() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("rediss://{}", silent.local_addr().unwrap());
+    let config = Config::from_url(&url).unwrap().timeout(PATIENCE);
+    let (told, tell) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        let error = Lock::new(config, b"job", TTL).unwrap().acquire().unwrap_err();
+        told.send((error, begun.elapsed()))
+    });
+    let (error, took) = tell.recv_timeout(PATIENCE * 10).unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(took < PATIENCE + Duration::from_millis(200), "{took:?}");
 }
 
 fn stale(con: &mut redis::Connection, tags: u32) {

@@ -25,8 +25,6 @@ impl Mapping {
 
 /// One framework's way of storing tags.
 pub trait Layout {
-    /// Short name, as `--layout` takes it.
-    fn name(&self) -> &'static str;
     /// `MATCH` pattern of the tag keys, with the prefix escaped.
     fn pattern(&self) -> Vec<u8>;
     /// A key that the pattern matches, for questions about all of them.

@@ -22,10 +22,6 @@ impl Plain {
 }
 
 impl Layout for Plain {
-    fn name(&self) -> &'static str {
-        "plain"
-    }
-
     fn pattern(&self) -> Vec<u8> {
         [&escape_glob(&self.prefix), b"tag:*".as_slice()].concat()
     }

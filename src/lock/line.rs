@@ -54,15 +54,15 @@ impl Line {
         if spare.id.is_none() {
             commands.insert(0, redis::cmd("CLIENT").arg("ID").to_owned());
         }
-        spare.transport.send(&commands.iter().collect(), deadline)?;
+        spare.socket.send(&commands.iter().collect(), deadline)?;
         if spare.id.is_none() {
             // Without the permission to ask, hanging up means to drop the connection.
-            spare.id = match spare.transport.receive(deadline)? {
+            spare.id = match spare.socket.receive(deadline)? {
                 Value::Int(id) => Some(id),
                 _ => Some(0),
             };
         }
-        let reply = checked(spare.transport.receive(deadline)?)?;
+        let reply = checked(spare.socket.receive(deadline)?)?;
         Ok((Self { spare, blocked: true }, request.read(&reply)?))
     }
 
@@ -71,7 +71,7 @@ impl Line {
     /// # Errors
     /// The connection broke; our place is lost.
     pub fn listen(&mut self, until: Moment) -> Result<Heard> {
-        let Some(reply) = self.spare.transport.listen(until)? else { return Ok(Heard::Nothing) };
+        let Some(reply) = self.spare.socket.listen(until)? else { return Ok(Heard::Nothing) };
         self.blocked = false;
         match checked(reply) {
             Ok(reply) => baton(reply).map(Heard::Baton).ok_or_else(broken),
@@ -88,7 +88,7 @@ impl Line {
         let mut unblock = redis::cmd("CLIENT");
         unblock.arg("UNBLOCK").arg(self.spare.id.unwrap_or_default());
         link.call(&unblock, deadline)?;
-        let reply = checked(self.spare.transport.receive(deadline)?)?;
+        let reply = checked(self.spare.socket.receive(deadline)?)?;
         self.blocked = false;
         Ok(baton(reply))
     }
