@@ -130,6 +130,51 @@ fn a_shorter_life_is_renewed_in_time() {
 }
 
 #[test]
+fn whoever_fails_when_told_costs_no_other_lease() {
+    let server = Server::start();
+    let watchdog = Watchdog::new();
+    let [mut lost, mut kept] = [b"lost", b"kept"].map(|name| {
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(300)) };
+        Lock::on(server.link(), name, options).unwrap()
+    });
+    let (tell, told) = channel();
+    lost.on_lost(move |reason| {
+        tell.send(reason).unwrap();
+        // A panic without its report, which takes longer than a lease lives.
+        std::panic::resume_unwind(Box::new("whoever was told failed"));
+    });
+    assert!(take(&mut lost).is_some() && take(&mut kept).is_some());
+    let _: () = run(&mut server.connect(), "DEL lock:lost");
+    told.recv_timeout(MS(2000)).unwrap();
+    let begun = Instant::now();
+    until("two lives are over", || begun.elapsed() > MS(700));
+    assert!(kept.is_held() && kept.verify().unwrap());
+}
+
+#[test]
+fn a_watchdog_that_was_closed_watches_again() {
+    let server = Server::start();
+    let watchdog = Watchdog::new();
+    let mut first = renewed(&server, &watchdog, MS(900));
+    let mut others: Vec<Lock> = Vec::new();
+    for n in 0..20u8 {
+        take(&mut first).unwrap();
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(900)) };
+        others.push(Lock::on(server.link(), &[n], options).unwrap());
+        // Its thread may not have ended yet.
+        watchdog.close(Duration::ZERO);
+        take(&mut others[usize::from(n)]).unwrap();
+        first.forget();
+        let _: () = run(&mut server.connect(), "DEL lock:a");
+        if n % 5 == 4 {
+            let begun = Instant::now();
+            until("a life is over", || begun.elapsed() > MS(1000));
+            assert!(others.last().unwrap().is_held(), "{n}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_told_of_a_lease_any_more_when_its_lock_is_gone() {
     let server = Server::start();
     let mut lock = renewed(&server, &Watchdog::new(), MS(300));

@@ -52,19 +52,24 @@ impl Pulse {
 
     /// The server has confirmed a request that was sent then, for this long.
     pub fn confirm(&self, sent: Moment, ttl: Duration, version: u32) {
+        self.heard(sent);
+        let until = safe_until(sent, ttl).micros();
+        // Compared at the instant of the change: the holder sets the version first, then its own time.
+        let unless_set = |known: u64| (version == self.version()).then_some(until.max(known));
+        let _ = self.safe_until.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_set);
+    }
+
+    fn heard(&self, sent: Moment) {
         let gap = sent.since(self.confirmed());
         self.longest_gap.fetch_max(Moment::at(gap).micros(), Ordering::AcqRel);
         self.confirmed.fetch_max(sent.micros(), Ordering::AcqRel);
-        if version == self.version() {
-            self.safe_until.fetch_max(safe_until(sent, ttl).micros(), Ordering::AcqRel);
-        }
     }
 
     /// The holder has set another TTL, perhaps a shorter one.
     pub fn set(&self, sent: Moment, ttl: Duration) {
         self.version.fetch_add(1, Ordering::AcqRel);
         self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
-        self.confirm(sent, ttl, u32::MAX);
+        self.heard(sent);
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
 

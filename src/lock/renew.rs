@@ -18,18 +18,22 @@ use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
 use crate::thread;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Told when a lease is lost; called by the watchdog's thread, which must not be held up.
+/// Told when a lease is lost; called by the watchdog's thread, which must not be held up. A panic in it is
+/// reported as any, and ends there.
 pub type OnLost = Arc<dyn Fn(LossReason) + Send + Sync>;
 
 /// Extends leases in a thread of its own. Clones share the thread; it ends with the last of them.
-#[derive(Clone, Debug)]
-pub struct Watchdog {
-    /// Replaced in a forked child: what it holds there belongs to a thread that does not exist.
-    shared: Arc<Mutex<(u32, Arc<Shared>)>>,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Watchdog(Arc<Home>);
+
+/// What the clones share, and the process in which they do: it is replaced in a forked child, for what it
+/// holds there belongs to a thread that does not exist.
+#[derive(Debug)]
+struct Home(Mutex<(u32, Arc<Shared>)>);
 
 /// What the watchdog needs to know of a lease.
 pub(crate) struct Ward {
@@ -91,20 +95,15 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// Longest sleep: a wrong guess of when to wake must not be for ever.
 const NAP: Duration = Duration::from_secs(60);
 
-impl Default for Watchdog {
+impl Default for Home {
     fn default() -> Self {
-        Self::new()
+        Self(Mutex::new((std::process::id(), Arc::default())))
     }
 }
 
-impl Watchdog {
-    /// A watchdog without a thread yet.
-    pub fn new() -> Self {
-        Self { shared: Arc::new(Mutex::new((std::process::id(), Arc::default()))) }
-    }
-
+impl Home {
     fn shared(&self) -> Arc<Shared> {
-        let mut shared = lock(&self.shared);
+        let mut shared = lock(&self.0);
         if shared.0 != std::process::id() {
             // The thread that it belonged to may have held its lock when we were forked.
             let orphaned = std::mem::replace(&mut *shared, (std::process::id(), Arc::default()));
@@ -113,13 +112,38 @@ impl Watchdog {
         Arc::clone(&shared.1)
     }
 
+    fn close(&self, patience: Duration) {
+        let shared = self.shared();
+        let mut state = lock(&shared.state);
+        state.closing = true;
+        state.wards.clear();
+        shared.changed.notify_all();
+        let ended = shared.changed.wait_timeout_while(state, patience, |state| state.running);
+        drop(ended);
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.close(Duration::ZERO);
+    }
+}
+
+impl Watchdog {
+    /// A watchdog without a thread yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// Watches a lease until it is given up or lost.
     ///
     /// # Errors
     /// The system gives no thread.
     pub(crate) fn watch(&self, ward: Ward) -> Result<()> {
-        let shared = self.shared();
+        let shared = self.0.shared();
         let mut state = lock(&shared.state);
+        // A thread that was to end, and has not yet, goes on.
+        state.closing = false;
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
         let due = ward.next_due();
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
@@ -129,7 +153,7 @@ impl Watchdog {
                 state.wards.pop();
                 return Err(e);
             }
-            (state.running, state.closing) = (true, false);
+            state.running = true;
         } else if sooner {
             shared.changed.notify_one();
         }
@@ -138,7 +162,7 @@ impl Watchdog {
 
     /// The holder has set another TTL: its lease may be due sooner.
     pub(crate) fn hasten(&self, pulse: &Arc<Pulse>) {
-        let shared = self.shared();
+        let shared = self.0.shared();
         let mut state = lock(&shared.state);
         for (due, ward) in &mut state.wards {
             if Arc::ptr_eq(&ward.pulse, pulse) {
@@ -151,22 +175,7 @@ impl Watchdog {
     /// Ends the thread, and waits for that at most so long. Leases end with their TTL. For programs
     /// that unload their code; others need not.
     pub fn close(&self, patience: Duration) {
-        let shared = self.shared();
-        let mut state = lock(&shared.state);
-        state.closing = true;
-        state.wards.clear();
-        shared.changed.notify_all();
-        let ended = shared.changed.wait_timeout_while(state, patience, |state| state.running);
-        drop(ended);
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        // Ours is the last: the thread holds `Shared` only.
-        if Arc::strong_count(&self.shared) == 1 {
-            self.close(Duration::ZERO);
-        }
+        self.0.close(patience);
     }
 }
 
@@ -275,9 +284,10 @@ fn lose(ward: &Ward, reason: LossReason) -> Option<Moment> {
     None
 }
 
+/// Whoever is told may fail, and other leases are renewed all the same.
 fn tell(ward: &Ward, reason: LossReason) {
     if let Some(tell) = &ward.on_lost {
-        ward.pulse.tell(|| tell(reason));
+        let _ = catch_unwind(AssertUnwindSafe(|| ward.pulse.tell(|| tell(reason))));
     }
 }
 
