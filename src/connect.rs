@@ -10,8 +10,9 @@
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::reply::{Info, checked};
 pub(crate) use crate::socket::Pack;
-use crate::socket::{Socket, checked};
+use crate::socket::Socket;
 use redis::{Cmd, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -185,7 +186,9 @@ impl Link {
         let mut ask = redis::cmd("INFO");
         ask.arg("server");
         match self.persist(|link, deadline| link.call(&ask, deadline)) {
-            Ok(Value::BulkString(info)) => Ok(run_id(&String::from_utf8_lossy(&info))),
+            Ok(Value::BulkString(info)) => {
+                Ok(Info(&String::from_utf8_lossy(&info)).text("run_id").map(str::to_owned))
+            }
             Ok(_) => Ok(None),
             Err(e) if e.code() == Some("NOPERM") => Ok(None),
             Err(e) => Err(e),
@@ -268,11 +271,6 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("server", &self.label).finish_non_exhaustive()
     }
-}
-
-/// The run id in the text of `INFO server`.
-pub fn run_id(info: &str) -> Option<String> {
-    info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim_end().to_owned())
 }
 
 /// How often an idempotent call is tried.

@@ -14,6 +14,8 @@ pub mod error;
 pub mod layout;
 pub mod lock;
 pub mod metrics;
+#[doc(hidden)]
+pub mod reply;
 mod script;
 mod socket;
 mod strings;

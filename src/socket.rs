@@ -7,6 +7,7 @@
 use crate::clock::Moment;
 use crate::config::{Address, Config};
 use crate::error::{Error, ErrorKind, Result};
+use crate::reply::checked;
 use crate::thread;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -398,30 +399,6 @@ fn greeting(config: &Config) -> Vec<Cmd> {
         commands.push(redis::cmd("PING"));
     }
     commands
-}
-
-/// Turns an error reply into an error, by its first word only: texts differ between servers.
-pub(crate) fn checked(reply: Value) -> Result<Value> {
-    let Value::ServerError(e) = &reply else { return Ok(reply) };
-    // Long commands are refused before the password is asked for.
-    let unnamed = e.details().is_some_and(|text| text.contains("unauthenticated"));
-    let code = if unnamed { "NOAUTH" } else { e.code() };
-    let kind = match code {
-        "WRONGTYPE" => ErrorKind::WrongType,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,
-        _ => ErrorKind::Refused,
-    };
-    let text = format!("the server answered {code} {}", e.details().unwrap_or_default());
-    let error = Error::new(kind, text.trim_end()).code_of(code);
-    Err(match code {
-        "WRONGTYPE" => error.advice("another program uses this key; choose another name or prefix"),
-        "NOAUTH" => error.advice("give a password"),
-        "WRONGPASS" => error.advice("check user and password"),
-        "NOPERM" => error.advice("grant the user this command and key"),
-        "READONLY" => error.advice("this is a replica; name the primary"),
-        "OOM" => error.advice("raise maxmemory or choose an eviction policy"),
-        _ => error,
-    })
 }
 
 fn no_answer(e: &io::Error) -> Error {

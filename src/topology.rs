@@ -2,6 +2,7 @@
 //! gathered. Pure; the text of `INFO` comes in.
 
 use crate::clock::Moment;
+use crate::reply::Info;
 use std::time::Duration;
 
 /// Facts about a server. What it does not tell is assumed for the worse.
@@ -35,64 +36,47 @@ impl Facts {
     /// Reads the sections server, memory, persistence, stats and replication of `INFO`; `now` is
     /// the server's clock in seconds.
     pub fn read(info: &str, now: u64) -> Self {
-        let field = |name: &str| {
-            info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
-        };
-        let number = |name: &str| field(name).and_then(|v| v.parse::<i64>().ok());
-        // Valkey reports a Redis version of 7.2.4 whatever its own; both know NO-TOUCH.
-        let version: Vec<u32> = field("redis_version")
-            .map(|v| v.split('.').filter_map(|part| part.parse().ok()).collect())
-            .unwrap_or_default();
+        let info = Info(info);
         let standalone =
-            ["redis_mode", "server_mode"].iter().any(|mode| field(mode) == Some("standalone"));
-        let running = |name| number(name).unwrap_or(1) != 0;
+            ["redis_mode", "server_mode"].iter().any(|mode| info.is(mode, "standalone"));
+        let running = |name| !info.is(name, "0");
         Self {
-            lfu: field("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
-            replica: field("role") == Some("slave"),
-            no_touch: version >= vec![7, 2],
+            lfu: info.text("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
+            replica: info.is("role", "slave"),
+            no_touch: info.is_since([7, 2]),
             time: now,
-            positions: standalone && !SPEAKERS.iter().any(|other| field(other).is_some()),
-            run_id: field("run_id").map(str::to_owned),
+            positions: standalone && !SPEAKERS.iter().any(|other| info.text(other).is_some()),
+            run_id: info.text("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
-            children: number("total_forks").or_else(|| number("rdb_last_save_time")),
-            childless_for: childless_for(&number, field("rdb_last_bgsave_status"), now),
+            children: info.number("total_forks").or_else(|| info.number("rdb_last_save_time")),
+            childless_for: childless_for(info, now),
         }
     }
 }
 
 /// CPU time that the server's main thread has used (s), or the whole process where it does not tell.
-pub(crate) fn cpu_used(info: &str) -> Option<f64> {
-    let sum = |user, sys| Some(number(info, user)? + number(info, sys)?);
+pub(crate) fn cpu_used(info: Info) -> Option<f64> {
+    let sum = |user, sys| Some(info.number::<f64>(user)? + info.number::<f64>(sys)?);
     sum("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
         .or_else(|| sum("used_cpu_user", "used_cpu_sys"))
 }
 
 /// Bytes of all commands that the server was sent.
-pub(crate) fn bytes_received(info: &str) -> Option<f64> {
-    number(info, "total_net_input_bytes")
-}
-
-fn number(info: &str, name: &str) -> Option<f64> {
-    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.trim_end().parse().ok()
+pub(crate) fn bytes_received(info: Info) -> Option<f64> {
+    info.number("total_net_input_bytes")
 }
 
 /// How long ago the last child ended, at least. A save for a replica, a rewrite and a save that failed
 /// leave no time behind, so those make it unknown.
-fn childless_for(
-    number: &dyn Fn(&str) -> Option<i64>,
-    last_save: Option<&str>,
-    now: u64,
-) -> Option<u64> {
-    if number("total_forks") == Some(0) {
+fn childless_for(info: Info, now: u64) -> Option<u64> {
+    if info.is("total_forks", "0") {
         return Some(u64::MAX);
     }
-    let none = |name| number(name) == Some(0);
-    let only_saves = number("aof_last_rewrite_time_sec") == Some(-1)
-        && none("connected_slaves")
-        && none("sync_full")
-        && last_save == Some("ok");
-    let saved = u64::try_from(number("rdb_last_save_time")?).ok()?;
+    let only_saves = info.is("aof_last_rewrite_time_sec", "-1")
+        && info.is("connected_slaves", "0")
+        && info.is("sync_full", "0")
+        && info.is("rdb_last_bgsave_status", "ok");
+    let saved: u64 = info.number("rdb_last_save_time")?;
     // Two clocks that tick once a second.
     only_saves.then_some(now.saturating_sub(saved + 1))
 }
@@ -180,10 +164,10 @@ mod tests {
     #[test]
     fn the_main_thread_is_what_is_busy() {
         let whole = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_user:2.0\r\n";
-        assert_eq!(cpu_used(whole), Some(3.5));
+        assert_eq!(cpu_used(Info(whole)), Some(3.5));
         let main = "used_cpu_sys_main_thread:1.0\r\nused_cpu_user_main_thread:0.5\r\n";
-        assert_eq!(cpu_used(&[whole, main].concat()), Some(1.5));
-        assert_eq!(cpu_used(""), None);
+        assert_eq!(cpu_used(Info(&[whole, main].concat())), Some(1.5));
+        assert_eq!(cpu_used(Info("")), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use tagsweep::connect::Link;
 use tagsweep::lock::{self, SharedLink, Status};
+use tagsweep::reply::Info;
 use tagsweep::sweep;
 
 /// Round trips of which the median is told.
@@ -76,7 +77,11 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let findings = [about(&seen), rights, past(&seen)].concat();
     let mut out = std::io::stdout().lock();
     if !args.json {
-        writeln!(out, "{server}: {}", plain(&name(seen.info.as_deref().unwrap_or_default())))?;
+        writeln!(
+            out,
+            "{server}: {}",
+            plain(&name(Info(seen.info.as_deref().unwrap_or_default())))
+        )?;
     }
     for finding in &findings {
         let grade = match finding.grade {
@@ -152,123 +157,101 @@ fn text(answer: tagsweep::Result<Value>) -> tagsweep::Result<Option<String>> {
     }
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
-}
-
-fn name(info: &str) -> String {
-    let valkey = field(info, "valkey_version").map(|version| format!("Valkey {version}"));
-    let redis = || field(info, "redis_version").map(|version| format!("Redis {version}"));
+fn name(info: Info) -> String {
+    let valkey = info.text("valkey_version").map(|version| format!("Valkey {version}"));
+    let redis = || info.text("redis_version").map(|version| format!("Redis {version}"));
     valkey.or_else(redis).unwrap_or_else(|| "a server that does not say what it is".to_owned())
 }
 
-/// Whether a version is at least that.
-fn since(info: &str, least: [u32; 2]) -> bool {
-    let version = field(info, "redis_version").unwrap_or_default();
-    version.split('.').filter_map(|part| part.parse().ok()).collect::<Vec<u32>>() >= least.to_vec()
+fn policy<'a>(info: &Info<'a>) -> &'a str {
+    info.text("maxmemory_policy").unwrap_or("noeviction")
 }
 
-/// What `INFO` tells.
-struct Told<'a>(&'a str);
+/// The bytes that it may hold, if that is bounded.
+fn most(info: &Info) -> Option<u64> {
+    info.number("maxmemory").filter(|most| *most > 0)
+}
 
-impl Told<'_> {
-    fn is(&self, name: &str, value: &str) -> bool {
-        field(self.0, name) == Some(value)
-    }
+fn evicts(info: &Info) -> bool {
+    most(info).is_some() && policy(info) != "noeviction"
+}
 
-    fn number(&self, name: &str) -> u64 {
-        field(self.0, name).and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
+fn is_full(info: &Info) -> bool {
+    let used: u64 = info.number("used_memory").unwrap_or(0);
+    most(info).is_some_and(|most| used * 20 > most * 19)
+}
 
-    fn policy(&self) -> &str {
-        field(self.0, "maxmemory_policy").unwrap_or("noeviction")
-    }
-
-    fn evicts(&self) -> bool {
-        self.number("maxmemory") > 0 && self.policy() != "noeviction"
-    }
-
-    fn is_full(&self) -> bool {
-        let most = self.number("maxmemory");
-        most > 0 && self.number("used_memory") * 20 > most * 19
-    }
-
-    fn is_alone(&self) -> bool {
-        let mode = field(self.0, "redis_mode").or(field(self.0, "server_mode"));
-        mode.is_none_or(|mode| mode == "standalone")
-    }
-
-    fn saves(&self) -> bool {
-        self.is("rdb_bgsave_in_progress", "1") || self.is("aof_rewrite_in_progress", "1")
-    }
+fn is_alone(info: &Info) -> bool {
+    let mode = info.text("redis_mode").or(info.text("server_mode"));
+    mode.is_none_or(|mode| mode == "standalone")
 }
 
 /// When something is to be said, how bad it is, what it is, and what follows or helps.
-type Check = (fn(&Told) -> bool, Grade, &'static str, &'static str);
+type Check = (fn(&Info) -> bool, Grade, &'static str, &'static str);
 
 const CHECKS: [Check; 11] = [
     (
-        |told| told.is("role", "slave"),
+        |info| info.is("role", "slave"),
         Grade::Bad,
         "it is a replica",
         "name the primary: what a replica does not see yet is no evidence",
     ),
     (
-        |told| !told.is_alone(),
+        |info| !is_alone(info),
         Grade::Bad,
         "it is no standalone server",
         "Cluster and Sentinel are not supported",
     ),
     (
-        |told| !since(told.0, [6, 2]),
+        |info| !info.is_since([6, 2]),
         Grade::Bad,
         "it is older than 6.2",
         "locks need SET with GET: upgrade it",
     ),
     (
-        |told| since(told.0, [6, 2]) && !since(told.0, [7, 2]),
+        |info| info.is_since([6, 2]) && !info.is_since([7, 2]),
         Grade::Note,
         "it has no CLIENT NO-TOUCH (7.2)",
         "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
     ),
     (
-        |told| told.policy().ends_with("lfu"),
+        |info| policy(info).ends_with("lfu"),
         Grade::Note,
         "an LFU policy keeps no idle times",
         "entries must be seen absent twice, a grace apart; no tag counts as aged",
     ),
     (
-        |told| told.evicts(),
+        |info| evicts(info),
         Grade::Note,
         "keys with a TTL may be evicted",
         "a lock that is evicted is noticed, but lost",
     ),
     (
-        |told| told.is_full() && !told.evicts(),
+        |info| is_full(info) && !evicts(info),
         Grade::Bad,
         "memory is nearly all used",
         "locks are refused when it is; sweeping needs none and gives some back",
     ),
     (
-        |told| told.is("rdb_last_bgsave_status", "err"),
+        |info| info.is("rdb_last_bgsave_status", "err"),
         Grade::Bad,
         "the last save failed",
         "where stop-writes-on-bgsave-error is set nobody can write: see the server's log",
     ),
     (
-        |told| told.is("aof_last_write_status", "err"),
+        |info| info.is("aof_last_write_status", "err"),
         Grade::Bad,
         "the last write of the AOF failed",
         "nobody can write until it succeeds: see the server's log",
     ),
     (
-        |told| told.is("loading", "1"),
+        |info| info.is("loading", "1"),
         Grade::Bad,
         "it is loading its data",
         "nothing can be done until it has",
     ),
     (
-        |told| told.saves(),
+        |info| info.is("rdb_bgsave_in_progress", "1") || info.is("aof_rewrite_in_progress", "1"),
         Grade::Note,
         "it is saving",
         "idle times stand still meanwhile; a sweep then takes a grace longer",
@@ -284,7 +267,7 @@ fn about(seen: &Seen) -> Vec<Finding> {
     }];
     match &seen.info {
         Some(info) => {
-            let told = CHECKS.iter().filter(|(holds, ..)| holds(&Told(info)));
+            let told = CHECKS.iter().filter(|(holds, ..)| holds(&Info(info)));
             found.extend(told.map(|(_, grade, what, advice)| Finding::new(*grade, *what, advice)));
         }
         None => found.push(Finding::new(
@@ -356,8 +339,8 @@ mod tests {
     #[test]
     fn a_healthy_server_gives_no_cause_for_words() {
         assert_eq!(told("", ""), []);
-        assert_eq!(name(INFO), "Redis 7.2.4");
-        assert_eq!(name(&format!("{INFO}valkey_version:8.1.1\r\n")), "Valkey 8.1.1");
+        assert_eq!(name(Info(INFO)), "Redis 7.2.4");
+        assert_eq!(name(Info(&format!("{INFO}valkey_version:8.1.1\r\n"))), "Valkey 8.1.1");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use std::time::Duration;
 use tagsweep::Config;
 use tagsweep::clock::Moment;
 use tagsweep::config::{Address, Secret};
-use tagsweep::connect::{Fate, Link, run_id};
+use tagsweep::connect::{Fate, Link};
 use tagsweep::lock::SharedLink;
+use tagsweep::reply::Info;
 
 /// `Redis::OPT_PREFIX` and `Redis::ATOMIC`, as phpredis numbers them.
 const OPT_PREFIX: i64 = 2;
@@ -112,7 +113,7 @@ fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Conf
     let port = call(object, "getPort")?.long().unwrap_or(0);
     let mut config = Config::new(address(&host, port)?);
     config.db = call(object, "getDbNum")?.long().unwrap_or(0);
-    (config.user, config.password) = credentials(&call(object, "getAuth")?);
+    (config.user, config.password) = credentials(&call(object, "getAuth")?)?;
     let prefix =
         object.try_call_method("getOption", vec![&OPT_PREFIX]).map_err(PhpException::from)?;
     config.prefix = prefix.zend_str().map(|p| p.as_bytes().to_vec()).unwrap_or_default();
@@ -143,7 +144,8 @@ fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     if PROVEN.with_borrow(|proven| proven.contains(config)) {
         return Ok(());
     }
-    let Some(theirs) = ask(object, "INFO", "server").and_then(|info| run_id(&info)) else {
+    let info = ask(object, "INFO", "server").unwrap_or_default();
+    let Some(theirs) = Info(&info).text("run_id") else {
         return Ok(());
     };
     if ours.is_some_and(|ours| ours != theirs) {
@@ -223,16 +225,21 @@ fn address(host: &str, port: i64) -> PhpResult<Address> {
 }
 
 /// `getAuth()`: nothing, a password, or a user and a password.
-fn credentials(auth: &Zval) -> (Option<String>, Option<Secret>) {
-    let list: Vec<String> = match auth.array() {
-        Some(array) => array.values().filter_map(Zval::string).collect(),
-        None => auth.string().into_iter().filter(|password| !password.is_empty()).collect(),
+fn credentials(auth: &Zval) -> PhpResult<(Option<String>, Option<Secret>)> {
+    let text = |value: &Zval| {
+        value.string().ok_or_else(|| cannot_copy("its user or password is not UTF-8"))
     };
-    match list.as_slice() {
+    let list: Vec<String> = match auth.array() {
+        Some(array) => array.values().map(text).collect::<PhpResult<_>>()?,
+        None if auth.is_string() => vec![text(auth)?],
+        None => Vec::new(),
+    };
+    Ok(match list.as_slice() {
+        [password] if password.is_empty() => (None, None),
         [password] => (None, Some(Secret::new(password))),
         [user, password, ..] => (Some(user.clone()), Some(Secret::new(password))),
         [] => (None, None),
-    }
+    })
 }
 
 thread_local! {

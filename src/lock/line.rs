@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::connect::{Link, Spare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::protocol::{Answer, Keys, Request};
-use crate::socket::checked;
+use crate::reply::checked;
 use redis::{Cmd, Value};
 
 /// A connection that blocks on the baton.
@@ -56,10 +56,9 @@ impl Line {
         }
         spare.socket.send(&commands.iter().collect(), deadline)?;
         if spare.id.is_none() {
-            // Without the permission to ask, hanging up means to drop the connection.
             spare.id = match spare.socket.receive(deadline)? {
                 Value::Int(id) => Some(id),
-                _ => Some(0),
+                _ => None,
             };
         }
         let reply = checked(spare.socket.receive(deadline)?)?;
@@ -82,11 +81,10 @@ impl Line {
 
     /// Blocks no more; a baton may come at the last moment. One round trip.
     pub fn hang_up(&mut self, link: &mut Link, deadline: Moment) -> Result<Option<Vec<u8>>> {
-        if !self.blocked {
-            return Ok(None);
-        }
+        // Without the permission to ask for its name, the connection is dropped while it blocks.
+        let Some(id) = self.spare.id.filter(|_| self.blocked) else { return Ok(None) };
         let mut unblock = redis::cmd("CLIENT");
-        unblock.arg("UNBLOCK").arg(self.spare.id.unwrap_or_default());
+        unblock.arg("UNBLOCK").arg(id);
         link.call(&unblock, deadline)?;
         let reply = checked(self.spare.socket.receive(deadline)?)?;
         self.blocked = false;

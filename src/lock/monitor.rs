@@ -3,16 +3,16 @@
 
 use crate::clock::Moment;
 use crate::connect::Link;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::layout::escape_glob;
 use crate::lock::lease::{Holder, names as random_names, transit};
 use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS, has_hash_tag};
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{Past, Ttl};
 use crate::lock::{SharedLink, guard};
+use crate::reply::{Info, checked, understood};
 use crate::script::{Args, FORCE};
-use crate::socket::checked;
-use redis::{FromRedisValue, Value};
+use redis::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -153,10 +153,7 @@ pub fn names(link: &SharedLink) -> Result<Vec<Vec<u8>>> {
             [b"*", escape_glob(&[&prefix[..], b"lock:"].concat()).as_slice(), b"*"].concat();
         scan.arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
         let reply = link.persist(|link, deadline| link.call(&scan, deadline))?;
-        let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(reply)
-            .map_err(|e| {
-                Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
-            })?;
+        let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = understood(reply)?;
         for key in keys {
             found.extend(name_in(&key, &plain, &braced));
         }
@@ -223,14 +220,14 @@ pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
     let named = |e: Error| e.key(&keys.lock).server(&link.config().label());
     let mut replies = replies.into_iter().map(|reply| checked(reply).map_err(named));
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
-    let (value, ttl): (Option<Vec<u8>>, i64) = (read(next()?)?, read(next()?)?);
+    let (value, ttl): (Option<Vec<u8>>, i64) = (understood(next()?)?, understood(next()?)?);
     let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
-    let waiters: Vec<(String, f64)> = read(next()?)?;
-    let waiting = read(next()?)?;
-    let runs: Vec<String> = read(next()?)?;
-    let fence: Option<String> = read(next()?)?;
-    let fields: Vec<(String, String)> = read(next()?)?;
-    let (seconds, micros): (u64, u64) = read(next()?)?;
+    let waiters: Vec<(String, f64)> = understood(next()?)?;
+    let waiting = understood(next()?)?;
+    let runs: Vec<String> = understood(next()?)?;
+    let fence: Option<String> = understood(next()?)?;
+    let fields: Vec<(String, String)> = understood(next()?)?;
+    let (seconds, micros): (u64, u64) = understood(next()?)?;
     let grant = fence.unwrap_or_default();
     let ttl_ms = grant.rsplit('|').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
     Ok(Status {
@@ -241,12 +238,6 @@ pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
         fence: fence_of(&grant),
         stats: Stats { ttl: Duration::from_millis(ttl_ms), ..Stats::read(&fields) },
         time: Duration::from_secs(seconds) + Duration::from_micros(micros),
-    })
-}
-
-fn read<T: FromRedisValue>(reply: Value) -> Result<T> {
-    T::from_redis_value(reply).map_err(|e| {
-        Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
     })
 }
 
@@ -295,7 +286,8 @@ pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
         return loss.found;
     }
     // A user who may not ask is told nothing.
-    let info: String = link.call(&redis::cmd("INFO"), deadline).and_then(read).unwrap_or_default();
+    let info: String =
+        link.call(&redis::cmd("INFO"), deadline).and_then(understood).unwrap_or_default();
     cause(loss.fence, fence_of(&grant), evicts(&info))
 }
 
@@ -307,8 +299,8 @@ fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec
     ];
     let mut replies = link.calls(&asked, deadline)?.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
-    let grant: Option<String> = read(next())?;
-    let runs: Vec<String> = read(next()).unwrap_or_default();
+    let grant: Option<String> = understood(next())?;
+    let runs: Vec<String> = understood(next()).unwrap_or_default();
     Ok((grant.unwrap_or_default(), runs.iter().filter_map(|run| past(run)).collect()))
 }
 
@@ -319,9 +311,9 @@ fn fence_of(grant: &str) -> Option<u64> {
 
 /// Whether a server, by its `INFO`, evicts keys and has done so.
 fn evicts(info: &str) -> bool {
-    let field = |name| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
-    let never = [None, Some("noeviction")].contains(&field("maxmemory_policy:"));
-    !never && field("evicted_keys:").is_some_and(|count| count != "0")
+    let info = Info(info);
+    let never = [None, Some("noeviction")].contains(&info.text("maxmemory_policy"));
+    !never && info.number("evicted_keys").is_some_and(|count: u64| count > 0)
 }
 
 /// Whether a lease that is not there any more was given back by its holder, who has not heard of it: its
@@ -362,8 +354,8 @@ pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Re
     let mut replies = replies.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
     // A hash that is none, or a permission that is missing, is a past that teaches nothing.
-    let fields: Vec<(String, String)> = read(next()).unwrap_or_default();
-    let (seconds, _): (u64, u64) = read(next()).unwrap_or_default();
+    let fields: Vec<(String, String)> = understood(next()).unwrap_or_default();
+    let (seconds, _): (u64, u64) = understood(next()).unwrap_or_default();
     let past = Past::read(&fields, renewed, seconds * 1_000_000);
     if !past.outdated.is_empty() {
         let mut forget = redis::cmd("HDEL");

@@ -4,8 +4,9 @@
 //! Each request is one script and one round trip, and may be sent again when its answer is lost: an
 //! acquisition is recognised by its owner token, everything else compares the whole value.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::lock::lease::{ttl_ms, whoami};
+use crate::reply::senseless;
 use crate::script::{ACQUIRE, Args, EXTEND, LEAVE, RELEASE, Script, WAIT};
 use redis::Value;
 use std::time::Duration;
@@ -237,8 +238,7 @@ impl Request {
             (Self::Release { .. }, Value::Int(0)) => Some(Answer::NotOurs(false)),
             _ => None,
         };
-        understood
-            .ok_or_else(|| Error::new(ErrorKind::Refused, "the server's answer makes no sense"))
+        understood.ok_or_else(senseless)
     }
 }
 

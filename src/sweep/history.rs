@@ -2,9 +2,10 @@
 //! to the lock. The first is for people, the second for a monitor.
 
 use crate::connect::Link;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lock::protocol::Keys;
 use crate::lock::{Histogram, SharedLink, companion, guard};
+use crate::reply::understood;
 use crate::sweep::report::{Reason, Report};
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
@@ -67,8 +68,7 @@ pub fn history(link: &SharedLink, lock: &[u8]) -> Result<Vec<Run>> {
     let mut ask = redis::cmd("LRANGE");
     ask.arg(key(&link, lock, "history")?).arg(0).arg(-1);
     let reply = link.persist(|link, deadline| link.call(&ask, deadline))?;
-    let lines: Vec<Vec<u8>> = redis::from_redis_value(reply)
-        .map_err(|_| Error::bad_argument("the history of this lock is not tagsweep's"))?;
+    let lines: Vec<Vec<u8>> = understood(reply)?;
     // Lines of a later version that cannot be read are passed over.
     Ok(lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }

@@ -126,7 +126,8 @@ impl Sweep {
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
-            history::write(&mut guard(&self.link), &history::busy(&contender.keys().lock));
+            let busy = history::busy(&contender.keys().lock);
+            guard(&self.link).hurry(LAST_WORDS, |link| history::write(link, &busy));
             return Ok(Ended::Held(holder));
         }
         let link = &mut guard(&self.link);
@@ -141,8 +142,9 @@ impl Sweep {
             link.drop_connection(); // replies may be due on it
         }
         link.hurry(LAST_WORDS, |link| {
-            history::write(link, &commands);
+            // Others wait for the lock; nobody waits for the history.
             let _ = release(&mut contender, link);
+            history::write(link, &commands);
         });
         self.report = Some(report.clone());
         swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))

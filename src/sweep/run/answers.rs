@@ -5,7 +5,7 @@ use crate::clock::Moment;
 use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::companion;
-use crate::socket::checked;
+use crate::reply::{Info, checked, understood};
 use crate::sweep::batch::Twice;
 use crate::sweep::records::Record;
 use crate::sweep::round::Ask;
@@ -71,10 +71,10 @@ impl Running<'_> {
             _ => "".into(),
         };
         self.idle.observe(&Facts::read(&[text(0), text(2)].concat(), 0), sent, now);
-        if let Some(used) = cpu_used(&text(1)) {
+        if let Some(used) = cpu_used(Info(&text(1))) {
             self.pace.observe_cpu(used, now);
         }
-        if let Some(received) = bytes_received(&text(2)) {
+        if let Some(received) = bytes_received(Info(&text(2))) {
             self.pace.observe_others(received - self.wire.sent as f64, now);
         }
     }
@@ -168,10 +168,4 @@ pub(super) fn number(reply: &Value) -> Option<u64> {
         Value::Int(n) => u64::try_from(*n).ok(),
         _ => None,
     }
-}
-
-pub(super) fn understood<T: redis::FromRedisValue>(reply: Value) -> Result<T> {
-    redis::from_redis_value(reply).map_err(|e| {
-        Error::new(ErrorKind::Refused, "the server's answer makes no sense").because(e)
-    })
 }

@@ -3,13 +3,13 @@
 use crate::clock::Moment;
 use crate::error::{Error, Result, printable};
 use crate::lock::companion;
-use crate::socket::checked;
+use crate::reply::{checked, understood};
 use crate::sweep::batch::Batch;
 use crate::sweep::judge;
 use crate::sweep::options::OnAged;
 use crate::sweep::report::{Reason, Sample};
 use crate::sweep::round::Ask;
-use crate::sweep::run::answers::{number, understood};
+use crate::sweep::run::answers::number;
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::{Later, Running};
 use redis::Value;

@@ -1,14 +1,14 @@
 //! Removals: within limits, confirmed by the server, verified, and taken back.
 
 use crate::clock::Moment;
-use crate::error::{Error, ErrorKind, Result, printable};
-use crate::socket::checked;
+use crate::error::{Error, Result, printable};
+use crate::reply::{checked, senseless, understood};
 use crate::strings::Strings;
 use crate::sweep::batch::{Batch, Twice, Visit};
 use crate::sweep::proof::Proof;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
-use crate::sweep::run::answers::{first, understood};
+use crate::sweep::run::answers::first;
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::limits::Doomed;
 use crate::sweep::run::wire::LAST_TRY;
@@ -68,7 +68,7 @@ impl Running<'_> {
     fn removed(&mut self, batch: Batch, figures: Vec<Value>) -> Result<()> {
         let figures = figures.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
         let [gone, removed, stayed @ ..] = figures.as_slice() else {
-            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+            return Err(senseless());
         };
         let visit = &batch.visit;
         let removed = match removed.unsigned_abs() {
@@ -129,7 +129,7 @@ impl Running<'_> {
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.
     fn unless_fenced(&mut self, reply: Value) -> Result<Option<Vec<Value>>> {
         let Value::Array(items) = reply else {
-            return Err(Error::new(ErrorKind::Refused, "the server's answer makes no sense"));
+            return Err(senseless());
         };
         if matches!(items.first(), Some(Value::BulkString(word)) if word == b"FENCED") {
             self.lost();
@@ -264,7 +264,8 @@ impl Running<'_> {
             let visit = &batch.visit;
             visit.removed.set(visit.removed.get().saturating_sub(back));
             if visit.reread.get() && !visit.looked {
-                self.report.references_checked -= back;
+                let checked = &mut self.report.references_checked;
+                *checked = checked.saturating_sub(back);
                 visit.page.checked.set(visit.page.checked.get().saturating_sub(back));
             }
             visit.gone.set(false);

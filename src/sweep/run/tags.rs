@@ -2,14 +2,14 @@
 
 use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
-use crate::socket::checked;
+use crate::reply::{checked, understood};
 use crate::strings::Strings;
 use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Tally, Visit};
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::records::Record;
 use crate::sweep::round::Ask;
-use crate::sweep::run::answers::{first, last, number, understood};
+use crate::sweep::run::answers::{first, last, number};
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::{Later, Running};
 use redis::Value;
