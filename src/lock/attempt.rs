@@ -1,25 +1,32 @@
 //! One attempt to get a lock, from the first request to the grant or to the end of patience: a state
 //! machine without I/O. Steps come out, events and the time go in; the driver in `drive.rs` does what
-//! the steps say, and so does the simulation in `tests/simulation/`.
+//! the steps say, and so does the simulation in `tests/simulation/`. Each state has a function of its name.
 //!
 //! | state | event | next | step |
 //! |---|---|---|---|
 //! | Asking, Claiming | granted | – | done: ours |
-//! | | granted, but the answer took as long as the lease | the same | extend it, once |
-//! | | held, no time left | – (Leaving after a wait that counts) | done: held (leave) |
-//! | | held | Queued (Pausing with back-off) | join the line (pause) |
+//! | | granted, but the answer took as long as the lease | Extending | give it its time again |
+//! | | granted, but cancelled | HandingOn | hand it on |
+//! | | held, or broken | *on* | |
+//! | Extending | extended | – | done: ours |
+//! | | extended, and late again | HandingOn | hand it on |
+//! | | not ours any more | *on* | |
 //! | Pausing | time | Asking | ask again |
-//! | Queued | in line | Queued | listen for the baton until the next look |
+//! | Queued | in line | Queued | listen for the baton until the next look, or hang up if time is up |
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look |
-//! | | the line broke, or passed us over | Queued | join anew, at its end |
-//! | | blocking is refused | Asking | leave, and back-off from now on |
-//! | | time up, or cancelled | Leaving | hang up |
-//! | Claiming | held (the claim came too late) | Queued or Leaving | join anew, or leave |
-//! | Leaving | no baton came | Leaving | leave |
+//! | | the line broke, or passed us over | *on* | |
+//! | | blocking is refused | Leaving | leave, for back-off from now on |
+//! | | time up, or cancelled | HangingUp | hang up |
+//! | HangingUp | no baton came | Leaving | leave |
 //! | | a baton came at the last moment | Claiming | claim |
 //! | | the same, but cancelled | Leaving | leave, and hand it on |
-//! | | left, handed on | – | done: held |
+//! | Leaving | left | *on*, or HandingOn | hand the baton on, if there is one |
+//! | HandingOn | handed on | *on* | |
+//!
+//! *On* means, while there is time: join the line (Queued), or with back-off pause (Pausing). When patience
+//! is over: ask once more if an answer to an acquisition was lost (Asking); then leave if that is to be
+//! counted, or if we may have a place (Leaving); then it is done: held.
 
 use crate::clock::Moment;
 use crate::error::Result;
@@ -65,13 +72,29 @@ pub enum Event {
     Cancel,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
+    /// A request for the lock is under way.
     Asking,
-    Pausing,
-    Queued,
+    /// The same, with the baton that we popped.
     Claiming,
-    Leaving,
+    /// The lease of that value was granted late.
+    Extending(Vec<u8>),
+    Pausing,
+    /// In line, or about to join: our ticket, once told, and when to look at the lock again.
+    Queued {
+        ticket: String,
+        next_look: Moment,
+    },
+    /// What comes last on the connection that blocked is awaited.
+    HangingUp {
+        ticket: String,
+    },
+    /// On the way out, with a baton that came when we wanted it no more.
+    Leaving {
+        unwanted: Option<Vec<u8>>,
+    },
+    HandingOn,
 }
 
 /// How an attempt is made.
@@ -96,19 +119,19 @@ pub struct Attempt {
     /// Names waiters and transits; not the owner token, for it shows to others.
     name: String,
     serial: u32,
-    /// Who waits. A new place in the line takes the old one's away.
+    /// Who waits, once we have a place in the line. A new place takes the old one's away.
     waiter: String,
-    ticket: String,
     holder: Holder,
     /// When patience ends.
     end: Moment,
-    next_look: Moment,
     pauses: u32,
     cancelled: bool,
-    /// A baton that came when we wanted it no more.
-    unwanted: Option<Vec<u8>>,
-    /// A grant whose answer came when it was over.
-    late: Option<Vec<u8>>,
+    /// Nobody knows what came of an acquisition.
+    doubtful: bool,
+    /// A grant was over before its answer came.
+    late: bool,
+    /// The server knows that we wait no more.
+    left: bool,
 }
 
 impl Attempt {
@@ -131,20 +154,19 @@ impl Attempt {
             name,
             serial: 0,
             waiter: String::new(),
-            ticket: String::new(),
             holder: Holder::default(),
             end,
-            next_look: end,
             pauses: 0,
             cancelled: false,
-            unwanted: None,
-            late: None,
+            doubtful: false,
+            late: false,
+            left: false,
         }
     }
 
     /// The first step.
     pub fn begin(&mut self) -> Step {
-        self.ask(None)
+        self.ask()
     }
 
     /// Who has the lock, as last heard.
@@ -154,54 +176,168 @@ impl Attempt {
 
     /// Whether we have a place in the line.
     pub fn is_queued(&self) -> bool {
-        self.state == State::Queued
+        matches!(self.state, State::Queued { .. })
+    }
+
+    /// Whether the lock was granted to us, and the lease was over before we heard of it.
+    pub fn came_late(&self) -> bool {
+        self.late
+    }
+
+    /// An acquisition may have taken effect: its answer was lost. An event follows.
+    pub fn doubt(&mut self) {
+        self.doubtful = true;
     }
 
     /// What an event leads to.
     pub fn on(&mut self, event: Event, now: Moment) -> Step {
-        match (self.state, event) {
-            (_, Event::Cancel) => self.cancel(now),
-            (_, Event::Answered(Answer::Granted(value), sent)) => self.granted(value, sent, now),
-            (_, Event::Answered(Answer::Held(value, ttl), _)) => {
-                self.holder = Holder::read(&value, ttl);
-                self.held(now)
-            }
-            (_, Event::Answered(Answer::Waiting { holder, ttl, younger, ticket }, _)) => {
-                self.holder = Holder::read(&holder, ttl);
-                let strange = self.holder.fence.is_none();
-                self.next_look = now + next_look(ttl, younger, strange);
-                self.in_line(ticket, now)
-            }
-            (_, Event::Answered(Answer::Extended(_), sent)) => self.extended(sent, now),
-            (_, Event::Answered(Answer::NotOurs(_), _)) => self.held(now),
-            (State::Queued | State::Claiming, Event::Baton(baton)) => self.claim(baton),
-            (State::Pausing, Event::Time) => self.ask(None),
-            (State::Queued, Event::Time) if now >= self.end => self.leave(),
-            (State::Queued, Event::Time) => self.look(),
-            (_, Event::Broken) => self.held(now),
-            (_, Event::CannotBlock) => {
-                self.manner.mode = WaitMode::Backoff;
-                let leave = self.ask_to_leave(false);
-                self.state = State::Asking;
-                leave
-            }
-            (State::Asking, Event::Answered(Answer::Left, _)) => self.held(now),
-            (_, Event::HungUp(baton @ Some(_))) if self.cancelled => {
-                self.unwanted = baton;
-                self.ask_to_leave(false)
-            }
-            (_, Event::HungUp(Some(baton))) => self.claim(baton),
-            (_, Event::HungUp(None)) => self.ask_to_leave(!self.cancelled),
-            // Left, or handed on; and whatever else is said when all is said.
-            _ => match self.unwanted.take() {
-                Some(baton) => self.hand_on(baton),
-                None => Step::Done(Err(self.holder.clone())),
-            },
+        if event == Event::Cancel {
+            return self.cancel(now);
+        }
+        match std::mem::replace(&mut self.state, State::Asking) {
+            State::Asking | State::Claiming => self.asking(event, now),
+            State::Extending(value) => self.extending(value, event, now),
+            State::Pausing => self.ask(),
+            State::Queued { ticket, next_look } => self.queued(ticket, next_look, event, now),
+            State::HangingUp { ticket } => self.hanging_up(ticket, event),
+            State::Leaving { unwanted } => self.leaving(unwanted, now),
+            State::HandingOn => self.go_on(now),
         }
     }
 
-    fn ask(&mut self, claim: Option<(Vec<u8>, String)>) -> Step {
-        self.state = if claim.is_some() { State::Claiming } else { State::Asking };
+    fn asking(&mut self, event: Event, now: Moment) -> Step {
+        match event {
+            Event::Answered(Answer::Granted(value), sent) => self.granted(value, sent, now),
+            Event::Answered(Answer::Held(value, ttl), _) => {
+                (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
+                self.go_on(now)
+            }
+            _ => self.go_on(now),
+        }
+    }
+
+    /// Ours; unless the answer took so long that the lease must not be acted upon any more.
+    fn granted(&mut self, value: Vec<u8>, sent: Moment, now: Moment) -> Step {
+        self.doubtful = false;
+        let ttl = self.manner.ttl;
+        match Lease::new(value.clone(), sent) {
+            None => self.go_on(now),
+            Some(_) if self.cancelled => self.hand_on(value),
+            Some(lease) if now < safe_until(sent, ttl) => Step::Done(Ok(lease)),
+            Some(_) => {
+                self.state = State::Extending(value.clone());
+                Step::Ask(Request::Extend { value, ttl, exact: true })
+            }
+        }
+    }
+
+    fn extending(&mut self, value: Vec<u8>, event: Event, now: Moment) -> Step {
+        let Event::Answered(Answer::Extended(_), sent) = event else { return self.go_on(now) };
+        match Lease::new(value.clone(), sent) {
+            Some(lease) if now < safe_until(sent, self.manner.ttl) => Step::Done(Ok(lease)),
+            _ => {
+                self.late = true;
+                self.hand_on(value)
+            }
+        }
+    }
+
+    fn queued(&mut self, ticket: String, look: Moment, event: Event, now: Moment) -> Step {
+        match event {
+            Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
+                self.holder = Holder::read(&holder, ttl);
+                // Whoever is served takes all older places away, for nobody is at them: if ours is another
+                // than it was, the connection on which we block is dead and does not know it.
+                if !ticket.is_empty() && ticket != told {
+                    return self.go_on(now);
+                }
+                let strange = self.holder.fence.is_none();
+                self.in_line(told, now + next_look(ttl, younger, strange), now)
+            }
+            Event::Baton(baton) => self.claim(baton, ticket),
+            Event::Time if now >= self.end => self.hang_up(ticket),
+            Event::Time => {
+                self.state = State::Queued { ticket, next_look: look };
+                Step::Ask(self.wait_request(false))
+            }
+            Event::CannotBlock => {
+                self.manner.mode = WaitMode::Backoff;
+                self.leave(None, false)
+            }
+            _ => self.go_on(now),
+        }
+    }
+
+    fn in_line(&mut self, ticket: String, next_look: Moment, now: Moment) -> Step {
+        if now >= self.end {
+            return self.hang_up(ticket);
+        }
+        self.state = State::Queued { ticket, next_look };
+        Step::Listen(next_look.min(self.end))
+    }
+
+    fn hanging_up(&mut self, ticket: String, event: Event) -> Step {
+        match event {
+            Event::HungUp(Some(baton)) if self.cancelled => self.leave(Some(baton), false),
+            Event::HungUp(Some(baton)) => self.claim(baton, ticket),
+            _ => self.leave(None, !self.cancelled),
+        }
+    }
+
+    fn leaving(&mut self, unwanted: Option<Vec<u8>>, now: Moment) -> Step {
+        match unwanted {
+            Some(baton) => self.hand_on(baton),
+            None => self.go_on(now),
+        }
+    }
+
+    /// Somebody else has it, or has had it: what now?
+    fn go_on(&mut self, now: Moment) -> Step {
+        if self.cancelled || now >= self.end {
+            return self.give_up();
+        }
+        match self.manner.mode {
+            WaitMode::Line => self.join(),
+            WaitMode::Backoff => {
+                self.state = State::Pausing;
+                self.pauses += 1;
+                let pause = pause(self.pauses - 1, draw(&self.new_name()));
+                Step::Pause((now + pause).min(self.end))
+            }
+        }
+    }
+
+    /// Patience is over. What may be ours after all is asked for once more.
+    fn give_up(&mut self) -> Step {
+        if std::mem::take(&mut self.doubtful) {
+            return self.ask();
+        }
+        let counts = self.manner.record && !self.manner.budget.is_zero() && !self.cancelled;
+        if !self.left && (counts || !self.waiter.is_empty()) {
+            return self.leave(None, counts);
+        }
+        Step::Done(Err(self.holder.clone()))
+    }
+
+    fn cancel(&mut self, now: Moment) -> Step {
+        (self.cancelled, self.end) = (true, now);
+        match std::mem::replace(&mut self.state, State::Asking) {
+            State::Queued { ticket, .. } => self.hang_up(ticket),
+            _ => self.give_up(),
+        }
+    }
+
+    fn ask(&mut self) -> Step {
+        self.state = State::Asking;
+        self.acquire(None)
+    }
+
+    fn claim(&mut self, baton: Vec<u8>, ticket: String) -> Step {
+        self.state = State::Claiming;
+        self.acquire(Some((baton, ticket)))
+    }
+
+    fn acquire(&self, claim: Option<(Vec<u8>, String)>) -> Step {
         let count = match (self.manner.record, self.manner.budget.is_zero()) {
             (false, _) => Count::Nothing,
             (true, true) => Count::All,
@@ -211,68 +347,12 @@ impl Attempt {
         Step::Ask(Request::Acquire { token, ttl, claim, count })
     }
 
-    fn claim(&mut self, baton: Vec<u8>) -> Step {
-        let ticket = self.ticket.clone();
-        self.ask(Some((baton, ticket)))
-    }
-
-    /// Ours; unless the answer took so long that the lease must not be acted upon any more.
-    fn granted(&mut self, value: Vec<u8>, sent: Moment, now: Moment) -> Step {
-        let ttl = self.manner.ttl;
-        match Lease::new(value.clone(), sent) {
-            Some(lease) if now < safe_until(sent, ttl) => Step::Done(Ok(lease)),
-            Some(_) if self.late.is_none() => {
-                self.late = Some(value.clone());
-                Step::Ask(Request::Extend { value, ttl, exact: true })
-            }
-            _ => self.held(now),
-        }
-    }
-
-    /// A lease that was granted late has its time again, unless that took too long, too.
-    fn extended(&mut self, sent: Moment, now: Moment) -> Step {
-        match self.late.clone() {
-            Some(value) => self.granted(value, sent, now),
-            None => self.held(now),
-        }
-    }
-
-    /// Somebody else has it.
-    fn held(&mut self, now: Moment) -> Step {
-        let over = now >= self.end || self.cancelled;
-        let untold = self.manner.record && !self.manner.budget.is_zero() && !self.cancelled;
-        match (self.state, self.manner.mode) {
-            (State::Asking, _) if over && !untold => Step::Done(Err(self.holder.clone())),
-            (_, _) if over => self.ask_to_leave(!self.cancelled),
-            (_, WaitMode::Line) => self.join(),
-            (_, WaitMode::Backoff) => {
-                self.state = State::Pausing;
-                self.pauses += 1;
-                let pause = pause(self.pauses - 1, draw(&self.new_name()));
-                Step::Pause((now + pause).min(self.end))
-            }
-        }
-    }
-
-    /// We have a place. Whoever is served takes all older places away, for nobody is at them: if ours
-    /// is another than it was, the connection on which we block is dead and does not know it.
-    fn in_line(&mut self, ticket: String, now: Moment) -> Step {
-        let passed_over = !self.ticket.is_empty() && self.ticket != ticket;
-        self.ticket = ticket;
-        if passed_over { self.held(now) } else { self.listen(now) }
-    }
-
     fn join(&mut self) -> Step {
-        self.state = State::Queued;
-        self.ticket.clear();
+        self.state = State::Queued { ticket: String::new(), next_look: self.end };
         if self.waiter.is_empty() {
             self.waiter = format!("{}|{}", self.new_name(), whoami());
         }
         Step::Join(self.wait_request(true))
-    }
-
-    fn look(&mut self) -> Step {
-        Step::Ask(self.wait_request(false))
     }
 
     fn new_name(&mut self) -> String {
@@ -285,34 +365,24 @@ impl Attempt {
         Request::Wait { waiter: self.waiter.clone(), transit, life: line_life(), join }
     }
 
-    fn listen(&mut self, now: Moment) -> Step {
-        if now >= self.end { self.leave() } else { Step::Listen(self.next_look.min(self.end)) }
-    }
-
-    fn leave(&mut self) -> Step {
-        self.state = State::Leaving;
+    fn hang_up(&mut self, ticket: String) -> Step {
+        self.state = State::HangingUp { ticket };
         Step::HangUp
     }
 
-    fn ask_to_leave(&mut self, timed_out: bool) -> Step {
-        self.state = State::Leaving;
+    fn leave(&mut self, unwanted: Option<Vec<u8>>, timed_out: bool) -> Step {
+        self.state = State::Leaving { unwanted };
+        self.left = self.cancelled || timed_out;
         let timed_out = timed_out && self.manner.record;
-        Step::Ask(Request::Leave { waiter: self.waiter.clone(), timed_out })
+        Step::Ask(Request::Leave { waiter: std::mem::take(&mut self.waiter), timed_out })
     }
 
-    fn cancel(&mut self, now: Moment) -> Step {
-        self.cancelled = true;
-        self.end = now;
-        match self.state {
-            State::Queued => self.leave(),
-            _ => Step::Done(Err(self.holder.clone())),
-        }
-    }
-
-    /// The lock is in transit to us, and we want it no more.
-    fn hand_on(&mut self, baton: Vec<u8>) -> Step {
+    /// The lock is ours or in transit to us, and we have no use for it.
+    fn hand_on(&mut self, value: Vec<u8>) -> Step {
+        self.state = State::HandingOn;
         let transit = transit(&self.new_name());
-        Step::Ask(Request::hand_on(baton, 0, self.manner.ttl, transit))
+        let fence = Lease::new(value.clone(), self.end).map_or(0, |lease| lease.fence);
+        Step::Ask(Request::hand_on(value, fence, self.manner.ttl, transit))
     }
 }
 
@@ -338,6 +408,36 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_in_doubt_is_made_once_more_and_what_comes_too_late_is_handed_on() {
+        let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
+        let (ttl, budget) = (Duration::from_millis(300), Duration::from_millis(100));
+        let held = || Event::Answered(Answer::Held(b"u:6|h|1|p".to_vec(), None), ms(0));
+        let granted = |at| Event::Answered(Answer::Granted(b"t:7|h|1|p".to_vec()), ms(at));
+        let doubtful = || {
+            let manner = Manner { ttl, budget, mode: WaitMode::Backoff, record: false };
+            let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
+            attempt.begin();
+            assert!(matches!(attempt.on(held(), ms(0)), Step::Pause(_)));
+            assert!(matches!(attempt.on(Event::Time, ms(10)), Step::Ask(Request::Acquire { .. })));
+            attempt.doubt();
+            attempt
+        };
+        let again = |step| matches!(step, Step::Ask(Request::Acquire { .. }));
+        let mut late = doubtful();
+        assert!(again(late.on(Event::Broken, ms(100))));
+        assert!(matches!(late.on(granted(100), ms(110)), Step::Done(Ok(_))));
+        let mut taken = doubtful();
+        assert!(again(taken.on(Event::Broken, ms(100))));
+        assert!(matches!(taken.on(held(), ms(110)), Step::Done(Err(_))));
+        let mut cancelled = doubtful();
+        assert!(again(cancelled.on(Event::Cancel, ms(20))));
+        let back = cancelled.on(granted(20), ms(30));
+        assert!(matches!(back, Step::Ask(Request::Release { fence: 7, .. })));
+        let end = cancelled.on(Event::Answered(Answer::Released, ms(30)), ms(30));
+        assert!(matches!(end, Step::Done(Err(_))));
+    }
+
+    #[test]
     fn a_grant_that_comes_when_it_is_over_is_extended_once_and_else_it_is_none() {
         let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
         let (ttl, budget) = (Duration::from_millis(300), Duration::ZERO);
@@ -357,7 +457,10 @@ mod tests {
         assert!(taken(late.on(extended(400), ms(500))));
         let mut later = attempt();
         later.on(granted(), ms(400));
-        assert!(matches!(later.on(extended(400), ms(800)), Step::Done(Err(_))));
+        let given_back = later.on(extended(400), ms(800));
+        assert!(matches!(given_back, Step::Ask(Request::Release { fence: 7, .. })));
+        let end = later.on(Event::Answered(Answer::Released, ms(800)), ms(850));
+        assert!(later.came_late() && matches!(end, Step::Done(Err(_))));
         let mut gone = attempt();
         gone.on(granted(), ms(400));
         let answer = Event::Answered(Answer::NotOurs(false), ms(400));

@@ -2,11 +2,11 @@
 
 use crate::clock::Moment;
 use crate::connect::{Link, passes};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
 use crate::lock::guard;
-use crate::lock::lease::{Holder, Lease, transit};
+use crate::lock::lease::{Holder, Lease};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::wait::pause;
@@ -40,16 +40,13 @@ pub(crate) struct Drive<'a> {
     /// Requests that were answered, and failures since the last one.
     answered: u32,
     failures: u32,
-    /// An attempt to take the lock of which nobody knows what it came to.
-    doubtful: Option<Request>,
 }
 
 impl<'a> Drive<'a> {
     /// With patience until `end`.
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
         let waits = !end.passed();
-        let (line, answered, failures, doubtful) = (None, 0, 0, None);
-        Self { keys, link, go_on, end, waits, line, answered, failures, doubtful }
+        Self { keys, link, go_on, end, waits, line: None, answered: 0, failures: 0 }
     }
 
     /// Drives an attempt to its end.
@@ -59,18 +56,20 @@ impl<'a> Drive<'a> {
             let event = match step {
                 Step::Done(outcome) => {
                     self.put_line_away();
-                    if let (Err(_), Some(request)) = (&outcome, self.doubtful.take()) {
-                        self.give_back(&request)?;
-                    }
-                    return Ok(outcome);
+                    return match outcome {
+                        Err(holder) if attempt.came_late() && holder == Holder::default() => {
+                            Err(came_late().key(&self.keys.lock))
+                        }
+                        outcome => Ok(outcome),
+                    };
                 }
                 Step::Ask(request) => {
                     let asked = self.ask(&request);
-                    self.or_bear(asked, &request, attempt.holder())?
+                    self.or_bear(asked, &request, attempt)?
                 }
                 Step::Join(request) => {
                     let joined = self.join(&request);
-                    self.or_bear(joined, &request, attempt.holder())?
+                    self.or_bear(joined, &request, attempt)?
                 }
                 Step::Listen(until) => self.listen(until, attempt.holder()),
                 Step::Pause(until) => self.pause(until, attempt.holder()),
@@ -124,12 +123,11 @@ impl<'a> Drive<'a> {
         &mut self,
         event: Result<Event>,
         request: &Request,
-        holder: &Holder,
+        attempt: &mut Attempt,
     ) -> Result<Event> {
         let fault = match event {
             Ok(event) => {
                 (self.answered, self.failures) = (self.answered + 1, 0);
-                self.doubtful.take_if(|_| matches!(request, Request::Acquire { .. }));
                 return Ok(event);
             }
             Err(fault) => fault,
@@ -142,30 +140,17 @@ impl<'a> Drive<'a> {
             return Err(fault);
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
-            self.doubtful = Some(request.clone());
+            attempt.doubt();
         }
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
         std::thread::sleep(rest);
-        if !(self.go_on)(holder) {
+        if !(self.go_on)(attempt.holder()) {
             self.end = Moment::now();
             return Ok(Event::Cancel);
         }
         Ok(Event::Broken)
-    }
-
-    /// At the end of a wait in vain, what an attempt in doubt may have taken: it is made once more, which
-    /// tells, and what it takes is given back. Without an answer nobody can say that another has the lock.
-    fn give_back(&self, request: &Request) -> Result<()> {
-        let mut link = guard(self.link);
-        let asked = link.hurry(self.patience(), |link| ask_once(link, self.keys, request))?;
-        let (Answer::Granted(value), Request::Acquire { ttl, .. }) = (asked.answer, request) else {
-            return Ok(());
-        };
-        let Some(lease) = Lease::new(value.clone(), asked.sent) else { return Ok(()) };
-        let back = Request::hand_on(value, lease.fence, *ttl, transit(&lease.transit_token()));
-        link.hurry(self.patience(), |link| ask_once(link, self.keys, &back)).map(drop)
     }
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
@@ -234,6 +219,14 @@ impl<'a> Drive<'a> {
             line.put_away(&mut guard(self.link));
         }
     }
+}
+
+fn came_late() -> Error {
+    Error::new(
+        ErrorKind::Lost,
+        "the lock was granted, but the lease was over before the answer came",
+    )
+    .advice("give it a longer TTL")
 }
 
 /// An answered request.

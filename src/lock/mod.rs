@@ -174,7 +174,8 @@ impl Lock {
     /// # Errors
     /// [`Reentrant`](ErrorKind::Reentrant) when this object holds it. Whatever keeps the server from
     /// answering; [`Unknown`](ErrorKind::Unknown) leaves open whether the lock was taken, for at most
-    /// one TTL. [`Unconfirmed`](ErrorKind::Unconfirmed), with [`Options::confirm`].
+    /// one TTL. [`Lost`](ErrorKind::Lost) when it was granted, twice, and answers took longer than the TTL.
+    /// [`Unconfirmed`](ErrorKind::Unconfirmed), with [`Options::confirm`].
     pub fn acquire(&mut self) -> Result<Outcome> {
         self.acquire_within(Duration::ZERO, &mut |_| true)
     }
