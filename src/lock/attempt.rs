@@ -179,6 +179,11 @@ impl Attempt {
         matches!(self.state, State::Queued { .. })
     }
 
+    /// Whether patience is not over.
+    pub fn has_time(&self, now: Moment) -> bool {
+        !self.cancelled && now < self.end
+    }
+
     /// Whether the lock was granted to us, and the lease was over before we heard of it.
     pub fn came_late(&self) -> bool {
         self.late
@@ -293,7 +298,7 @@ impl Attempt {
 
     /// Somebody else has it, or has had it: what now?
     fn go_on(&mut self, now: Moment) -> Step {
-        if self.cancelled || now >= self.end {
+        if !self.has_time(now) {
             return self.give_up();
         }
         match self.manner.mode {

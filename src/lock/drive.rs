@@ -136,7 +136,7 @@ impl<'a> Drive<'a> {
         // A server that does not write now may do so in a moment, or be replaced.
         let passes =
             passes(&fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"));
-        if !again || self.answered == 0 || self.end.passed() || !passes {
+        if !again || self.answered == 0 || !attempt.has_time(Moment::now()) || !passes {
             return Err(fault);
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {

@@ -67,6 +67,8 @@ pub struct Client {
     effects_left: u64,
     pub grants: u64,
     pub repeated: u64,
+    /// Acquisitions of which nobody knew what they came to.
+    pub doubts: u64,
     begun: u64,
 }
 
@@ -97,6 +99,7 @@ impl Client {
             effects_left: 0,
             grants: 0,
             repeated: 0,
+            doubts: 0,
             begun: 0,
         }
     }
@@ -104,9 +107,17 @@ impl Client {
     /// The process dies and starts again.
     pub fn crash(&mut self) {
         let (life, grants, repeated) = (self.life + 1, self.grants, self.repeated);
+        let doubts = self.doubts;
         // A lease that the process had is nobody's now; its destructor never ran.
         self.contender.forget();
-        *self = Self { life, grants, repeated, exchange: self.exchange, ..Self::new(self.name) };
+        *self = Self {
+            life,
+            grants,
+            repeated,
+            doubts,
+            exchange: self.exchange,
+            ..Self::new(self.name)
+        };
     }
 
     /// Whether it believes to hold the lock.
@@ -308,11 +319,24 @@ impl Client {
                 self.doing = Doing::Working;
                 vec![Act::Wake(now)]
             }
+            Doing::Asking(Request::Acquire { claim: None, .. }) if self.bears(now) => {
+                self.attempt.iter_mut().for_each(Attempt::doubt);
+                self.doubts += 1;
+                self.tell(Event::Broken, now)
+            }
+            Doing::Asking(Request::Wait { .. }) | Doing::Joining(_) if self.bears(now) => {
+                self.tell(Event::Broken, now)
+            }
             _ => {
                 self.contender.forget();
                 self.rest(now)
             }
         }
+    }
+
+    /// A server out of reach is waited for, while there is time.
+    fn bears(&self, now: u64) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| attempt.has_time(moment(now)))
     }
 
     /// An effect, an extend or the release. Half of them trust the server alone; one whose lease is over

@@ -54,6 +54,7 @@ pub struct Tally {
     pub overtaken: u64,
     pub takeovers: u64,
     pub repeated: u64,
+    pub doubts: u64,
     pub duplicates: u64,
     pub pauses: u64,
     pub crashes: u64,
@@ -72,6 +73,7 @@ impl std::ops::AddAssign for Tally {
         self.overtaken += other.overtaken;
         self.takeovers += other.takeovers;
         self.repeated += other.repeated;
+        self.doubts += other.doubts;
         self.duplicates += other.duplicates;
         self.pauses += other.pauses;
         self.crashes += other.crashes;
@@ -207,6 +209,7 @@ impl World {
         self.tally.handovers = self.server.handovers;
         self.tally.takeovers = self.server.takeovers;
         self.tally.repeated = self.clients.iter().map(|client| client.repeated).sum();
+        self.tally.doubts = self.clients.iter().map(|client| client.doubts).sum();
         self.tally.virtual_s = self.now / SECOND;
     }
 
