@@ -43,6 +43,21 @@ fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
 }
 
 #[test]
+fn a_restored_lease_is_renewed_before_what_it_has_left_is_over() {
+    let server = Server::start();
+    let mut lock = Lock::on(server.link(), b"a", Options::new(MS(600))).unwrap();
+    take(&mut lock).unwrap();
+    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(60_000)) };
+    let owner = lock.owner().unwrap().to_vec();
+    lock.forget();
+    let mut lock = Lock::restore(server.link(), b"a", &owner, options).unwrap();
+    assert!(lock.verify().unwrap());
+    let begun = Instant::now();
+    until("its first life is over", || begun.elapsed() > MS(900));
+    assert!(lock.is_held() && lock.verify().unwrap());
+}
+
+#[test]
 fn what_a_restored_lease_may_and_must_counts_from_its_grant() {
     let server = Server::start();
     let mut con = server.connect();

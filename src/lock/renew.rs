@@ -49,6 +49,13 @@ pub(crate) struct Ward {
 }
 
 impl Ward {
+    /// When it is to be extended first: one that was restored may have less than its TTL left.
+    fn first_due(&self) -> Moment {
+        let confirmed = self.pulse.confirmed();
+        let left = self.pulse.safe_until().since(confirmed);
+        self.next_due().min(confirmed + left / PARTS)
+    }
+
     /// When it is to be extended next: its TTL runs since the last request that the server confirmed.
     fn next_due(&self) -> Moment {
         let next = self.pulse.confirmed() + self.pulse.ttl(self.ttl) / PARTS;
@@ -145,7 +152,7 @@ impl Watchdog {
         // A thread that was to end, and has not yet, goes on.
         state.closing = false;
         state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
-        let due = ward.next_due();
+        let due = ward.first_due();
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
         state.wards.push((due, ward));
         if !state.running {
