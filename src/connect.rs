@@ -26,6 +26,8 @@ pub struct Link {
     spares: Vec<Spare>,
     pid: u32,
     sent: u64,
+    /// The connection was looked at, and nothing was sent since.
+    checked: bool,
     fate: Fate,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
@@ -64,6 +66,7 @@ impl Link {
             spares: Vec::new(),
             pid: 0,
             sent: 0,
+            checked: false,
             fate: Fate::default(),
             until: None,
         })
@@ -91,7 +94,9 @@ impl Link {
     /// gone may have taken effect for all we know.
     pub(crate) fn check(&mut self, deadline: Moment) -> Result<()> {
         self.socket.take_if(|socket| !socket.is_quiet());
-        self.socket(deadline).map(|_| ())
+        self.socket(deadline)?;
+        self.checked = true;
+        Ok(())
     }
 
     /// In a forked child, what was inherited is dropped.
@@ -137,6 +142,7 @@ impl Link {
 
     /// Sends without waiting; the replies are then due, in order.
     pub(crate) fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
+        self.checked = false;
         let sent = self.socket(deadline)?.send(pack, deadline);
         self.keep_if(sent)?;
         self.sent += pack.bytes() as u64;
@@ -148,21 +154,42 @@ impl Link {
         self.sent
     }
 
-    /// The next reply.
+    /// The next reply. A server that answers is not given up any more.
     pub(crate) fn receive(&mut self, deadline: Moment) -> Result<Value> {
         // What was sent was sent by this process, so nothing was inherited.
         let received = match &mut self.socket {
             Some(socket) => socket.receive(deadline),
             None => Err(Error::new(ErrorKind::Unknown, "the connection is gone")),
         };
+        if received.is_ok() && self.fate.0.load(Ordering::Relaxed) != 0 {
+            self.fate.0.store(0, Ordering::Release);
+        }
         self.keep_if(received)
     }
 
-    /// One command, one reply; an error of the server is an error.
+    /// One command, one reply; an error of the server is an error. Nothing else may be under way.
     pub(crate) fn call(&mut self, command: &Cmd, deadline: Moment) -> Result<Value> {
+        if !self.checked {
+            self.check(deadline)?;
+        }
+        self.follow_up(command, deadline)
+    }
+
+    /// The same, for a command that means the connection itself.
+    pub(crate) fn follow_up(&mut self, command: &Cmd, deadline: Moment) -> Result<Value> {
         self.send(&std::iter::once(command).collect(), deadline)?;
         let reply = self.receive(deadline)?;
-        checked(reply).map_err(|e| e.server(&self.label))
+        checked(reply).map_err(|e| self.refused(e))
+    }
+
+    /// An error of the server. One that was made a replica keeps its connections: whoever asks again is to
+    /// ask where the address leads now.
+    fn refused(&mut self, e: Error) -> Error {
+        if e.code() == Some("READONLY") {
+            self.socket = None;
+            self.spares.clear();
+        }
+        e.server(&self.label)
     }
 
     /// One bare command, for a bench that compares with it, and for `tagsweep doctor`.
@@ -172,8 +199,10 @@ impl Link {
         self.call(command, deadline)
     }
 
-    /// Several commands in one round trip; errors of the server stay in their places.
+    /// Several commands in one round trip; errors of the server stay in their places. Nothing else may be
+    /// under way.
     pub(crate) fn calls(&mut self, commands: &[Cmd], deadline: Moment) -> Result<Vec<Value>> {
+        self.check(deadline)?;
         self.send(&commands.iter().collect(), deadline)?;
         commands.iter().map(|_| self.receive(deadline)).collect()
     }
@@ -255,7 +284,7 @@ impl Link {
         loop {
             times += 1;
             match attempt(self, (Moment::now() + share).min(end)) {
-                Err(e) if passes(&e) && times < ATTEMPTS && !end.passed() => {
+                Err(e) if may_pass(&e) && times < ATTEMPTS && !end.passed() => {
                     std::thread::sleep(pause(times).min(end.left()));
                 }
                 Err(e) if times > 1 || e.is_unknown() => {
@@ -279,6 +308,11 @@ const ATTEMPTS: u32 = 3;
 /// Time between two attempts: 20 ms, 60 ms.
 fn pause(times: u32) -> Duration {
     Duration::from_millis(20 * 3u64.pow(times - 1))
+}
+
+/// The same, where each attempt may lead to another server.
+fn may_pass(e: &Error) -> bool {
+    passes(e) || e.code() == Some("READONLY")
 }
 
 /// Whether another attempt may fare better.

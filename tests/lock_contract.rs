@@ -390,3 +390,122 @@ fn a_lease_that_its_holder_made_longer_is_no_cause_for_a_warning() {
     assert!(overlong());
     assert!(lock.release().unwrap());
 }
+
+#[test]
+fn a_server_that_became_a_replica_is_left_for_where_the_address_leads_now() {
+    let (old, new) = (Server::start(), Server::start());
+    let address = old.dir().join("address");
+    let lead_to = |server: &Server| {
+        let _ = std::fs::remove_file(&address);
+        std::os::unix::fs::symlink(server.socket(), &address).unwrap();
+    };
+    lead_to(&old);
+    let config = Config::from_url(&format!("unix://{}", address.display())).unwrap();
+    let mut lock = Lock::new(config.clone(), b"job", TTL).unwrap();
+    fence(lock.acquire().unwrap());
+    let (told, tell) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut waiter = Lock::new(config, b"job", TTL).unwrap();
+        told.send(waiter.acquire_within(Duration::from_secs(15), &mut |_| true)).unwrap();
+    });
+    until("it waits", || status(&old.link(), b"job").unwrap().waiting == 1);
+    let held: Vec<u8> = old.connect().get("lock:job").unwrap();
+    let _: () = new.connect().pset_ex("lock:job", held, 20_000).unwrap();
+    lead_to(&new);
+    let _: () = run(&mut old.connect(), "REPLICAOF 127.0.0.1 1");
+    assert!(lock.extend(None).unwrap(), "the new primary has it");
+    until("it waits there", || status(&new.link(), b"job").unwrap().waiting == 1);
+    assert!(lock.release().unwrap());
+    fence(tell.recv().unwrap().unwrap());
+}
+
+#[test]
+fn a_connection_that_the_server_closed_costs_no_call_and_no_renewal() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut close = || run::<i64>(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
+    let (max_hold, ttl) = (Some(10 * TTL), Duration::from_millis(600));
+    let watchdog = Some(tagsweep::lock::Watchdog::new());
+    let terms = Options { renew: watchdog, ..Options::new(ttl) };
+    let mut renewed = Lock::on(server.link(), b"renewed", terms).unwrap();
+    fence(renewed.acquire().unwrap());
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < 3 * ttl {
+        close();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(renewed.is_held() && renewed.release().unwrap());
+    assert!(renewed.stats().renewed > 2, "{:?}", renewed.stats());
+    assert_eq!(renewed.stats().renew_failed, 0);
+    let mut granted = lock(&server);
+    fence(granted.acquire().unwrap());
+    let owner = granted.owner().unwrap().to_vec();
+    let age = Duration::from_millis(300);
+    std::thread::sleep(age);
+    let link = server.link();
+    status(&link, b"job").unwrap();
+    let options = Options { max_hold, ..Options::new(TTL) };
+    let mut lock = Lock::restore(link, b"job", &owner, options).unwrap();
+    close();
+    assert!(lock.extend(Some(20 * TTL)).unwrap());
+    assert!(lock.remaining().unwrap() <= 10 * TTL - age, "it counts from the grant");
+    close();
+    assert!(granted.force_release().unwrap());
+}
+
+#[test]
+fn a_server_that_answers_again_is_told_of_the_end_of_a_lease() {
+    let server = Server::start();
+    let config = server.config().timeout(Duration::from_millis(200));
+    let link = Arc::new(Mutex::new(tagsweep::connect::Link::new(config).unwrap()));
+    let take = |name: &[u8]| {
+        let mut lock = Lock::on(Arc::clone(&link), name, Options::new(TTL)).unwrap();
+        fence(lock.acquire().unwrap());
+        lock
+    };
+    let first = take(b"first");
+    server.signal("STOP");
+    drop(first);
+    server.signal("CONT");
+    drop(take(b"second"));
+    assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:second"));
+}
+
+#[test]
+fn losses_are_those_that_happened() {
+    let server = Server::start();
+    let options = || Options { record: true, ..Options::new(Duration::from_millis(50)) };
+    let over = || std::thread::sleep(Duration::from_millis(60));
+    let mut lock = Lock::on(server.link(), b"job", options()).unwrap();
+    for _ in 0..3 {
+        fence(lock.acquire().unwrap());
+        over();
+    }
+    assert_eq!(lock.stats().lost.get(&LossReason::Expired), Some(&2), "and one is to come");
+    let max_hold = Some(Duration::from_millis(50));
+    let mut held = Lock::on(server.link(), b"held", Options { max_hold, ..options() }).unwrap();
+    fence(held.acquire().unwrap());
+    over();
+    assert!(!held.release().unwrap());
+    assert_eq!(held.stats().lost.get(&LossReason::MaxHold), Some(&1));
+    let long = Options { record: true, ..Options::new(TTL) };
+    let mut given = Lock::on(server.link(), b"given", long.clone()).unwrap();
+    fence(given.acquire().unwrap());
+    let owner = given.owner().unwrap().to_vec();
+    let mut other = Lock::restore(server.link(), b"given", &owner, long).unwrap();
+    assert!(other.release().unwrap() && !given.release().unwrap());
+    assert!(given.stats().lost.is_empty(), "{:?}", given.stats());
+}
+
+#[test]
+fn a_lease_that_was_handed_over_and_lives_longer_there_is_no_cause_for_a_warning() {
+    let server = Server::start();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    let owner = lock.owner().unwrap().to_vec();
+    lock.forget();
+    let mut lock = Lock::restore(server.link(), b"job", &owner, Options::new(10 * TTL)).unwrap();
+    assert!(lock.verify().unwrap() && lock.extend(None).unwrap());
+    assert!(lock.remaining().unwrap() > 9 * TTL);
+    assert!(!status(&server.link(), b"job").unwrap().is_overlong());
+}

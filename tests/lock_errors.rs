@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 
 /// First word of the server's error, the kind it becomes, and whether another attempt may fare better.
 const MATRIX: &[(&str, ErrorKind, bool)] = &[
-    ("READONLY You can't write against a read only replica.", ErrorKind::Refused, false),
+    ("READONLY You can't write against a read only replica.", ErrorKind::Refused, true),
     ("LOADING Redis is loading the dataset in memory", ErrorKind::Refused, true),
     ("MASTERDOWN Link with MASTER is down", ErrorKind::Refused, true),
     ("CLUSTERDOWN The cluster is down", ErrorKind::Refused, true),

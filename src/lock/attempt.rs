@@ -231,7 +231,7 @@ impl Attempt {
             Some(lease) if now < safe_until(sent, ttl) => Step::Done(Ok(lease)),
             Some(_) => {
                 self.state = State::Extending(value.clone());
-                Step::Ask(Request::Extend { value, ttl, exact: true })
+                Step::Ask(Request::Extend { value, ttl, exact: true, note: true })
             }
         }
     }

@@ -27,6 +27,8 @@ pub struct Contender {
     /// In force for the next lease: fixed, or learned.
     pub(crate) ttl: Duration,
     lease: Option<(Lease, Arc<Pulse>)>,
+    /// The lease is somebody else's grant, of which the server has told nothing yet.
+    restored: bool,
     /// The process that acquired. A forked child holds a copy of the lease, but not the lease.
     pid: u32,
     /// Since this contender was made; and of that what the server was not told yet.
@@ -51,6 +53,7 @@ impl Contender {
             options,
             ttl,
             lease: None,
+            restored: false,
             pid: std::process::id(),
             total,
             untold,
@@ -108,7 +111,7 @@ impl Contender {
 
     /// Takes a lease in, for which we waited so long.
     pub fn granted(&mut self, lease: Lease, ttl: Duration, waited: Duration) -> &Arc<Pulse> {
-        self.pid = std::process::id();
+        (self.pid, self.restored) = (std::process::id(), false);
         for stats in [&mut self.total, &mut self.untold] {
             stats.acquired += 1;
             stats.waits.record(waited);
@@ -120,9 +123,19 @@ impl Contender {
 
     /// Takes an owner's value in, of whose lease nothing else is known yet.
     pub fn restored(&mut self, lease: Lease) {
-        self.pid = std::process::id();
-        let pulse = Arc::new(Pulse::new(lease.begun, Duration::ZERO));
+        (self.pid, self.restored) = (std::process::id(), true);
+        let pulse = Arc::new(Pulse::restored(lease.begun));
         self.lease = Some((lease, pulse));
+    }
+
+    /// Whether nothing is known of the lease yet but its owner.
+    pub fn is_restored(&self) -> bool {
+        self.restored && self.lease().is_some()
+    }
+
+    /// Something is known of the lease now; true when that is news.
+    pub fn take_restored(&mut self) -> bool {
+        std::mem::take(&mut self.restored)
     }
 
     /// Takes in the server's time: how old the lease is shows in its fence, which is no later.
@@ -153,6 +166,11 @@ impl Contender {
         self.options.max_hold.map(|most| lease.begun + most)
     }
 
+    /// Whether it is held for as long as it may be.
+    pub fn is_held_too_long(&self, now: Moment) -> bool {
+        self.end_of_hold().is_some_and(|end| end <= now)
+    }
+
     /// More time for the lease: `None` its usual TTL without shortening it, `Some` exactly that; in either
     /// case exactly what it may still be held for, if that is less. No request without a lease, or when it
     /// has been held for as long as it may be.
@@ -163,13 +181,14 @@ impl Contender {
         let left = self.end_of_hold().map(|end| end.since(now)).filter(|left| *left < ttl);
         let (value, exact) = (lease.value.clone(), wanted.is_some() || left.is_some());
         let ttl = left.unwrap_or(ttl);
-        Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact }))
+        let note = exact || self.pulse().is_some_and(|pulse| pulse.takes_note());
+        Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact, note }))
     }
 
     /// What the lease has left: asks without changing it.
     pub fn verify(&self) -> Option<Request> {
         let (value, ttl) = (self.lease()?.value.clone(), Duration::from_millis(1));
-        Some(Request::Extend { value, ttl, exact: false })
+        Some(Request::Extend { value, ttl, exact: false, note: false })
     }
 
     /// The arguments of an extend, for a sweep to send among other commands.
@@ -181,7 +200,7 @@ impl Contender {
     /// Takes in the reply to a command of [`Contender::extend_args`].
     pub(crate) fn extend_replied(&mut self, reply: &Value, sent: Moment) -> Result<bool> {
         let (value, ttl) = (Vec::new(), self.ttl);
-        let answer = Request::Extend { value, ttl, exact: false }.read(reply)?;
+        let answer = Request::Extend { value, ttl, exact: false, note: false }.read(reply)?;
         Ok(self.extended(&answer, sent, false))
     }
 
@@ -217,6 +236,18 @@ impl Contender {
         if let Some(pulse) = self.pulse() {
             pulse.end();
         }
+    }
+
+    /// Gives up a lease that may not be acted upon any more: by our own clock it is over.
+    pub fn outlive(&mut self, now: Moment) {
+        let over = match self.is_held_too_long(now) {
+            true => LossReason::MaxHold,
+            false => LossReason::Expired,
+        };
+        if let Some(pulse) = self.pulse().filter(|_| !self.restored) {
+            pulse.lose(over);
+        }
+        self.forget();
     }
 
     /// Counts what became of the lease, and gives it up on this side.

@@ -117,8 +117,8 @@ impl<'a> Drive<'a> {
         (self.end + FAREWELL).since(Moment::now()).max(LEAST_FAREWELL)
     }
 
-    /// While we wait, a server out of reach is waited for, too. Not with a claim: of that we must know
-    /// what it came to.
+    /// While we wait, a server out of reach is waited for, too. Not after a claim of which nobody knows what
+    /// it came to.
     fn or_bear(
         &mut self,
         event: Result<Event>,
@@ -132,7 +132,11 @@ impl<'a> Drive<'a> {
             }
             Err(fault) => fault,
         };
-        let again = matches!(request, Request::Wait { .. } | Request::Acquire { claim: None, .. });
+        let again = match request {
+            Request::Wait { .. } | Request::Acquire { claim: None, .. } => true,
+            Request::Acquire { .. } => !fault.is_unknown(),
+            _ => false,
+        };
         // A server that does not write now may do so in a moment, or be replaced.
         let passes =
             passes(&fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"));

@@ -97,8 +97,6 @@ pub struct Lock {
     on_lost: Option<OnLost>,
     /// When the TTL was learned last.
     learned: Option<Moment>,
-    /// The lease is somebody else's grant, which nobody renews yet.
-    restored: bool,
 }
 
 impl std::fmt::Debug for Lock {
@@ -144,7 +142,7 @@ impl Lock {
     /// As [`Lock::new`].
     pub fn on(link: SharedLink, name: &[u8], options: Options) -> Result<Self> {
         let contender = Contender::new(&guard(&link), name, options)?;
-        Ok(Self { link, contender, on_lost: None, learned: None, restored: false })
+        Ok(Self { link, contender, on_lost: None, learned: None })
     }
 
     /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
@@ -159,7 +157,6 @@ impl Lock {
         let lease = Lease::new(owner.to_vec(), Moment::now())
             .ok_or_else(|| Error::invalid("this is not the owner of a lease"))?;
         lock.contender.restored(lease);
-        lock.restored = true;
         Ok(lock)
     }
 
@@ -193,12 +190,11 @@ impl Lock {
                 .key(self.key())
                 .advice("release it first; leases do not nest"));
         }
-        self.contender.forget();
         let begun = Moment::now();
+        self.contender.outlive(begun);
         self.learn();
         let left = budget.saturating_sub(Moment::now().since(begun));
         let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
-        self.restored = false;
         if let Outcome::Acquired { .. } = outcome {
             let usual = guard(&self.link).config().timeout;
             self.confirm(begun + if budget.is_zero() { usual } else { budget + AFTER })?;
@@ -246,7 +242,7 @@ impl Lock {
         let reason = self.lost()?;
         match reason {
             // Others need not wait for its TTL.
-            LossReason::Unknown | LossReason::MaxHold => drop(self.release()),
+            LossReason::Unknown | LossReason::MaxHold => drop(self.release_within(AFTER)),
             _ => self.forget(),
         }
         Some(reason)
@@ -288,8 +284,10 @@ impl Lock {
     /// # Errors
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
+        let begun = Moment::now();
         self.contender.end();
         self.date();
+        let patience = patience.saturating_sub(Moment::now().since(begun));
         let mut link = guard(&self.link);
         link.hurry(patience, |link| release(&mut self.contender, link))
     }
@@ -350,7 +348,7 @@ impl Lock {
     /// As [`Lock::acquire`].
     pub fn is_owned_by(&self, owner: &[u8]) -> Result<bool> {
         let (value, ttl) = (owner.to_vec(), Duration::from_millis(1));
-        let request = Request::Extend { value, ttl, exact: false };
+        let request = Request::Extend { value, ttl, exact: false, note: false };
         let asked = ask(&mut guard(&self.link), self.contender.keys(), &request)?;
         Ok(matches!(asked.answer, Answer::Extended(_)))
     }
@@ -389,7 +387,7 @@ impl Lock {
         }
         let exact = matches!(request, Request::Extend { exact: true, .. });
         let ours = self.contender.extended(&asked.answer, asked.sent, exact);
-        if ours && std::mem::take(&mut self.restored) {
+        if ours && self.contender.take_restored() {
             self.watch()?;
         }
         if let (true, Some(watchdog), Some(pulse)) =
@@ -404,7 +402,7 @@ impl Lock {
     /// that. One round trip more; without an answer it was granted when it was restored.
     fn date(&mut self) {
         let Options { max_hold, at_least, .. } = self.contender.options();
-        if (max_hold.is_none() && at_least.is_zero()) || !self.restored {
+        if (max_hold.is_none() && at_least.is_zero()) || !self.contender.is_restored() {
             return;
         }
         let now = guard(&self.link).hurry(AFTER, |link| {
@@ -444,7 +442,8 @@ impl Lock {
         let span = CONFIRM.min(self.contender.ttl / 2).min(left.saturating_sub(TARDY) / 2);
         let mut wait = redis::cmd("WAIT");
         wait.arg(wanted).arg(span.as_millis().max(1) as u64);
-        let confirmed = link.call(&wait, Moment::now() + (span + TARDY).min(left - left / 3));
+        // It is about what this connection wrote.
+        let confirmed = link.follow_up(&wait, Moment::now() + (span + TARDY).min(left - left / 3));
         if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
             return Ok(());
         }
@@ -561,9 +560,10 @@ fn end(
     say: impl FnOnce(&mut Contender, Moment) -> Option<Request>,
 ) -> Result<bool> {
     let known = contender.known_loss();
-    let until = contender.safe_until();
+    let (until, too_long) = (contender.safe_until(), contender.is_held_too_long(Moment::now()));
     let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
+    let after = Moment::now() + AFTER;
     let done = match (&answer, &request) {
         (Answer::Released, _) => true,
         // Gone after an attempt whose reply was lost: did that attempt release it?
@@ -571,7 +571,7 @@ fn end(
             let (keys, recorded) = (contender.keys(), contender.options().record);
             let unknown =
                 Error::new(ErrorKind::Unknown, "its answer was lost, and others had it since");
-            link.hurry(AFTER, |link| monitor::was_given_back(link, keys, *fence, recorded))
+            link.hurry(after.left(), |link| monitor::was_given_back(link, keys, *fence, recorded))
                 .and_then(|told| told.ok_or(unknown))
                 .map_err(|e| e.key(&keys.lock))?
         }
@@ -581,9 +581,23 @@ fn end(
     if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
         let until = until.unwrap_or(Moment::now());
         let loss = Loss { fence: *fence, until, found: LossReason::Expired };
-        contender.count_loss(monitor::why(link, contender.keys(), &loss));
+        let reason = match too_long {
+            true => Some(LossReason::MaxHold),
+            false => link.hurry(after.left(), |link| became(link, contender, &loss)),
+        };
+        reason.into_iter().for_each(|reason| contender.count_loss(reason));
     }
     Ok(done)
+}
+
+/// Why a lease was lost; nothing if it was given back by somebody who has its owner, too.
+fn became(link: &mut Link, contender: &Contender, loss: &Loss) -> Option<LossReason> {
+    let keys = contender.keys();
+    let reason = monitor::why(link, keys, loss);
+    // Unless others had it since: what is on record of that goes back ten grants only.
+    let given_back = reason == LossReason::Expired
+        && monitor::was_given_back(link, keys, loss.fence, false).ok().flatten() == Some(true);
+    (!given_back).then_some(reason)
 }
 
 /// A link is whole after a panic: any fault drops its connection.

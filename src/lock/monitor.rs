@@ -277,7 +277,7 @@ pub(crate) struct Loss {
 /// Why a lease was lost, for a holder that found it gone: an operator leaves word, and what is gone
 /// before its time leaves traces. One round trip, two if that must be told apart.
 pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
-    let (early, deadline) = (!loss.until.passed(), Moment::now() + WHY);
+    let (early, deadline) = (!loss.until.passed(), (Moment::now() + WHY).min(link.deadline()));
     let Ok((grant, runs)) = grants(link, keys, deadline) else { return loss.found };
     if runs.iter().any(|run| run.fence == loss.fence && run.end == RunEnd::Forced) {
         return LossReason::Forced;

@@ -115,6 +115,8 @@ pub enum Request {
         ttl: Duration,
         /// Exactly that, or never less than what is left.
         exact: bool,
+        /// Whether the server is to know, if that is more than it has on record.
+        note: bool,
     },
     /// The end of the lease.
     Release {
@@ -203,10 +205,10 @@ impl Request {
                 let args = on(&[lock, waiters, baton, stats]).arg(waiter);
                 (&LEAVE, args.number(u8::from(*timed_out)).number(MEMORY_MS))
             }
-            Self::Extend { value, ttl, exact } => {
-                let keys = if *exact { on(&[lock, fence]) } else { on(&[lock]) };
+            Self::Extend { value, ttl, exact, note } => {
+                let keys = if *note { on(&[lock, fence]) } else { on(&[lock]) };
                 let args = keys.arg(value).number(ms(*ttl)).number(u8::from(*exact));
-                (&EXTEND, if *exact { args.number(MEMORY_MS) } else { args })
+                (&EXTEND, if *note { args.number(MEMORY_MS) } else { args })
             }
             Self::Release { value, fence: number, ttl, transit, keep, run, counts } => {
                 let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(value);

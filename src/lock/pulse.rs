@@ -23,6 +23,8 @@ pub struct Pulse {
     version: AtomicU32,
     /// The TTL that the holder asked for last (us); 0 while that is the usual one.
     ttl: AtomicU64,
+    /// Another's grant: the server has its TTL on record, not ours.
+    unrecorded: AtomicBool,
     ended: AtomicBool,
     /// The thread that tells of the loss.
     teller: Mutex<Option<ThreadId>>,
@@ -38,6 +40,18 @@ impl Pulse {
         pulse.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
         pulse.confirmed.store(sent.micros(), Ordering::Release);
         pulse
+    }
+
+    /// Of a lease of which nothing else is known.
+    pub fn restored(now: Moment) -> Self {
+        let pulse = Self::new(now, Duration::ZERO);
+        pulse.unrecorded.store(true, Ordering::Release);
+        pulse
+    }
+
+    /// Whether the next extension is to put our TTL on record; once.
+    pub fn takes_note(&self) -> bool {
+        self.unrecorded.swap(false, Ordering::AcqRel)
     }
 
     /// After this nobody may act on the lease any more.

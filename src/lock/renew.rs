@@ -306,7 +306,8 @@ fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
             new.insert(Known { link: Link::new(ward.config.clone())?, failing: false })
         }
     };
-    let request = Request::Extend { value: ward.value.clone(), ttl, exact: false };
+    let (value, note) = (ward.value.clone(), ward.pulse.takes_note());
+    let request = Request::Extend { value, ttl, exact: false, note };
     let (script, args) = request.script(&ward.keys);
     let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
     let deadline = (Moment::now() + patience).min(ward.pulse.safe_until());

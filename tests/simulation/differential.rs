@@ -31,7 +31,7 @@ fn request(random: &mut Random, values: &[Vec<u8>], batons: &[Vec<u8>], n: u64) 
             Request::Wait { waiter: format!("w{who}|h|1|p"), transit, life: LONG, join }
         }
         4 => Request::Leave { waiter: format!("w{who}|h|1|p"), timed_out: false },
-        5 => Request::Extend { value: pick(random, values), ttl: LONG, exact: true },
+        5 => Request::Extend { value: pick(random, values), ttl: LONG, exact: true, note: true },
         _ => {
             let value =
                 if random.below(4) == 0 { pick(random, batons) } else { pick(random, values) };

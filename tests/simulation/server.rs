@@ -84,7 +84,9 @@ impl Server {
             }
             Request::Wait { waiter, transit, join, .. } => self.wait(waiter, transit, *join, now),
             Request::Leave { waiter, .. } => self.leave(waiter),
-            Request::Extend { value, ttl, exact } => self.extend(value, micros(*ttl), *exact, now),
+            Request::Extend { value, ttl, exact, .. } => {
+                self.extend(value, micros(*ttl), *exact, now)
+            }
             Request::Release { value, fence, transit, keep, .. } => {
                 self.release(value, *fence, transit, micros(*keep), keep.is_zero(), now)
             }
