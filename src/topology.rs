@@ -89,13 +89,15 @@ pub(crate) struct IdleClock {
     still_since: Option<Moment>,
     /// As of when.
     observed: Moment,
+    /// The server kept none then, by its own clock (s): what a key holds from before that is no time.
+    none_at: u64,
 }
 
 impl IdleClock {
     pub fn new(facts: Facts, now: Moment) -> Self {
         let before = Duration::from_secs(facts.childless_for.unwrap_or(0).min(365 * 86_400));
         let still_since = (!facts.child).then(|| now - before);
-        Self { facts, still_since, observed: now }
+        Self { facts, still_since, observed: now, none_at: 0 }
     }
 
     /// Takes in what `INFO` says now, as answer to a question that was sent then. A child that came and
@@ -108,6 +110,17 @@ impl IdleClock {
             (false, _) => self.still_since = Some(now),
         }
         (self.facts.children, self.observed) = (facts.children, sent);
+    }
+
+    /// An earlier sweep, at that time of the server's, found an LFU policy in force.
+    pub fn not_before(&mut self, none_at: u64) {
+        self.none_at = none_at;
+    }
+
+    /// An idle time that the server tells at that time of its own, if it is one: a key that was last used
+    /// under an LFU policy has something else in its place, which is read as a time all the same.
+    pub fn told(&self, idle: u64, now: u64) -> Option<u64> {
+        (now.saturating_sub(idle) >= self.none_at).then_some(idle)
     }
 
     /// Whether the server keeps idle times at all.

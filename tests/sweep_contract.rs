@@ -1152,3 +1152,54 @@ fn whoever_watches_may_take_his_time() {
     });
     assert!(report.complete && looks < 30, "{looks}: {report:?}");
 }
+
+#[test]
+fn a_tag_that_goes_because_another_was_invalidated_counts_as_removed() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:live", "item:live").unwrap();
+    for i in 0..300 {
+        let (entry, old) = (format!("item:{i}"), format!("tag:old{i}"));
+        let _: () = con.set(&entry, "x").unwrap();
+        let _: () = con.sadd(&old, &entry).unwrap();
+        let _: () = con.sadd(format!("tag:new{i}"), &[entry, format!("gone:{i}")]).unwrap();
+        age(&mut con, old, 1_000_000);
+    }
+    let options = Options {
+        max_tag_age: Some(Duration::from_secs(7 * 86_400)),
+        on_aged: OnAged::Invalidate,
+        ..quick()
+    };
+    let before: Vec<String> = con.keys("tag:*").unwrap();
+    let report = sweep(server.config(), Options { grace: Duration::ZERO, ..options });
+    let after: Vec<String> = con.keys("tag:*").unwrap();
+    assert_eq!(report.tags_removed as usize, before.len() - after.len(), "{report:?}");
+}
+
+#[test]
+fn idle_times_from_before_an_lfu_policy_was_given_up_are_none() {
+    let server = Server::with(&["--maxmemory-policy", "allkeys-lfu"]);
+    let mut con = server.connect();
+    for i in 0..20 {
+        tag(&mut con, "", &format!("t{i}"), 1, 1);
+    }
+    let options = Options {
+        max_tag_age: Some(Duration::from_secs(1)),
+        on_aged: OnAged::Invalidate,
+        grace: Duration::from_secs(1),
+        ..quick()
+    };
+    let first = Options { max_removals: Some(1), ..options.clone() };
+    assert_eq!(sweep(server.config(), first).references_removed, 1);
+    // What a key holds of its use is read as a time from now on, and is none.
+    let _: () = run(&mut con, "CONFIG SET maxmemory-policy noeviction");
+    let idle: u64 = run(&mut con, "OBJECT IDLETIME tag:t0");
+    assert!(idle > 1000, "{idle}: as it was in all versions so far");
+    let begun = Instant::now();
+    let report = sweep(server.config(), options);
+    assert_eq!((report.tags_aged, report.entries_invalidated), (0, 0), "{report:?}");
+    assert_eq!(report.references_removed, 19);
+    assert!(begun.elapsed() > Duration::from_secs(1), "it had its grace");
+    assert!(report.warnings.iter().any(|warning| warning.contains("idle times")), "{report:?}");
+}

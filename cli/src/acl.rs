@@ -12,11 +12,11 @@ const LOCK: &str = "blpop client|id client|unblock del eval evalsha exists get h
 const NEW: [(&str, (u32, u32)); 1] = [("client|no-touch", (7, 2))];
 
 /// What a plan reads.
-const PLAN: &str = "client|no-touch dbsize exists get info memory|usage object|idletime ping scan select sscan time";
+const PLAN: &str = "client|no-touch dbsize exists get hget info memory|usage object|idletime ping scan \
+    scard select sscan time";
 
 /// What a sweep does besides what a plan reads and its lock takes.
-const SWEEP: &str =
-    "expire hdel hget hscan hset pttl sadd scard script|load sismember srem type unlink";
+const SWEEP: &str = "expire hdel hscan hset pttl sadd script|load sismember srem type unlink";
 
 /// What `status`, `metrics` and `history` read.
 const WATCH: &str = "get hgetall lrange ping pttl scan select time zcard zrange";

@@ -822,7 +822,17 @@ fn the_printed_rules_give_what_is_needed_and_no_more() {
                 assert!(ended.status.success(), "{ended:?}");
                 assert!(con.sismember::<_, _, bool>("tag:late", "item:late").unwrap());
             }
-            "plan" => done(&["plan", "--prefix", "app:", "--entry-prefix", "app:"]),
+            "plan" => done(&[
+                "plan",
+                "--prefix",
+                "app:",
+                "--entry-prefix",
+                "app:",
+                "--remember",
+                "1h",
+                "--max-tag-age",
+                "1h",
+            ]),
             _ => {
                 done(&["status"]);
                 done(&["metrics"]);

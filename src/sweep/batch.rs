@@ -34,7 +34,7 @@ pub(crate) struct Visit {
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
     pub gone: Cell<bool>,
-    /// Whether some of its members were seen alive.
+    /// Whether some of its members are known to stay.
     pub alive: Cell<bool>,
     /// Whether its memory is asked for, as a sample.
     pub weigh: bool,

@@ -113,6 +113,8 @@ impl Totals {
 /// What a run leaves: a line of the history, and what the sums grow by.
 pub(super) struct Entry<'a> {
     pub run: &'a Run,
+    /// The server kept no idle times.
+    pub lfu: bool,
     pub rounds: &'a Histogram,
     pub errors: &'a BTreeMap<String, u64>,
 }
@@ -128,9 +130,10 @@ impl Entry<'_> {
         keep.arg(&history).arg(KEPT_MS);
         let mut commands = vec![push, trim, keep];
         commands.extend(grow(lock_key, self.fields()));
-        if self.run.report.complete {
+        let marks = [("last_success", self.run.report.complete), (LAST_LFU, self.lfu)];
+        for (mark, _) in marks.into_iter().filter(|(_, holds)| *holds) {
             let mut set = redis::cmd("HSET");
-            set.arg(companion(lock_key, "sweeps")).arg("last_success").arg(self.run.at);
+            set.arg(companion(lock_key, "sweeps")).arg(mark).arg(self.run.at);
             commands.push(set);
         }
         commands
@@ -160,6 +163,16 @@ impl Entry<'_> {
         self.rounds.fields("round", &mut fields);
         fields
     }
+}
+
+/// When a sweep last found an LFU policy in force.
+const LAST_LFU: &str = "last_lfu";
+
+/// Asks for that.
+pub(super) fn last_lfu(lock_key: &[u8]) -> Cmd {
+    let mut ask = redis::cmd("HGET");
+    ask.arg(companion(lock_key, "sweeps")).arg(LAST_LFU);
+    ask
 }
 
 /// A run that found the lock held.
@@ -202,7 +215,7 @@ mod tests {
         rounds.record(Duration::from_micros(250));
         let errors = BTreeMap::from([("LOADING".to_owned(), 2)]);
         let run = Run { report, ..Run::default() };
-        let fields = Entry { run: &run, rounds: &rounds, errors: &errors }.fields();
+        let fields = Entry { run: &run, lfu: false, rounds: &rounds, errors: &errors }.fields();
         let mut fields: Vec<(String, String)> =
             fields.into_iter().map(|(name, n)| (name, n.to_string())).collect();
         fields.extend([("?".into(), "1".into()), ("run.x".into(), "many".into())]);

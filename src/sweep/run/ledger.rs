@@ -110,8 +110,8 @@ impl Running<'_> {
             error,
             report: self.report.clone(),
         };
-        let entry =
-            history::Entry { run: &run, rounds: &self.wire.rounds, errors: &self.wire.errors };
+        let (lfu, rounds, errors) = (!self.idle.runs(), &self.wire.rounds, &self.wire.errors);
+        let entry = history::Entry { run: &run, lfu, rounds, errors };
         entry.commands(&self.contender.keys().lock)
     }
 

@@ -45,7 +45,7 @@ impl Running<'_> {
             self.invalidate(batch, live);
             return Ok(());
         }
-        visit.alive.set(visit.alive.get() || live > 0);
+        visit.alive.set(visit.alive.get() || live == total);
         if self.options.dry_run {
             self.foresee_or_sift(batch, total - live);
         } else if live == total {
@@ -166,6 +166,7 @@ impl Running<'_> {
         let absent = of(members.select(|i| found(i) == Some(0)));
         let mixed = of(members.select(is_mixed));
         let alive = of(members.select(|i| found(i) != Some(0) && !is_mixed(i)));
+        visit.alive.set(visit.alive.get() || !alive.members.is_empty());
         drop(visit);
         match mixed.members.is_empty() {
             true => self.let_go(mixed.visit),

@@ -58,8 +58,8 @@ impl Running<'_> {
 
     /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
     pub(super) fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value]) {
-        let idle = replies.first().and_then(number);
-        let kept = replies.get(1).and_then(kept);
+        let idle = self.idle_time(replies);
+        let kept = self.record(replies.get(1));
         let references = replies.get(2).and_then(number).unwrap_or(0);
         let prefix = &self.proof.in_force().entry_prefix;
         let warrant = kept.and_then(|record| record.warrant);
@@ -123,6 +123,29 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// The idle time that comes first among the replies about a tag.
+    fn idle_time(&mut self, replies: &[Value]) -> Option<u64> {
+        let told = replies.first().and_then(number)?;
+        let idle = self.idle.told(told, self.server_time());
+        if idle.is_none() {
+            self.warn("idle times from before the LFU policy was given up are none: such tags have no age");
+        }
+        idle
+    }
+
+    /// What is on record of a tag, among the replies about it.
+    fn record(&mut self, reply: Option<&Value>) -> Option<Record> {
+        match reply? {
+            Value::BulkString(bytes) => Record::read(bytes),
+            Value::ServerError(e) => {
+                let e = e.code();
+                self.warn(&format!("the records of earlier sweeps cannot be read ({e})"));
+                None
+            }
+            _ => None,
+        }
+    }
+
     /// A key under the pattern that holds something else.
     fn is_no_tag(&mut self, visit: Rc<Visit>) {
         if !visit.again {
@@ -133,14 +156,14 @@ impl Running<'_> {
     }
 
     /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
-    fn told_idle(&self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
+    fn told_idle(&mut self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
         if visit.idled.get().is_none() {
             visit.idled_at.set(Some(sent));
         }
-        let idle = visit.idled.get().or_else(|| replies.first().and_then(number));
+        let idle = visit.idled.get().or_else(|| self.idle_time(replies));
         visit.idled.set(idle);
         if visit.aging && visit.known.get().is_none() {
-            visit.known.set(replies.get(1).and_then(kept));
+            visit.known.set(self.record(replies.get(1)));
         }
         visit.weight.set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
         idle
@@ -245,11 +268,4 @@ fn bites(members: &[Vec<u8>]) -> Vec<Strings> {
         }
     }
     bites
-}
-
-fn kept(reply: &Value) -> Option<Record> {
-    match reply {
-        Value::BulkString(bytes) => Record::read(bytes),
-        _ => None,
-    }
 }

@@ -8,6 +8,7 @@ use crate::reply::checked;
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::sweep::batch::{Batch, Twice};
 use crate::sweep::checkpoint::Checkpoint;
+use crate::sweep::history;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
 use crate::sweep::run::{LOAD_EVERY, Running};
@@ -75,6 +76,7 @@ impl Running<'_> {
     /// Sets a connection up: scripts, idle times left alone, the bare round trip.
     pub(super) fn prepare(&mut self) -> Result<()> {
         let mut setup = vec![self.kept("mapping"), self.kept("checkpoint")];
+        setup.push(history::last_lfu(&self.contender.keys().lock));
         if self.untouching {
             // On for the answer, and off at once: see `in_its_mode`.
             for mode in ["ON", "OFF"] {
@@ -104,7 +106,10 @@ impl Running<'_> {
         if let Some(Value::BulkString(kept)) = replies.get(1) {
             self.go_on_from(kept);
         }
-        self.untouching &= matches!(replies.get(2), Some(Value::Okay));
+        if let Some(Ok(at)) = replies.get(2).map(redis::from_redis_value_ref::<u64>) {
+            self.idle.not_before(at);
+        }
+        self.untouching &= matches!(replies.get(3), Some(Value::Okay));
         self.legacy.aging =
             self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
         self.pace.connected(self.link.round_trip()?);
