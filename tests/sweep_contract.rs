@@ -151,6 +151,35 @@ fn two_proven_mappings_are_a_question_not_a_guess() {
 }
 
 #[test]
+fn to_trust_the_mapping_is_not_to_guess_one() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let config = || server.config().prefix(b"app:");
+    let options = || Options { trust_mapping: true, ..quick() };
+    let fill = |con: &mut Connection, prefix: &str| {
+        for i in 0..50 {
+            let (tag, entry) = (format!("app:tag:{i}"), format!("item:{i}"));
+            let _: () = con.set(format!("{prefix}{entry}"), "x").unwrap();
+            let _: () = con.sadd(&tag, &[&entry, "item:gone", "item:lost"]).unwrap();
+            age(con, &tag, 60);
+        }
+    };
+    for prefix in ["", "app:"] {
+        fill(&mut con, prefix);
+        let plan = sweep(config(), Options { dry_run: true, ..options() });
+        let report = sweep(config(), options());
+        for report in [plan, report] {
+            let figures = (report.references_removed, report.tags_pruned, report.complete);
+            assert_eq!(figures, (100, 50, true), "{prefix}: {report:?}");
+        }
+        let _: () = run(&mut con, "FLUSHALL");
+    }
+    let _: () = con.sadd("app:tag:orphan", "item:gone").unwrap();
+    age(&mut con, "app:tag:orphan", 60);
+    assert_eq!(sweep(config(), options()).tags_removed, 1);
+}
+
+#[test]
 fn a_proof_is_remembered_for_a_cache_that_has_expired_as_a_whole() {
     let server = Server::start();
     let mut con = server.connect();
@@ -749,6 +778,30 @@ fn a_removal_that_is_refused_is_an_error_that_names_the_tag() {
     let e = watched.unwrap_err();
     assert!(e.to_string().contains("tag:a"), "{e}");
     assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap(), "the lock was given back");
+}
+
+#[test]
+fn figures_of_a_sweep_that_an_error_ends_are_those_of_a_full_comparison() {
+    const FILL: &str = "for t = 1, 3000 do for r = 1, 20 do \
+        redis.call('SADD', 'app:tag:' .. t, t .. ':' .. r) end \
+        redis.call('SET', 'app:' .. t .. ':1', '') end";
+    const COUNT: &str = "local all = 0 for t = 1, 3000 do \
+        all = all + redis.call('SCARD', 'app:tag:' .. t) end return all";
+    for _ in 0..4 {
+        let server = Server::start();
+        let mut con = server.connect();
+        redis::cmd("EVAL").arg(FILL).arg(0).exec(&mut con).unwrap();
+        // An entry without the prefix that leads to all others.
+        let _: () = con.set("odd", "x").unwrap();
+        let _: () = con.sadd("app:tag:odd", "odd").unwrap();
+        let options = Options { grace: Duration::ZERO, ..quick() };
+        let mut sweep = Sweep::new(server.config().prefix(b"app:"), options).unwrap();
+        let e = sweep.run(&mut |_| Flow::Continue).unwrap_err();
+        assert_eq!(e.kind(), tagsweep::ErrorKind::Unproven);
+        let left: u64 = redis::cmd("EVAL").arg(COUNT).arg(0).query(&mut con).unwrap();
+        let report = sweep.report().unwrap();
+        assert_eq!(report.references_removed, 60_000 - left, "{report:?}");
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::sweep::page::Stretch;
 #[derive(Debug)]
 pub(crate) struct Proof {
     mappings: Vec<Mapping>,
+    /// Nothing waits for a proof. Of two mappings an entry must be absent under both until one is found right.
+    trusted: bool,
     chosen: Option<usize>,
     held: Vec<(Moment, Batch)>,
     held_size: usize,
@@ -24,11 +26,11 @@ pub(crate) struct Proof {
 }
 
 impl Proof {
-    /// Of one mapping or of two, of which one is to be found right. A trusted one needs no proof.
+    /// Of one mapping or of two, of which one is to be found right. If trusted, they need no proof.
     pub fn new(mappings: Vec<Mapping>, trusted: bool, budget: usize) -> Self {
-        let chosen = trusted.then_some(0);
+        let chosen = (trusted && mappings.len() == 1).then_some(0);
         let (held, held_size, missed, example) = (Vec::new(), 0, None, None);
-        Self { mappings, chosen, held, held_size, budget, missed, example }
+        Self { mappings, trusted, chosen, held, held_size, budget, missed, example }
     }
 
     /// The mapping in force, or the first one while none is.
@@ -83,7 +85,7 @@ impl Proof {
 
     /// Lets a batch pass when the mapping is proven; holds it back otherwise.
     pub fn admit(&mut self, batch: Batch) -> Option<Batch> {
-        if self.chosen.is_some() {
+        if self.is_needless() {
             return Some(batch);
         }
         self.foresee(&batch);
@@ -102,7 +104,7 @@ impl Proof {
     /// Takes note of what is held back, or would be.
     pub fn foresee(&mut self, batch: &Batch) {
         let first = || Some((batch.visit.key.clone(), batch.members.iter().next()?.to_vec()));
-        if self.chosen.is_none() && self.example.is_none() {
+        if !self.is_needless() && self.example.is_none() {
             self.example = first();
         }
     }
@@ -113,9 +115,18 @@ impl Proof {
         std::mem::take(&mut self.held)
     }
 
+    /// Whether a mapping is known to be right, and the other one to be wrong.
+    pub fn is_given(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    fn is_needless(&self) -> bool {
+        self.chosen.is_some() || self.trusted
+    }
+
     /// Whether nothing waits for a proof any more, and nothing was passed over for want of one.
     pub fn is_settled(&self) -> bool {
-        self.chosen.is_some() && self.missed.is_none()
+        self.is_needless() && self.missed.is_none()
     }
 
     /// Pages of which something was passed over that can be dealt with now. Told once.
@@ -125,7 +136,7 @@ impl Proof {
 
     /// At the end of a walk: what speaks against every mapping, if anything does.
     pub fn refutation(&self) -> Option<String> {
-        let (tag, member) = self.example.as_ref().filter(|_| self.chosen.is_none())?;
+        let (tag, member) = self.example.as_ref().filter(|_| !self.is_needless())?;
         let (entry, tag) = (printable(&self.in_force().entry(member)), printable(tag));
         Some(format!(
             "no reference leads to an existing entry (such as {entry} of {tag}): either every entry \

@@ -187,11 +187,19 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// An error that does not pass ends the sweep; but what it removed is still verified, if that can be.
+    /// An error that does not pass ends the sweep; but what is under way is taken in, and what was removed is
+    /// verified, if that can be.
     fn fail(&mut self, failure: Error) -> Result<()> {
         let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
-        self.lose_flights();
-        if let Some(first) = self.failure.take() {
+        let first = self.failure.take();
+        if !reachable || !self.link.is_connected() {
+            self.lose_flights();
+        } else if first.is_some() {
+            // More of what is under way may fail for the same reason.
+            self.failure = first;
+            return Ok(());
+        }
+        if let Some(first) = first {
             return Err(first);
         }
         if !reachable || self.contender.lease().is_none() {

@@ -85,7 +85,7 @@ impl Running<'_> {
             grow(&visit.page.checked, removed);
         }
         visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
-        let ambiguous = stayed.iter().any(|position| *position < 0);
+        let ambiguous = self.proof.is_given() && stayed.iter().any(|position| *position < 0);
         let stays = |i: usize| {
             let i = i as i64;
             stayed.contains(&i) || stayed.contains(&(-i - 1))
