@@ -405,7 +405,7 @@ typedef struct {
    */
   uint64_t removed_before;
   /**
-   * Time that the rest of the walk will take (s), negative while that cannot be told; 0 at the end.
+   * Time that the rest will take (s), negative while that cannot be told; 0 at the end.
    */
   double left_s;
   /**

@@ -1256,3 +1256,37 @@ fn idle_times_from_before_an_lfu_policy_was_given_up_are_none() {
     assert!(begun.elapsed() > Duration::from_secs(1), "it had its grace");
     assert!(report.warnings.iter().any(|warning| warning.contains("idle times")), "{report:?}");
 }
+
+#[test]
+fn progress_is_not_at_its_end_before_all_is_done() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "old", 50, 20, 2);
+    for i in 0..500 {
+        let _: () = con.sadd(format!("tag:young{i}"), format!("gone:{i}")).unwrap();
+    }
+    let options = Options { grace: Duration::from_secs(2), verify: MS500, ..Options::default() };
+    let (mut told, mut removed) = (Vec::new(), 0);
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        removed = progress.report.references_removed;
+        told.push((Instant::now(), progress.share, progress.left, removed));
+        Flow::Continue
+    });
+    let ended = Instant::now();
+    assert!(report.complete && report.references_removed == 1000, "{report:?}");
+    assert!(told.windows(2).all(|two| two[0].1 <= two[1].1), "shares grow");
+    let early = |(at, share, _, removed): &(Instant, f64, _, u64)| {
+        *share >= 1.0 && (*removed < 1000 || ended - *at > MS500 / 2)
+    };
+    assert_eq!(told.iter().filter(|told| early(told)).count(), 0);
+    // Half a second after the beginning nothing but waiting is left, and for how long is known.
+    let begun = told[0].0;
+    let waits = told.iter().filter(|(at, ..)| *at - begun > MS500 && ended - *at > MS500 * 2);
+    let wrong = |(at, _, left, _): &(Instant, f64, Option<Duration>, u64)| {
+        left.is_some_and(|left| left.abs_diff(ended - *at) > MS500 * 2)
+    };
+    let (wrong, all) = (waits.clone().filter(|told| wrong(told)).count(), waits.count());
+    assert!(all > 10 && wrong == 0, "{wrong} of {all}");
+}
+
+const MS500: Duration = Duration::from_millis(500);

@@ -115,7 +115,7 @@ pub struct tagsweep_report {
     pub resumed_at: f64,
     /// References that had been removed by then, since a sweep was complete.
     pub removed_before: u64,
-    /// Time that the rest of the walk will take (s), negative while that cannot be told; 0 at the end.
+    /// Time that the rest will take (s), negative while that cannot be told; 0 at the end.
     pub left_s: f64,
     /// How much of the server's time is taken at most now, in tenths; 0 at the end.
     pub effort: f64,

@@ -129,6 +129,11 @@ impl Proof {
         self.is_needless() && self.missed.is_none()
     }
 
+    /// Whether something was passed over for want of a proof.
+    pub fn misses(&self) -> bool {
+        self.missed.is_some()
+    }
+
     /// Pages of which something was passed over that can be dealt with now. Told once.
     pub fn take_missed(&mut self) -> Option<Stretch> {
         self.missed.take_if(|_| self.chosen.is_some())

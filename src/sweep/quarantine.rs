@@ -10,6 +10,8 @@ pub(crate) struct Quarantine<T> {
     waiting: BinaryHeap<Waiting<T>>,
     size: usize,
     order: u64,
+    /// When the last of what was put in since it was empty is due.
+    latest: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -22,7 +24,7 @@ struct Waiting<T> {
 
 impl<T> Quarantine<T> {
     pub fn new() -> Self {
-        Self { waiting: BinaryHeap::new(), size: 0, order: 0 }
+        Self { waiting: BinaryHeap::new(), size: 0, order: 0, latest: None }
     }
 
     /// Lets `what`, of about `size` bytes, wait until `due`.
@@ -30,6 +32,7 @@ impl<T> Quarantine<T> {
         let size = size + std::mem::size_of::<Waiting<T>>();
         self.order += 1;
         self.size += size;
+        self.latest = self.latest.filter(|_| !self.is_empty()).max(Some(due));
         self.waiting.push(Waiting { due, order: self.order, size, what });
     }
 
@@ -52,8 +55,14 @@ impl<T> Quarantine<T> {
         self.waiting.peek().map(|first| first.due)
     }
 
+    /// When everything will have come due.
+    pub fn last_due(&self) -> Option<Moment> {
+        self.latest.filter(|_| !self.is_empty())
+    }
+
     /// Nothing waits longer than until `latest`.
     pub fn hurry(&mut self, latest: Moment) {
+        self.latest = self.latest.map(|last| last.min(latest));
         let all = std::mem::take(&mut self.waiting).into_iter();
         self.waiting = all.map(|w| Waiting { due: w.due.min(latest), ..w }).collect();
     }

@@ -170,11 +170,12 @@ fn span<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error>
 pub struct Progress<'a> {
     /// Figures so far.
     pub report: &'a Report,
-    /// Share of the keys walked, 0 to 1.
+    /// Share of the walk over the keys that is done, 0 to 1; it stays below 1 while anything is left to do.
     pub share: f64,
     /// Keys on the server, when the sweep began.
     pub keys: u64,
-    /// Time that the rest of the walk will take, at the rate so far; `None` while there is none.
+    /// Time that the rest will take: of the walk, at the rate so far, and until what waits is due; `None` while
+    /// that cannot be told.
     pub left: Option<Duration>,
     /// How much of the server's time is taken at most now, in tenths: less than told while others
     /// keep the server busy.

@@ -17,17 +17,28 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// The share that is told of while anything is left to do.
+const ALMOST: f64 = 0.99;
+
 /// What the report is made of besides what it holds already.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Figures {
     /// Tags read.
     pub visits: u64,
     /// Memory of the tags that were weighed (bytes), and their members.
     pub weighed: (u64, u64),
-    /// The largest share of the keys that was told of, for a second pass begins anew.
+    /// The largest share that was told of, and when the pass under way began.
     furthest: f64,
+    pub pass_begun: Moment,
     /// Tags of what is to be walked to again that counted as pruned the first time.
     pruned_before: HashSet<[u8; 8]>,
+}
+
+impl Figures {
+    pub fn new(pass_begun: Moment) -> Self {
+        let (weighed, pruned_before) = ((0, 0), HashSet::new());
+        Self { visits: 0, weighed, furthest: 0.0, pass_begun, pruned_before }
+    }
 }
 
 /// What is left for the next run, and what an earlier one left.
@@ -117,18 +128,44 @@ impl Running<'_> {
 
     pub(super) fn progress(&mut self) -> Progress<'_> {
         self.take_stock();
-        let (share, passed) = (self.walk.share(), self.walk.passed());
-        self.figures.furthest = self.figures.furthest.max(share);
-        let left =
-            (passed > 0.005).then(|| (1.0 - share) / passed * self.report.duration.as_secs_f64());
+        self.figures.furthest = self.figures.furthest.max(self.share());
         Progress {
-            report: &self.report,
             share: self.figures.furthest,
             keys: self.keys,
-            left: left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            left: self.time_left(),
             effort: self.pace.effort(),
-            waiting: self.wire.flights.is_empty() && self.queue.ready.is_empty(),
+            waiting: self.is_idle(),
+            report: &self.report,
         }
+    }
+
+    /// How much is behind us, as far as can be told: keys may have to be walked over twice, and after the
+    /// walk there is what waits.
+    fn share(&self) -> f64 {
+        let share = match (self.second_pass, self.proof.misses()) {
+            (true, _) => (1.0 + self.walk.share()) / 2.0,
+            (false, true) => self.walk.share() / 2.0,
+            (false, false) => self.walk.share(),
+        };
+        if self.is_done() { share } else { share.min(ALMOST) }
+    }
+
+    /// What the rest of the walk takes, by the time that it took so far, and what waits then; `None` while
+    /// that cannot be told.
+    fn time_left(&self) -> Option<Duration> {
+        let waiting = self.queue.waiting.last_due().map(|due| due + self.options.verify);
+        let last_due = waiting.max(self.queue.unverified.last_due());
+        let waits = last_due.map_or(Duration::ZERO, Moment::left);
+        if self.walk.is_done() {
+            // What is due, and not done with, will take nobody knows how long.
+            let is_told = self.is_done() || (self.queue.backlog() == 0 && !waits.is_zero());
+            return is_told.then_some(waits);
+        }
+        let passed = Some(self.walk.passed()).filter(|passed| *passed > 0.005)?;
+        let again = f64::from(u8::from(!self.second_pass && self.proof.misses()));
+        let rest = (1.0 - self.walk.share() + again) / passed;
+        let took = Moment::now().since(self.figures.pass_begun).as_secs_f64();
+        Duration::try_from_secs_f64(rest * took).ok().map(|rest| rest.max(waits))
     }
 
     /// Where another sweep could go on, with what was done before that; `None` while that would be

@@ -129,7 +129,7 @@ impl<'a> Running<'a> {
             pace: Pace::new(options.max_latency, options.effort),
             limits: Limits::default(),
             legacy: Legacy::new(fence, purpose, now),
-            figures: Figures::default(),
+            figures: Figures::new(now),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             begun: now,
             time: facts.time,
@@ -370,7 +370,7 @@ impl<'a> Running<'a> {
         let Some(pages) = self.proof.take_missed().filter(|_| self.stop.is_none()) else {
             return false;
         };
-        self.second_pass = true;
+        (self.second_pass, self.figures.pass_begun) = (true, Moment::now());
         let now = self.server_time();
         self.walk = if self.positions { self.walk.again_over(pages, now) } else { Walk::new(now) };
         true
