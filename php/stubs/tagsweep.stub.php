@@ -357,8 +357,10 @@ namespace Tagsweep {
 
         /**
          * Has $listener(SweepReport $report, float $share, ?float $left) called about ten times a second,
-         * with the share of the keys walked and the seconds left, as far as they can be told; its false
-         * is stop(). What it throws ends the sweep and goes on to the caller.
+         * with the share that is done, below 1 while anything is left to do, and the seconds left, as far as
+         * they can be told; its false is stop(). What it throws ends the sweep and goes on to the caller. It
+         * must not suspend the Fiber that it runs in: signals that end the process wait for its return. One
+         * that holds the manager keeps it alive until onProgress(null).
          */
         public function onProgress(?callable $listener = null): static
         {

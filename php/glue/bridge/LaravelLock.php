@@ -16,6 +16,8 @@ use Tagsweep\Exception\ReentrantLockException;
  */
 final class LaravelLock extends Lock
 {
+    use KeepsSecrets;
+
     private ?DistributedLock $lock = null;
 
     /**

@@ -9,6 +9,8 @@ use Illuminate\Contracts\Cache\LockProvider;
 /** What Laravel asks for locks: `$provider->lock('report', 30)->block(10, fn () => …)`. */
 final class LaravelLockProvider implements LockProvider
 {
+    use KeepsSecrets;
+
     /**
      * @param \Redis|string|array<string, mixed> $redis   as Tagsweep\DistributedLock takes it
      * @param string                             $prefix  stands before every name
@@ -26,13 +28,15 @@ final class LaravelLockProvider implements LockProvider
     }
 
     /**
-     * @param string      $name
-     * @param int|float   $seconds
-     * @param string|null $owner   of a lease that was granted before; one of your own making is not taken
+     * @param string           $name
+     * @param int|float|string $seconds a number; configurations hold strings
+     * @param string|null      $owner   of a lease that was granted before; one of your own making is not taken
      */
     public function lock($name, $seconds = 0, $owner = null): LaravelLock
     {
-        return new LaravelLock($this->redis, $this->prefix . $name, $seconds, $owner, $this->options, $this->forEver);
+        $owner = $owner === null ? null : (string) $owner;
+
+        return new LaravelLock($this->redis, $this->prefix . $name, $seconds + 0, $owner, $this->options, $this->forEver);
     }
 
     public function restoreLock($name, $owner): LaravelLock

@@ -23,9 +23,13 @@ use Tagsweep\Exception\ExceptionInterface;
 final class SymfonyLockStore implements BlockingStoreInterface
 {
     use ExpiringStoreTrait;
+    use KeepsSecrets;
 
     /** Longest time of one place in the line; then another is taken. */
     private const WAIT = 3600.0;
+
+    /** Shortest TTL of a lease. */
+    private const LEAST = 0.003;
 
     /** @var \WeakMap<Key, DistributedLock> */
     private \WeakMap $locks;
@@ -50,21 +54,36 @@ final class SymfonyLockStore implements BlockingStoreInterface
         $this->state = self::class.':'.substr(hash('sha256', $this->target()), 0, 16);
     }
 
-    /** Which server, database and prefix: the same in every process, and without secrets. */
+    /** Which server, database and prefix, however they are told, without secrets: the same in every process. */
     private function target(): string
     {
         $prefix = (string) ($this->options['prefix'] ?? '');
         if ($this->redis instanceof \Redis) {
+            $host = preg_replace('~^\w+://~', '', (string) $this->redis->getHost());
+            $told = ['host' => $host, 'port' => $this->redis->getPort(), 'database' => $this->redis->getDbNum()];
+            $told = str_starts_with($host, '/') ? ['path' => $host] + $told : $told;
             $prefix .= (string) $this->redis->getOption(\Redis::OPT_PREFIX);
-
-            return implode(' ', [$this->redis->getHost(), $this->redis->getPort(), $this->redis->getDbNum(), $prefix]);
+        } else {
+            $told = \is_string($this->redis) ? ['url' => $this->redis] : $this->redis;
+            $told += isset($told['url']) ? self::parts((string) $told['url']) : [];
+            $prefix .= (string) ($told['prefix'] ?? '');
         }
-        if (\is_string($this->redis)) {
-            return preg_replace('~//[^/@]*@~', '//', $this->redis).' '.$prefix;
-        }
-        $open = array_diff_key($this->redis, ['password' => 1, 'user' => 1, 'auth' => 1]);
+        $tcp = strtolower((string) ($told['host'] ?? '127.0.0.1')).' '.(int) ($told['port'] ?? 6379);
 
-        return serialize(array_filter($open, 'is_scalar')).' '.$prefix;
+        return ($told['path'] ?? $tcp).' '.(int) ($told['database'] ?? 0).' '.$prefix;
+    }
+
+    /** @return array<string, mixed> what a DSN tells of the place */
+    private static function parts(string $dsn): array
+    {
+        // A path where a host would be is no URL to parse_url().
+        $parts = parse_url(preg_replace('~^unix://~', 'file://', $dsn)) ?: [];
+        parse_str($parts['query'] ?? '', $query);
+        if (($parts['scheme'] ?? '') === 'file') {
+            return ['path' => rawurldecode($parts['path'] ?? ''), 'database' => $query['db'] ?? null];
+        }
+
+        return ['host' => trim($parts['host'] ?? '127.0.0.1', '[]'), 'port' => $parts['port'] ?? null, 'database' => $query['db'] ?? trim($parts['path'] ?? '', '/')];
     }
 
     public function save(Key $key): void
@@ -79,11 +98,12 @@ final class SymfonyLockStore implements BlockingStoreInterface
 
     public function putOffExpiration(Key $key, float $ttl): void
     {
-        if ($ttl < 0.001) {
-            throw new InvalidTtlException("the TTL must be at least a millisecond, not $ttl s");
+        if ($ttl <= 0) {
+            throw new InvalidTtlException("the TTL must be greater than 0 seconds, not $ttl");
         }
         $key->reduceLifetime($ttl);
-        if (!$this->of($key, static fn (DistributedLock $lock) => $lock->refresh($ttl))) {
+        $least = max($ttl, self::LEAST);
+        if (!$this->of($key, static fn (DistributedLock $lock) => $lock->refresh($least))) {
             throw new LockConflictedException();
         }
         $this->checkNotExpired($key);
@@ -106,8 +126,8 @@ final class SymfonyLockStore implements BlockingStoreInterface
         $key->reduceLifetime($this->initialTtl);
         // A Key that holds the lock keeps it; it may have lost it, too.
         if (!$this->of($key, fn (DistributedLock $lock) => $lock->refresh($this->initialTtl))) {
-            $lock = new DistributedLock($this->redis, (string) $key, $this->initialTtl, ['autoRelease' => false] + $this->options);
             try {
+                $lock = new DistributedLock($this->redis, (string) $key, $this->initialTtl, ['autoRelease' => false] + $this->options);
                 do {
                     $taken = $lock->acquireWithin($wait);
                 } while (!$taken && $wait > 0);

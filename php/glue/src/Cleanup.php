@@ -4,6 +4,7 @@ declare(strict_types=1);
 
 namespace Tagsweep\Console;
 
+use Tagsweep\DistributedLock;
 use Tagsweep\Exception\InvalidArgumentException;
 use Tagsweep\Exception\LockConflictedException;
 use Tagsweep\Exception\LockLostException;
@@ -65,6 +66,9 @@ final class Cleanup
             if ($report !== null) {
                 $this->show($report, null);
             }
+            if ($e instanceof LockConflictedException && $this->options->json) {
+                $this->held();
+            }
             $this->output->error('Error during cache tag cleanup: ' . $e->getMessage());
 
             return match (true) {
@@ -118,11 +122,25 @@ final class Cleanup
         }
     }
 
-    /** @param array<string, mixed> $head */
-    private function json(array $head, SweepReport $report): void
+    /** Another has the lock: who, for whoever reads the lines. */
+    private function held(): void
+    {
+        $lock = $this->options->manager['lock'] ?? 'cache_tag_cleanup';
+        $server = array_intersect_key($this->options->manager, ['prefix' => true, 'timeout' => true]);
+        try {
+            $holder = (new DistributedLock($this->options->url, $lock, 60, $server))->getHolder();
+        } catch (\Exception) {
+            $holder = null; // what is known is that somebody has it
+        }
+        $this->json(['type' => 'held', 'lock' => $lock, 'host' => $holder['host'] ?? null, 'pid' => $holder['pid'] ?? null,
+            'fence' => $holder['fence'] ?? null, 'ttl_s' => $holder['ttl'] ?? null]);
+    }
+
+    /** @param array<string, mixed> $line */
+    private function json(array $line, ?SweepReport $report = null): void
     {
         $flags = JSON_UNESCAPED_SLASHES | JSON_UNESCAPED_UNICODE | JSON_INVALID_UTF8_SUBSTITUTE;
-        $this->output->line((string) json_encode($head + $report->jsonSerialize(), $flags));
+        $this->output->line((string) json_encode($line + ($report?->jsonSerialize() ?? []), $flags));
     }
 
     /** Without pcntl a signal still releases the lock, but ends PHP before it can show the result. */

@@ -31,7 +31,13 @@ final class CommandLine
             return Cleanup::ERROR;
         }
 
-        return (new Cleanup($options, new Terminal($options->json, $options->progress)))->run();
+        $terminal = new Terminal($options->json, $options->progress);
+        $status = (new Cleanup($options, $terminal))->run();
+        if ($terminal->unwritten() !== null) {
+            $terminal->error("Error: the output could not be written: {$terminal->unwritten()}");
+        }
+
+        return $status === Cleanup::DONE && $terminal->unwritten() !== null ? Cleanup::ERROR : $status;
     }
 
     /**

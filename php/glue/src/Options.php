@@ -69,7 +69,7 @@ final class Options
         }
         $environment = getenv('REDIS_URL');
         $this->url = $values['url'] ?? ($environment !== false && $environment !== '' ? $environment : 'redis://127.0.0.1:6379');
-        $this->maxTagAge = (int) ($values['max-tag-age'] ?? 604800);
+        $this->maxTagAge = (int) ceil($values['max-tag-age'] ?? 604800);
         $this->dryRun = $values['dry-run'] ?? false;
         $this->json = $values['json'] ?? false;
         $this->progress = $values['progress'] ?? false;

@@ -11,6 +11,7 @@ final class Terminal implements Output
 {
     private readonly bool $moves;
     private float $last = 0.0;
+    private ?string $unwritten = null;
 
     public function __construct(bool $json, private readonly bool $progress)
     {
@@ -19,7 +20,18 @@ final class Terminal implements Output
 
     public function line(string $text): void
     {
-        fwrite(STDOUT, $text . "\n");
+        $line = $text . "\n";
+        if (@fwrite(STDOUT, $line) !== strlen($line)) {
+            $why = error_get_last()['message'] ?? 'nobody takes it';
+            // Who reads no more has read enough.
+            $this->unwritten ??= str_contains($why, 'errno=32') ? null : $why;
+        }
+    }
+
+    /** Why a line could not be written, if one could not. */
+    public function unwritten(): ?string
+    {
+        return $this->unwritten;
     }
 
     public function error(string $text): void
@@ -41,7 +53,6 @@ final class Terminal implements Output
     {
         $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
         $waits = match (true) {
-            $share >= 1.0 => ', waiting for grace and verification',
             $left !== null => sprintf(', %d s left', ceil($left)),
             default => '',
         };

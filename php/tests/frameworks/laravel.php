@@ -90,4 +90,31 @@ check('a lost lease is an answer', $renewed->get(function () use ($redis, $renew
     return 42;
 }) === 42 && $renewed->release() === false);
 check('an owner that is none', $provider->restoreLock('job', 'nonsense')->release() === false);
+check('numbers as configurations have them', $provider->lock('text', '10')->get() && abs($redis->pttl('lock:app:text') - 10_000) < 1_000);
+check('an owner that is a number', $provider->lock('text', 5, 77)->release() === false);
+
+final class Connections implements Illuminate\Contracts\Redis\Factory
+{
+    public function __construct(private readonly Redis $redis)
+    {
+    }
+
+    public function connection($name = null)
+    {
+        return new Illuminate\Redis\Connections\PhpRedisConnection($this->redis);
+    }
+}
+$cache = new Illuminate\Cache\Repository(new Tagsweep\Bridge\LaravelStore(new Connections($redis), 'cache'));
+$prefix = $cache->getStore()->getPrefix();
+$locked = $cache->lock('job', 10);
+check('Cache::lock', $locked instanceof Tagsweep\Bridge\LaravelLock && $locked->get() && $redis->exists("lock:{$prefix}job") === 1);
+check('its waiters wait in line', thrown(fn () => $cache->lock('job', 10)->block(0)) === LockTimeoutException::class);
+check('Cache::restoreLock', $cache->restoreLock('job', $locked->owner())->release() && $redis->exists("lock:{$prefix}job") === 0);
+check('its cache is Laravel\'s', $cache->put('entry', 42, 60) && (int) $cache->get('entry') === 42 && $redis->exists("{$prefix}entry") === 1);
+
+$secret = new LaravelLockProvider('redis://app:canary@127.0.0.1:1', 'app:');
+ob_start();
+var_dump($secret, $secret->lock('job', 1));
+check('no password in a dump', !str_contains(ob_get_clean(), 'canary'));
+check('nor stored', thrown(fn () => serialize($secret)) === LogicException::class && thrown(fn () => serialize($secret->lock('job', 1))) === LogicException::class);
 echo "done\n";

@@ -114,4 +114,19 @@ $lock->acquire();
 usleep(1_500_000);
 check('renewed with the TTL of the lock', $redis->exists('lock:shorter') === 1 && $redis->pttl('lock:shorter') <= 600);
 $lock->release();
+$key = new Key('abort');
+$store->save($key);
+check('what expired while it was refreshed is gone', thrown(fn () => $store->putOffExpiration($key, 1e-6)) === Symfony\Component\Lock\Exception\LockExpiredException::class && $redis->exists('lock:abort') === 0);
+$path = substr($dsn, strlen('unix://'));
+foreach (["unix://$path?db=0", ['path' => $path], $redis] as $way => $spelling) {
+    $key = new Key('spelt');
+    (new SymfonyLockStore($dsn))->save($key);
+    $other = new SymfonyLockStore($spelling);
+    $ours = $other->exists($key);
+    $other->delete($key);
+    check("one server, told in another way ($way)", $ours && $redis->exists('lock:spelt') === 0);
+}
+ob_start();
+var_dump(new SymfonyLockStore('redis://app:canary@127.0.0.1:1'));
+check('no password in a dump', !str_contains(ob_get_clean(), 'canary'));
 echo "done\n";
