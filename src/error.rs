@@ -159,6 +159,12 @@ impl Fault {
     }
 }
 
+/// Text from elsewhere, of which nothing steers a terminal.
+#[doc(hidden)]
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// A key as people can read it: control characters and bytes outside UTF-8 are escaped, long ones cut.
 pub fn printable(bytes: &[u8]) -> String {
     const SHOWN: usize = 120;

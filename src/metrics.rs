@@ -173,6 +173,7 @@ impl Text<'_> {
         let counters = [
             ("tags_scanned", "tags_seen", "Tags read."),
             ("tags_removed", "tags_removed", "Tags whose last reference was removed."),
+            ("tags_skipped", "tags_skipped", "Keys of another type under the names of tags."),
             ("members_checked", "references_checked", "References whose entry was looked for."),
             ("members_removed", "references_removed", "References removed."),
             ("members_restored", "references_restored", "References put back."),
@@ -186,12 +187,11 @@ impl Text<'_> {
                 line(out, &format!("{metric}_total"), name, &[], n);
             });
         }
-        self.family("tagsweep_members_skipped", "counter", "What was left alone, and why.");
+        let help = "References to absent entries that were left alone, and why.";
+        self.family("tagsweep_members_skipped", "counter", help);
         self.sweeps(|out, totals, name| {
-            for (reason, count) in [("in_use", "references_skipped"), ("type", "tags_skipped")] {
-                let n = totals.counts.get(count).copied().unwrap_or(0);
-                line(out, "members_skipped_total", name, &[("reason", reason)], n);
-            }
+            let n = totals.counts.get("references_skipped").copied().unwrap_or(0);
+            line(out, "members_skipped_total", name, &[("reason", "in_use")], n);
         });
         let help = "Share of the references checked that were removed, of all sweeps.";
         self.family("tagsweep_orphan_ratio", "gauge", help);

@@ -1,6 +1,6 @@
 //! What replies mean: errors, values, and the text of `INFO`. Pure.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use redis::{FromRedisValue, Value};
 use std::str::FromStr;
 
@@ -15,7 +15,7 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
         "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,
         _ => ErrorKind::Refused,
     };
-    let text = format!("the server answered {code} {}", e.details().unwrap_or_default());
+    let text = format!("the server answered {code} {}", plain(e.details().unwrap_or_default()));
     let error = Error::new(kind, text.trim_end()).code_of(code);
     Err(match code {
         "WRONGTYPE" => error.advice("another program uses this key; choose another name or prefix"),

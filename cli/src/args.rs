@@ -17,10 +17,12 @@ pub(crate) struct Args {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 held by another, \
+const EXIT_CODES: &str = "A DURATION is a number with us, ms, s, m, h or d, such as 1.5h; without one it is seconds.\n\n\
+    Exit codes: 0 done, 1 error, 2 usage, 3 held by another, \
     4 lost or interrupted (partial result), 5 unknown";
 
-const LOCK_EXIT_CODES: &str = "Exit codes: the command's own (128 and the signal's number when one ended \
+const LOCK_EXIT_CODES: &str = "A DURATION is a number with us, ms, s, m, h or d, such as 1.5h; without one it is \
+    seconds.\n\nExit codes: the command's own (128 and the signal's number when one ended \
     it); 126 when it cannot be run, 127 when there is none; 1 error, 2 usage, 3 held by another, 4 lost or \
     interrupted, 5 unknown";
 
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
 }
 
+const DEFAULT_URL: &str = "redis://127.0.0.1:6379";
+
 /// The server.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServerArgs {
@@ -65,14 +69,14 @@ pub(crate) struct ServerArgs {
         long,
         env = "REDIS_URL",
         hide_env_values = true,
-        default_value = "redis://127.0.0.1:6379"
+        default_value = DEFAULT_URL
     )]
     pub url: String,
     /// Stands before every key, as phpredis' OPT_PREFIX does.
     #[arg(long, default_value = "")]
     pub prefix: OsString,
     /// Longest time that one call to the server may take.
-    #[arg(long, value_parser = duration, default_value = "5s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "5s")]
     pub timeout: Duration,
     /// Certificate authority to trust instead of the system's (PEM file).
     #[arg(long, value_name = "FILE")]
@@ -87,8 +91,10 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     pub fn config(&self) -> tagsweep::Result<Config> {
+        // An empty variable is one that is not set.
+        let url = if self.url.is_empty() { DEFAULT_URL } else { &self.url };
         let mut config =
-            Config::from_url(&self.url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
+            Config::from_url(url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
         config.tls.ca = self.tls_ca.as_ref().map(pem).transpose()?;
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             config.tls.identity = Some((pem(cert)?, pem(key)?));
@@ -131,13 +137,13 @@ pub(crate) struct SweepArgs {
     #[arg(long)]
     pub trust_mapping: bool,
     /// How long a tag must have been left alone before its references may go.
-    #[arg(long, value_parser = duration, default_value = "5s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "5s")]
     pub grace: Duration,
     /// Time from a removal to the look whether the entry appeared after all.
-    #[arg(long, value_parser = duration, default_value = "1s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "1s")]
     pub verify: Duration,
     /// Age from which a tag counts as aged.
-    #[arg(long, value_parser = duration)]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_tag_age: Option<Duration>,
     /// What to do with aged tags that still have live entries.
     #[arg(long, value_enum, default_value = "keep")]
@@ -149,10 +155,10 @@ pub(crate) struct SweepArgs {
     #[arg(long)]
     pub max_removals: Option<u64>,
     /// Stop after this time.
-    #[arg(long, value_parser = duration)]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_duration: Option<Duration>,
     /// How much longer others may have to wait for the server because of the sweep.
-    #[arg(long, value_parser = duration, default_value = "500us")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "500us")]
     pub max_latency: Duration,
     /// How much of the server's time to take at most, in tenths.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=10))]
@@ -176,10 +182,10 @@ pub(crate) struct SweepArgs {
     #[arg(long, default_value = "cache_tag_cleanup")]
     pub lock: OsString,
     /// TTL of the lock; it is extended while the sweep runs.
-    #[arg(long, value_parser = duration, default_value = "30s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "30s")]
     pub lock_ttl: Duration,
     /// How long to wait for the lock.
-    #[arg(long, value_parser = duration, default_value = "0s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "0s")]
     pub wait: Duration,
     /// Judge, write nothing.
     #[arg(long)]
@@ -228,25 +234,25 @@ pub(crate) struct LockArgs {
     #[command(flatten)]
     pub server: ServerArgs,
     /// TTL of the lock, renewed while the command runs; "auto" to learn it from the past.
-    #[arg(long, value_parser = ttl, default_value = "30s")]
+    #[arg(long, value_parser = ttl, value_name = "DURATION", default_value = "30s")]
     pub ttl: Ttl,
     /// How long to wait for the lock.
-    #[arg(long, value_parser = duration, default_value = "0s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "0s")]
     pub wait: Duration,
     /// How to wait: in line, or by asking again (for proxies without blocking commands).
     #[arg(long, value_enum, default_value = "line")]
     pub wait_mode: WaitModeName,
-    /// The command is ended when it has held the lock for so long.
-    #[arg(long, value_parser = duration)]
+    /// The command is ended when it has held the lock for so long; the lock is kept until it has.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_hold: Option<Duration>,
     /// The lock stays taken for so long, even when the command ends earlier.
-    #[arg(long, value_parser = duration, default_value = "0s")]
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "0s")]
     pub at_least: Duration,
     /// So many replicas must have the grant.
     #[arg(long, default_value_t = 0, value_name = "REPLICAS")]
     pub confirm: u32,
-    /// Time between TERM and KILL for a command whose lock is lost.
-    #[arg(long, value_parser = duration, default_value = "5s")]
+    /// Time between TERM and KILL for a command whose lock is lost, or must not be held longer.
+    #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "5s")]
     pub kill_after: Duration,
     /// Exit code when the lock is held by another.
     #[arg(long, default_value_t = crate::exit::HELD)]
@@ -280,16 +286,17 @@ pub(crate) struct StatusArgs {
 
 /// What is taken away.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "grant", required = true, multiple = false, args = ["fence", "any"])]
 pub(crate) struct ForceReleaseArgs {
     /// The lock.
     pub name: OsString,
     #[command(flatten)]
     pub server: ServerArgs,
     /// Fence of the grant that is meant, as `tagsweep status` shows it; another grant is left alone.
-    #[arg(long, required_unless_present = "any")]
+    #[arg(long)]
     pub fence: Option<u64>,
     /// Whoever holds it, programs that know no fence included.
-    #[arg(long, conflicts_with = "fence")]
+    #[arg(long)]
     pub any: bool,
 }
 
@@ -316,7 +323,7 @@ pub(crate) struct HistoryArgs {
     /// One JSON object a line, newest first.
     #[arg(long, conflicts_with = "html")]
     pub json: bool,
-    /// Write a page with plots, complete in itself, instead of printing.
+    /// Write a page with plots, complete in itself, instead of printing; "-" for standard output.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 }

@@ -2,7 +2,6 @@
 //! nothing.
 
 use crate::args::{DoctorArgs, Role, bytes};
-use crate::history::plain;
 use crate::monitor::link;
 use crate::output::span;
 use crate::{Done, exit};
@@ -11,6 +10,7 @@ use serde_json::json;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tagsweep::connect::Link;
+use tagsweep::error::plain;
 use tagsweep::lock::{self, SharedLink, Status};
 use tagsweep::reply::Info;
 use tagsweep::sweep;
@@ -74,7 +74,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Done {
         Role::Sweep | Role::Lock => rights(&seen, args.role),
         Role::Plan | Role::Watch => Vec::new(),
     };
-    let findings = [about(&seen), rights, past(&seen)].concat();
+    let findings = [about(&seen, args.role), rights, past(&seen)].concat();
     let mut out = std::io::stdout().lock();
     if !args.json {
         writeln!(
@@ -189,7 +189,8 @@ fn is_alone(info: &Info) -> bool {
 /// When something is to be said, how bad it is, what it is, and what follows or helps.
 type Check = (fn(&Info) -> bool, Grade, &'static str, &'static str);
 
-const CHECKS: [Check; 11] = [
+/// What matters to everybody.
+const CHECKS: [Check; 8] = [
     (
         |info| info.is("role", "slave"),
         Grade::Bad,
@@ -207,18 +208,6 @@ const CHECKS: [Check; 11] = [
         Grade::Bad,
         "it is older than 6.2",
         "locks need SET with GET: upgrade it",
-    ),
-    (
-        |info| info.is_since([6, 2]) && !info.is_since([7, 2]),
-        Grade::Note,
-        "it has no CLIENT NO-TOUCH (7.2)",
-        "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
-    ),
-    (
-        |info| policy(info).ends_with("lfu"),
-        Grade::Note,
-        "an LFU policy keeps no idle times",
-        "entries must be seen absent twice, a grace apart; no tag counts as aged",
     ),
     (
         |info| evicts(info),
@@ -250,6 +239,22 @@ const CHECKS: [Check; 11] = [
         "it is loading its data",
         "nothing can be done until it has",
     ),
+];
+
+/// What matters to whoever looks at idle times.
+const OF_SWEEPS: [Check; 3] = [
+    (
+        |info| info.is_since([6, 2]) && !info.is_since([7, 2]),
+        Grade::Note,
+        "it has no CLIENT NO-TOUCH (7.2)",
+        "reading a tag makes it young: ages are kept on record, some 20 bytes a tag",
+    ),
+    (
+        |info| policy(info).ends_with("lfu"),
+        Grade::Note,
+        "an LFU policy keeps no idle times",
+        "entries must be seen absent twice, a grace apart; no tag counts as aged",
+    ),
     (
         |info| info.is("rdb_bgsave_in_progress", "1") || info.is("aof_rewrite_in_progress", "1"),
         Grade::Note,
@@ -259,7 +264,8 @@ const CHECKS: [Check; 11] = [
 ];
 
 /// What the server is, and how it is doing.
-fn about(seen: &Seen) -> Vec<Finding> {
+fn about(seen: &Seen, role: Role) -> Vec<Finding> {
+    let sweeps = matches!(role, Role::Sweep | Role::Plan);
     let trip = format!("round trip {}", span(seen.trip));
     let mut found = vec![match seen.trip < FAR {
         true => Finding::new(Grade::Good, trip, ""),
@@ -267,9 +273,11 @@ fn about(seen: &Seen) -> Vec<Finding> {
     }];
     match &seen.info {
         Some(info) => {
-            let told = CHECKS.iter().filter(|(holds, ..)| holds(&Info(info)));
+            let checks = CHECKS.iter().chain(OF_SWEEPS.iter().filter(|_| sweeps));
+            let told = checks.filter(|(holds, ..)| holds(&Info(info)));
             found.extend(told.map(|(_, grade, what, advice)| Finding::new(*grade, *what, advice)));
         }
+        None if !sweeps => {}
         None => found.push(Finding::new(
             Grade::Note,
             "the user may not ask INFO",
@@ -333,7 +341,7 @@ mod tests {
 
     fn told(from: &str, to: &str) -> Vec<(Grade, String)> {
         let seen = Seen { info: Some(INFO.replace(from, to)), ..Seen::default() };
-        about(&seen).into_iter().skip(1).map(|f| (f.grade, f.what)).collect()
+        about(&seen, Role::Sweep).into_iter().skip(1).map(|f| (f.grade, f.what)).collect()
     }
 
     #[test]
@@ -381,6 +389,7 @@ mod tests {
             rights(&seen, Role::Sweep).iter().map(|finding| finding.grade).collect();
         assert_eq!(grades, [Grade::Bad, Grade::Note, Grade::Bad]);
         assert_eq!(rights(&seen, Role::Lock).len(), 2);
-        assert_eq!(about(&seen)[1].grade, Grade::Note, "INFO is not told");
+        assert_eq!(about(&seen, Role::Sweep)[1].grade, Grade::Note, "INFO is not told");
+        assert_eq!(about(&seen, Role::Watch).len(), 1, "and not missed");
     }
 }

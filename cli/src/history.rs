@@ -7,13 +7,18 @@ use crate::{Done, exit};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
+use tagsweep::error::plain;
 use tagsweep::sweep::{self, Run};
 
 pub(crate) fn history(args: &HistoryArgs) -> Done {
     let runs = sweep::history(&link(&args.server)?, &bytes(&args.lock))?;
     let mut out = std::io::stdout().lock();
     if let Some(path) = &args.html {
-        replace(path, page(&runs, &args.lock.to_string_lossy()))?;
+        let page = page(&runs, &args.lock.to_string_lossy());
+        match path.as_os_str() == "-" {
+            true => write!(out, "{page}")?,
+            false => replace(path, page)?,
+        }
     } else if args.json {
         for run in &runs {
             writeln!(out, "{}", serde_json::to_string(run)?)?;
@@ -69,11 +74,6 @@ fn table(runs: &[Run]) -> String {
         let _ = writeln!(text, "{name:<28} {}  up to {}", sparkline(&values), amount(most, unit));
     }
     text
-}
-
-/// Text from the server, of which nothing steers a terminal.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn amount(value: f64, unit: &str) -> String {

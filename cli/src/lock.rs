@@ -7,6 +7,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{AccessFlags, Pid, access, getppid};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -17,10 +18,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tagsweep::connect::Link;
+use tagsweep::error::plain;
 use tagsweep::lock::{Lock, LossReason, Options, Outcome, WaitMode, Watchdog};
 
 /// Time between two attempts to kill.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// Longest sleep.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// How long a lease that is not extended any more outlasts the command.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// Longest time to give the lock back when somebody waits for our end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -44,7 +52,7 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let fence = match lock.acquire_within(args.wait, &mut go_on)? {
         Outcome::Acquired { fence } => fence,
         Outcome::Held(holder) => {
-            let name = args.name.to_string_lossy();
+            let name = plain(&args.name.to_string_lossy());
             complain!("tagsweep: the lock {name} is {holder}{}", way_out(&name, &holder));
             let waited = !interrupted.load(Ordering::Relaxed);
             return Ok(if waited { args.conflict_exit_code } else { exit::PARTIAL });
@@ -53,12 +61,13 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     if interrupted.load(Ordering::Relaxed) {
         return Ok(exit::PARTIAL);
     }
+    let granted = Instant::now();
     let family = start(args, fence, tell)?;
-    let code = watch(&family, args.kill_after, &events)?;
+    let code = watch(&family, Ends::of(args, granted), &events)?;
     // The word of it may still be on its way to us.
     let lost = lock.lost().is_some();
     let held = lock.fence().is_some() && !lost;
-    let name = args.name.to_string_lossy();
+    let name = plain(&args.name.to_string_lossy());
     let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
     let released = lock.release_within(patience);
     if lost && code != exit::PARTIAL {
@@ -87,7 +96,8 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
             WaitModeName::Backoff => WaitMode::Backoff,
         },
         renew: Some(Watchdog::new()),
-        max_hold: args.max_hold,
+        // The command is told to end when that is over, and has its grace.
+        max_hold: args.max_hold.map(|most| most.saturating_add(args.kill_after + MARGIN)),
         at_least: args.at_least,
         confirm: args.confirm,
         record: true,
@@ -179,13 +189,13 @@ fn not_started(command: &OsStr, e: std::io::Error) -> u8 {
     }
 }
 
-/// Starts the command; a thread waits for its end. Without a terminal it leads a group of its own, so
+/// Starts the command; a thread waits for its end. Where no terminal could be spoken to it leads a group of its own, so
 /// that a signal reaches its children, too; with one it must stay in the terminal's group.
 fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Family> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("tagsweep").arg("run").arg(std::process::id().to_string()).arg("--");
     command.args(&args.command).env("TAGSWEEP_FENCE", fence.to_string());
-    let alone = !std::io::stdin().is_terminal();
+    let alone = !std::io::stdin().is_terminal() && File::open("/dev/tty").is_err();
     if alone {
         command.process_group(0);
     }
@@ -196,32 +206,70 @@ fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Fa
     Ok(if alone { Family::Group(pid) } else { Family::Process(pid) })
 }
 
-/// Hands signals on until the command ends. When the lease is lost, the command is told to end, and
-/// ended.
-fn watch(family: &Family, kill_after: Duration, events: &Receiver<Event>) -> Done {
-    let mut kill_at: Option<Instant> = None;
+/// When the command is told to end, and ended.
+struct Ends {
+    term_at: Option<Instant>,
+    kill_at: Option<Instant>,
+    /// Time between the two.
+    grace: Duration,
+}
+
+impl Ends {
+    /// A command that may hold the lock for so long only is told so then, while the lock is still kept: the
+    /// next holder must not begin before it has ended.
+    fn of(args: &LockArgs, granted: Instant) -> Self {
+        let term_at = args.max_hold.and_then(|most| granted.checked_add(most));
+        Self { term_at, kill_at: None, grace: args.kill_after }
+    }
+
+    /// What comes next.
+    fn next(&self) -> Option<Instant> {
+        self.kill_at.or(self.term_at)
+    }
+
+    /// The command is told to end, once.
+    fn term(&mut self, family: &Family, why: &str) {
+        if self.kill_at.is_none() {
+            family.send(Signal::SIGTERM);
+            self.kill_at = Some(Instant::now() + self.grace);
+            complain!("tagsweep: {why}; ending the command");
+        }
+    }
+
+    /// The next has come.
+    fn go_on(&mut self, family: &Family) {
+        if self.kill_at.is_some() {
+            family.send(Signal::SIGKILL);
+            self.kill_at = Some(Instant::now() + AGAIN);
+        } else {
+            self.term(family, "the lock must not be held longer (max_hold)");
+        }
+    }
+}
+
+/// Hands signals on until the command ends. When the lease is lost, or about to end for good, the command is
+/// told to end, and ended.
+fn watch(family: &Family, mut ends: Ends, events: &Receiver<Event>) -> Done {
     loop {
-        let patience =
-            kill_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
-        match events.recv_timeout(patience.min(Duration::from_secs(3600))) {
-            Ok(Event::Exited(status)) if kill_at.is_none() => return Ok(code(status?)),
+        let next = ends.next().map(|at| at.saturating_duration_since(Instant::now()));
+        match events.recv_timeout(next.unwrap_or(IDLE).min(IDLE)) {
+            Ok(Event::Exited(status)) if ends.kill_at.is_none() => return Ok(code(status?)),
             Ok(Event::Exited(_)) => {
                 // What the command started must not outlive the lock either, but has its grace, too.
-                family.wait_until(kill_at);
+                family.wait_until(ends.kill_at);
                 family.send(Signal::SIGKILL);
                 return Ok(exit::PARTIAL);
             }
             Ok(Event::Signal(signal, sent)) if sent || family.is_a_group() => family.send(signal),
             Ok(Event::Signal(..)) => {}
             Ok(Event::Lost(reason)) => {
-                family.send(Signal::SIGTERM);
-                kill_at = Some(Instant::now() + kill_after);
-                complain!("tagsweep: the lock was lost ({}); ending the command", reason.name());
+                ends.term(family, &format!("the lock was lost ({})", reason.name()));
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(exit::ERROR),
-            Err(RecvTimeoutError::Timeout) if kill_at.is_some() => {
-                family.send(Signal::SIGKILL);
-                kill_at = Some(Instant::now() + AGAIN);
+            Err(RecvTimeoutError::Timeout)
+                if ends.next().is_some_and(|at| at <= Instant::now()) =>
+            {
+                ends.go_on(family);
             }
             Err(RecvTimeoutError::Timeout) => {}
         }

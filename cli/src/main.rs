@@ -4,12 +4,10 @@
 //! 5 unknown (the server did not answer; what was sent may have taken effect); as shells have it, 126 and
 //! 127 when the command of `tagsweep lock` cannot be run or found.
 
-/// Prints a line. Nobody who listens no more can make us panic, and leave a lock or a command behind.
+/// Prints a line. Nobody who reads no more can make us panic, and leave a lock or a command behind; any
+/// other reason why it cannot be written is told of at the end.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
+    ($($text:tt)*) => { crate::print(format_args!($($text)*)) };
 }
 
 /// Prints a line for people.
@@ -35,8 +33,22 @@ mod sweep;
 use args::{Args, Command};
 use clap::Parser;
 use std::io::ErrorKind::BrokenPipe;
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use tagsweep::{Error, ErrorKind};
+
+/// Why a line could not be written, the first time.
+static UNWRITTEN: OnceLock<std::io::Error> = OnceLock::new();
+
+pub(crate) fn print(line: std::fmt::Arguments) {
+    if let Err(e) = writeln!(std::io::stdout(), "{line}") {
+        // Who reads no more, as in `tagsweep plan | head -n 1`, has read enough.
+        if e.kind() != BrokenPipe {
+            let _ = UNWRITTEN.set(e);
+        }
+    }
+}
 
 /// What the shell is told.
 pub(crate) mod exit {
@@ -67,14 +79,16 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Generate(options) => generate::generate(&options),
     };
-    ExitCode::from(done.unwrap_or_else(|e| {
+    let code = done.unwrap_or_else(|e| {
         if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == BrokenPipe) {
-            // Who reads no more, as in `tagsweep status | head -n 1`, has read enough.
             return exit::DONE;
         }
         complain!("tagsweep: {e}");
         code_of(e.as_ref())
-    }))
+    });
+    let Some(e) = UNWRITTEN.get() else { return ExitCode::from(code) };
+    complain!("tagsweep: the output could not be written: {e}");
+    ExitCode::from(if code == exit::DONE { exit::ERROR } else { code })
 }
 
 fn code_of(e: &(dyn std::error::Error + 'static)) -> u8 {

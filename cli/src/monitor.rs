@@ -1,7 +1,6 @@
 //! `tagsweep status`, `force-release` and `metrics`: locks as seen from outside.
 
 use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
-use crate::history::plain;
 use crate::output::{replace, span};
 use crate::{Done, exit};
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tagsweep::connect::Link;
+use tagsweep::error::plain;
 use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
 use tagsweep::metrics::{LockSample, SweepSample, open_metrics};
 use tagsweep::sweep::{self, Totals};
@@ -55,10 +55,10 @@ pub(crate) fn status(args: &StatusArgs) -> Done {
 }
 
 pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
-    let name = args.name.to_string_lossy();
+    let name = plain(&args.name.to_string_lossy());
     match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
         Forced::Taken(holder) => {
-            say!("{name}: taken away; it was {}", short(&holder));
+            say!("{name}: taken away; it was {}", named(&holder));
             Ok(exit::DONE)
         }
         Forced::Free => {
@@ -66,7 +66,7 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
             Ok(exit::DONE)
         }
         Forced::Another(holder) => {
-            complain!("tagsweep: {name} is {}; nothing was done", short(&holder));
+            complain!("tagsweep: {name} is {}; nothing was done", named(&holder));
             Ok(exit::HELD)
         }
     }
@@ -134,20 +134,18 @@ fn as_text(name: &[u8], status: &Status) -> String {
 }
 
 fn describe(holder: &Holder, now: Duration) -> String {
-    match (&holder.fence, holder.since()) {
-        (Some(0), _) => "being handed over to a waiter".into(),
-        (None, _) => "an unknown program (its value is not tagsweep's)".into(),
-        (_, since) => {
-            let ago = since.map_or("?".into(), |since| span(now.saturating_sub(since)));
-            format!("{}, for {ago}", short(holder))
-        }
-    }
+    let ago = holder.since().map(|since| span(now.saturating_sub(since)));
+    format!("{}{}", named(holder), ago.map_or(String::new(), |ago| format!(", for {ago}")))
 }
 
-fn short(holder: &Holder) -> String {
+fn named(holder: &Holder) -> String {
+    let fence = match holder.fence {
+        Some(0) => return "being handed over to a waiter".into(),
+        None => return "held by an unknown program (its value is not tagsweep's)".into(),
+        Some(fence) => fence,
+    };
     let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "?".into());
     let pid = holder.pid.map_or("?".into(), |pid| pid.to_string());
-    let fence = holder.fence.map_or("none".into(), |fence| fence.to_string());
     let (host, program) = (part(&holder.host), part(&holder.program));
     format!("held by {host} pid {pid} ({program}), fence {fence}")
 }

@@ -71,13 +71,10 @@ fn message(progress: &Progress) -> String {
         effort if effort < 9.95 => format!(", effort {effort:.1}"),
         _ => String::new(),
     };
-    let left = match (progress.waiting, progress.left) {
-        (true, _) => ", waiting for grace and verification".to_owned(),
-        (false, Some(left)) => format!(", {} left", span(left)),
-        (false, None) => String::new(),
-    };
+    let waits = if progress.waiting { ", waiting for grace and verification" } else { "" };
+    let left = progress.left.map_or(String::new(), |left| format!(", {} left", span(left)));
     format!(
-        "{} tags, {} references ({rate:.0}/s), {} removed{slowed}{left}",
+        "{} tags, {} references ({rate:.0}/s), {} removed{slowed}{waits}{left}",
         report.tags_seen, report.references_checked, report.references_removed
     )
 }

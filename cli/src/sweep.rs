@@ -4,6 +4,7 @@ use crate::args::SweepArgs;
 use crate::output::{Screen, print_json, print_report, way_out};
 use crate::{Done, exit, signals};
 use std::sync::atomic::Ordering;
+use tagsweep::error::plain;
 use tagsweep::lock::Holder;
 use tagsweep::sweep::{Ended, Flow, Sweep};
 
@@ -41,7 +42,7 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
 }
 
 fn held(args: &SweepArgs, holder: &Holder) {
-    let lock = args.lock.to_string_lossy();
+    let lock = plain(&args.lock.to_string_lossy());
     if args.json {
         let line = serde_json::json!({
             "type": "held", "lock": lock, "host": holder.host, "pid": holder.pid,

@@ -380,6 +380,16 @@ fn a_command_is_ended_at_max_hold_and_the_lock_stays_for_at_least() {
     let (code, _, err) = tagsweep(&[&held[..], &["--", "sleep", "30"]].concat());
     assert!(code == 4 && err.contains("max_hold"), "{err}");
     assert!(begun.elapsed() < Duration::from_secs(5));
+    // Others must not begin while a command takes its time to end.
+    let note = server.dir().join("pid").display().to_string();
+    let deaf = format!("echo $$ >{note}; trap '' TERM; while :; do sleep 0.1; done");
+    let hold = ["lock", "job", "--max-hold", "500ms", "--kill-after", "1s", "--url", &url];
+    let deaf = spawn(&[&hold[..], &["--", "sh", "-c", &deaf]].concat());
+    until("it runs", || std::fs::read_to_string(&note).is_ok_and(|pid| pid.ends_with('\n')));
+    let gone = format!("! kill -0 $(cat {note})");
+    let next = ["lock", "job", "--wait", "9s", "--url", &url, "--", "sh", "-c", &gone];
+    assert_eq!(tagsweep(&next).0, 0, "the next one sees nothing of it");
+    assert_eq!(deaf.wait_with_output().unwrap().status.code(), Some(4));
     let kept = ["lock", "short", "--at-least", "1s", "--url", &url, "--", "true"];
     assert_eq!(tagsweep(&kept).0, 0);
     assert_eq!(tagsweep(&kept).0, 3, "it ran a moment ago");
@@ -875,4 +885,45 @@ fn the_doctor_says_what_stands_in_the_way_and_changes_nothing() {
     let left: Vec<String> = run(&mut con, "KEYS *");
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(examine("redis://127.0.0.1:1").0, 1);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let server = Server::start();
+    let url = server.url();
+    for command in [
+        &["plan", "--trust-mapping"][..],
+        &["sweep", "--json", "--trust-mapping"],
+        &["history"],
+        &["acl", "lock"],
+    ] {
+        let on = if command[0] == "acl" { vec![] } else { vec!["--url", url.as_str()] };
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let run = Command::new(TAGSWEEP).args(command).args(on).stdout(full).output().unwrap();
+        let err = String::from_utf8_lossy(&run.stderr);
+        assert!(
+            run.status.code() == Some(1) && err.contains("No space left"),
+            "{command:?}: {err}"
+        );
+    }
+}
+
+#[test]
+fn a_command_may_speak_to_the_terminal_behind_its_input() {
+    let server = Server::start();
+    let command = format!(
+        "printf x | {TAGSWEEP} lock job --url {} -- sh -c 'read answer </dev/tty; echo got $answer'",
+        server.url()
+    );
+    let mut run = Command::new("script");
+    run.args(["-qec", &command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut run = run.spawn().unwrap();
+    std::io::Write::write_all(run.stdin.as_mut().unwrap(), b"yes\n").unwrap();
+    let begun = Instant::now();
+    while run.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it waits for ever");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = run.wait_with_output().unwrap().stdout;
+    assert!(String::from_utf8_lossy(&said).contains("got yes"), "{said:?}");
 }

@@ -1,7 +1,7 @@
 //! A lease: one grant of a lock, bounded in time. Pure: no server, no clock of its own.
 
 use crate::clock::Moment;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, plain};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -117,10 +117,8 @@ impl Holder {
 
     /// Reads `host|pid|program`. Anybody may have written it: nothing of it steers a terminal.
     pub(crate) fn take_who(&mut self, who: &str) {
-        let plain = |c: char| if c.is_control() { '?' } else { c };
         let mut fields = who.split('|');
-        let mut field =
-            || fields.next().filter(|f| !f.is_empty()).map(|f| f.chars().map(plain).collect());
+        let mut field = || fields.next().filter(|f| !f.is_empty()).map(plain);
         self.host = field();
         self.pid = field().and_then(|pid: String| pid.parse().ok());
         self.program = field();
