@@ -122,7 +122,9 @@ unsafe extern "C" fn on_signal(
     let nudged = unsafe { info.as_ref() }.is_some_and(|info| info.si_code == libc::SI_TIMER);
     let first = ENDING.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Acquire).is_ok();
     let flag = FLAG.load(Ordering::Acquire);
-    if (first || nudged) && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
+    // Leases are those of the process that has the timers, too: a fork holds none until it takes one.
+    let ours = OWNER.load(Ordering::Acquire) == std::process::id();
+    if (first || nudged) && ours && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
         // SAFETY: one byte of the engine's, made to be written by signal handlers.
         unsafe { flag.write_volatile(1) };
         if !nudged {

@@ -46,7 +46,7 @@ pub(crate) struct DistributedLock {
     lock: RefCell<Option<Lock>>,
     wait: Duration,
     renewed: bool,
-    /// What the registry has of us.
+    /// Fence of the lease that the registry has of us.
     registered: Cell<Option<u64>>,
 }
 
@@ -56,23 +56,23 @@ const NAME: &str = "Tagsweep\\DistributedLock";
 const AT_ONCE: Duration = Duration::from_millis(150);
 
 thread_local! {
-    /// Fences of the leases that this process holds, and whether they are renewed: waiting for one that
-    /// does not end in time would be waiting for oneself.
-    static HELD: RefCell<HashMap<u64, Held>> = RefCell::default();
+    /// The leases that this process holds, by where they are: in objects that take themselves out before
+    /// they go. Waiting for one that does not end in time would be waiting for oneself.
+    static HELD: RefCell<HashMap<*const RefCell<Option<Lock>>, Held>> = RefCell::default();
 }
 
 /// A lease of this process.
+#[derive(Clone, Copy)]
 struct Held {
+    fence: u64,
     renewed: bool,
-    /// Where it is: in an object that takes itself out before it goes.
-    lock: *const RefCell<Option<Lock>>,
 }
 
 /// Releases all leases of this process, each within a second: a signal ends it.
 pub(crate) fn release_all() {
-    for held in HELD.with_borrow_mut(std::mem::take).into_values() {
+    for lock in HELD.with_borrow_mut(std::mem::take).into_keys() {
         // SAFETY: objects take themselves out of the table before they go.
-        let lock = unsafe { &*held.lock };
+        let lock = unsafe { &*lock };
         if let Ok(mut lock) = lock.try_borrow_mut() {
             *lock = None;
         }
@@ -135,11 +135,10 @@ impl DistributedLock {
         let mut by_ourselves = false;
         let outcome = lock.acquire_within(budget, &mut |holder| {
             by_ourselves = HELD.with_borrow(|held| {
-                let renewed = holder.fence.and_then(|fence| held.get(&fence));
-                let ours = holder.pid == Some(std::process::id()) && renewed.is_some();
-                let ends = renewed.is_some_and(|held| !held.renewed)
+                let ours = held.values().find(|held| Some(held.fence) == holder.fence);
+                let ends = ours.is_some_and(|held| !held.renewed)
                     && holder.ttl.is_some_and(|ttl| ttl < budget);
-                ours && !ends
+                holder.pid == Some(std::process::id()) && ours.is_some() && !ends
             });
             !by_ourselves && !gate.must_stop()
         });
@@ -163,11 +162,13 @@ impl DistributedLock {
 
     /// Notes which lease we hold, or that we hold none.
     fn register(&self, fence: Option<u64>) {
-        let before = self.registered.replace(fence);
+        self.registered.set(fence);
         HELD.with_borrow_mut(|held| {
-            before.map(|fence| held.remove(&fence));
-            let entry = Held { renewed: self.renewed, lock: &raw const self.lock };
-            fence.map(|fence| held.insert(fence, entry));
+            let lock = &raw const self.lock;
+            match fence {
+                Some(fence) => held.insert(lock, Held { fence, renewed: self.renewed }),
+                None => held.remove(&lock),
+            };
             LEASES.store(held.len(), Ordering::Release);
         });
     }
@@ -179,10 +180,13 @@ impl DistributedLock {
         Err(lost(lock, reason))
     }
 
-    /// The outcome of an operation that finds out whether the lease is ours.
-    fn still(&self, ours: bool) -> bool {
-        if !ours {
-            self.register(None);
+    /// The outcome of an operation that finds out whether the lease is ours. One that was restored is from
+    /// now on, to be given back like any other.
+    fn still(&self, lock: &Lock, ours: bool) -> bool {
+        let fence = lock.fence().filter(|_| ours);
+        if fence != self.registered.get() {
+            watch();
+            self.register(fence);
         }
         ours
     }
@@ -192,7 +196,7 @@ impl DistributedLock {
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
         let extended = lock.extend(ttl).map_err(from_core)?;
-        Ok(self.still(extended))
+        Ok(self.still(&lock, extended))
     }
 
     /// Runs the body under the lock that was just taken.
@@ -339,7 +343,7 @@ impl DistributedLock {
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
         let ours = lock.verify().map_err(from_core)?;
-        Ok(self.still(ours))
+        Ok(self.still(&lock, ours))
     }
 
     /// Whether there is a lease that must not be acted upon any more.

@@ -262,6 +262,43 @@ final class LockLifeTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
 
+    public function testARestoredLeaseIsGivenBackAtASignalToo(): void
+    {
+        $lock = new Tagsweep\DistributedLock($this->dsn, 'job', 30, ['autoRelease' => false]);
+        self::assertTrue($lock->acquire());
+        $owner = var_export($lock->owner(), true);
+        $holder = Run::code("\$lock = Tagsweep\\DistributedLock::restore('{$this->dsn}', 'job', $owner, ['autoRelease' => true]);
+            echo (int) \$lock->verify(), \"\\n\"; sleep(30);");
+        $holder->awaitLine('1');
+        $holder->signal(SIGTERM);
+        self::assertSame(-SIGTERM, $holder->end()[0]);
+        self::assertSame(0, $this->redis->exists('lock:job'));
+    }
+
+    public function testAForkThatHoldsNothingEndsAtOnce(): void
+    {
+        $code = "\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
+            \$lock->acquire();
+            [\$here, \$there] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
+            \$child = pcntl_fork();
+            if (\$child === 0) {
+                fwrite(\$there, 'x');
+                stream_set_timeout(\$here, 9);
+                fread(\$here, 1);
+                fread(\$here, 1);
+                exit(1);
+            }
+            while (!preg_match('/^State:\\s+S/m', file_get_contents(\"/proc/\$child/status\")) || \$lock->getHolder() === null) {
+                usleep(1_000);
+            }
+            usleep(50_000);
+            \$told = microtime(true);
+            posix_kill(\$child, SIGTERM);
+            pcntl_waitpid(\$child, \$status);
+            echo json_encode([pcntl_wtermsig(\$status), microtime(true) - \$told < 1, \$lock->release()]), \"\\n\";";
+        self::assertSame([0, "[15,true,true]\n", ''], Run::code($code)->end());
+    }
+
     public function testASilentServerHoldsASignalUpForASecondAtMost(): void
     {
         $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
