@@ -114,7 +114,7 @@ const LEARN_EVERY: Duration = Duration::from_secs(300);
 /// How long replicas have to confirm a grant.
 const CONFIRM: Duration = Duration::from_millis(500);
 
-/// A server looks after those that wait in vain ten times a second.
+/// A server notices that the time of a WAIT is over ten times a second only.
 const TARDY: Duration = Duration::from_millis(110);
 
 /// How long that and giving the grant back may take at the very end of a wait.

@@ -4,9 +4,9 @@
 -- lock that is free (expired, deleted by hand, given back by a program that knows no line) is put in
 -- transit for the first in line: whoever looks, the order stays.
 --
--- Who looks believes to stand in line. It does not if its ticket is gone (whoever is served takes all
--- older tickets away), nor if a baton lies in its list, which nobody blocks on then: an answer was lost,
--- and neither side knows. It must join anew.
+-- A waiter that looks may have lost its place without knowing it: its ticket is gone (whoever is served
+-- takes all older tickets away), or a baton lies in its list, on which nobody blocks then, for an answer was
+-- lost. It must join anew.
 --
 -- KEYS[1] lock key
 -- KEYS[2] waiters

@@ -26,8 +26,8 @@ pub(crate) struct Visit {
     pub looked: bool,
     /// Idle time was no evidence: absent entries must be seen absent twice.
     pub unclear: Cell<bool>,
-    /// What the confirming script is to ask of the idle time (s).
-    pub idle: Cell<Option<u64>>,
+    /// The idle time that the confirming script is to insist on (s).
+    pub idle_wanted: Cell<Option<u64>>,
     pub aged: Cell<bool>,
     /// Counted as aged before in this run.
     pub was_aged: bool,
@@ -45,12 +45,12 @@ pub(crate) struct Visit {
     pub known: Cell<Option<Record>>,
     pub record: Cell<Option<Record>>,
     /// Its idle time, where that was asked before (s).
-    pub idled: Cell<Option<u64>>,
+    pub idle: Cell<Option<u64>>,
     /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
     pub vouched: Cell<u64>,
     pub until: Cell<Option<u64>>,
     /// When its idle time was asked for.
-    pub idled_at: Cell<Option<Moment>>,
+    pub idle_at: Cell<Option<Moment>>,
     /// It is to be read again, for it was used after all, or what was known of it is too old.
     pub reread: Cell<bool>,
     /// It turned out to be of another type.

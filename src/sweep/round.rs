@@ -270,7 +270,7 @@ fn value<'a>(terms: &'a Terms) -> &'a [u8] {
 }
 
 fn idle(visit: &Visit) -> String {
-    visit.idle.get().map(|s| s.to_string()).unwrap_or_default()
+    visit.idle_wanted.get().map(|s| s.to_string()).unwrap_or_default()
 }
 
 /// Where removals are noted.

@@ -4,18 +4,14 @@
 use crate::clock::Moment;
 use crate::connect::passes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lock::companion;
-use crate::reply::{Info, checked, understood};
-use crate::sweep::batch::Twice;
-use crate::sweep::records::Record;
+use crate::reply::{Info, checked};
 use crate::sweep::round::Ask;
-use crate::sweep::run::{Later, Running};
-use crate::sweep::slip::{self, Slip};
+use crate::sweep::run::Running;
 use crate::topology::{Facts, bytes_received, cpu_used};
 use redis::Value;
 
 /// A field of a hash, and what it holds.
-type Field = (Vec<u8>, Vec<u8>);
+pub(super) type Field = (Vec<u8>, Vec<u8>);
 
 impl Running<'_> {
     /// Goes where an answer leads.
@@ -87,57 +83,6 @@ impl Running<'_> {
         };
         if self.contender.lease().is_some() && !self.contender.extend_replied(&reply, sent)? {
             self.lost();
-        }
-        Ok(())
-    }
-
-    /// Forgets records of tags that this sweep did not see.
-    fn tidied_up(&mut self, first: u32, replies: Vec<Value>) -> Result<()> {
-        for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
-            // Another type under our name is not ours to tidy up.
-            let Ok(reply) = checked(reply) else { continue };
-            let records: Vec<Field> = understood(reply)?;
-            let (began, now) = (self.began(), self.server_time());
-            let unseen = |record: &[u8]| {
-                Record::read(record).is_none_or(|record| record.is_unseen(began, now))
-            };
-            let fields: Vec<Vec<u8>> = records
-                .into_iter()
-                .filter(|(_, record)| unseen(record))
-                .map(|(field, _)| field)
-                .collect();
-            if !fields.is_empty() {
-                self.queue.ready.push_back(Ask::Forget { bucket, fields });
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes up what an earlier sweep removed and did not live to verify.
-    fn recovered(&mut self, replies: Vec<Value>) -> Result<()> {
-        let reply = match checked(first(replies)) {
-            // Where nothing can be noted, a sweep that is to note must not begin.
-            Err(e) if self.options.durable => {
-                return Err(e.key(&companion(&self.contender.keys().lock, "quarantine")));
-            }
-            Err(e) => {
-                self.warn(&format!("the quarantine of this lock was passed over: {e}"));
-                return Ok(());
-            }
-            Ok(reply) => reply,
-        };
-        let (cursor, slips): (u64, Vec<Field>) = understood(reply)?;
-        let now = Moment::now();
-        for (id, bytes) in slips {
-            let slip = Slip::new(id, &self.legacy.crossed);
-            for batch in slip::read(&bytes, &slip) {
-                let size = batch.size();
-                self.queue.unverified.put((batch, Twice::Never), size, now);
-            }
-            self.warn("an earlier sweep was cut off before it had verified; that was made up for");
-        }
-        if cursor != 0 {
-            self.queue.waiting.put(Later::Recover(cursor), 0, now);
         }
         Ok(())
     }

@@ -5,7 +5,10 @@ mod ledger;
 mod limits;
 mod looks;
 mod queue;
+mod records;
 mod removals;
+mod resume;
+mod slips;
 mod tags;
 mod wire;
 
@@ -26,9 +29,12 @@ use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
-use ledger::{Figures, Legacy};
+use ledger::Figures;
 use limits::{Doomed, Limits};
 use queue::Queue;
+use records::Records;
+use resume::Resume;
+use slips::Slips;
 use std::rc::Rc;
 use std::time::Duration;
 use wire::Wire;
@@ -80,7 +86,9 @@ pub(super) struct Running<'a> {
     wire: Wire,
     pace: Pace,
     limits: Limits,
-    legacy: Legacy,
+    resume: Resume,
+    slips: Slips,
+    records: Records,
     figures: Figures,
     report: Report,
     begun: Moment,
@@ -128,8 +136,10 @@ impl<'a> Running<'a> {
             wire: Wire::new(facts.run_id.clone(), now),
             pace: Pace::new(options.max_latency, options.effort),
             limits: Limits::default(),
-            legacy: Legacy::new(fence, purpose, now),
-            figures: Figures::new(now),
+            resume: Resume::new(purpose, now),
+            slips: Slips::default(),
+            records: Records::default(),
+            figures: Figures::new(fence, now),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             begun: now,
             time: facts.time,
@@ -283,17 +293,17 @@ impl<'a> Running<'a> {
             self.extended = now;
             self.queue.ready.push_front(Ask::Extend);
         }
-        if self.stop.is_none() && now.since(self.legacy.checkpointed) >= checkpoint::EVERY {
-            self.legacy.checkpointed = now;
+        if self.stop.is_none() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
+            self.resume.checkpointed = now;
             let kept = self.checkpoint();
             self.queue.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
         }
-        if self.legacy.crossed.borrow().len() >= CROSSED || self.is_idle() {
+        if self.slips.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
         }
-        let records = self.legacy.records.len();
+        let records = self.records.due.len();
         if records >= CROSSED || (self.is_idle() && records > 0) {
-            self.queue.ready.push_back(Ask::Records(std::mem::take(&mut self.legacy.records)));
+            self.queue.ready.push_back(Ask::Records(std::mem::take(&mut self.records.due)));
         }
     }
 
@@ -359,8 +369,8 @@ impl<'a> Running<'a> {
             && self.queue.waiting.is_empty()
             && self.queue.holds_nothing()
             && self.queue.condemned.is_empty();
-        let crossed = self.legacy.crossed.borrow().is_empty();
-        let kept = crossed && self.legacy.records.is_empty();
+        let crossed = self.slips.crossed.borrow().is_empty();
+        let kept = crossed && self.records.due.is_empty();
         let verified = self.queue.ready.is_empty() && self.queue.unverified.is_empty() && kept;
         verified && (judged || self.stop.is_some())
     }

@@ -88,13 +88,13 @@ impl Queue {
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
-        let terms = self.condemned.front()?.visit.idle.get();
+        let terms = self.condemned.front()?.visit.idle_wanted.get();
         self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
             let more = members + batch.members.len();
             let full = more > most || bytes > BATCH_BYTES;
-            if batch.visit.idle.get() != terms || (!batches.is_empty() && full) {
+            if batch.visit.idle_wanted.get() != terms || (!batches.is_empty() && full) {
                 break;
             }
             (members, bytes) = (more, bytes + batch.members.bytes());

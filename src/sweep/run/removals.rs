@@ -13,9 +13,7 @@ use crate::sweep::run::ledger::grow;
 use crate::sweep::run::limits::Doomed;
 use crate::sweep::run::wire::LAST_TRY;
 use crate::sweep::run::{Running, STOPPING};
-use crate::sweep::slip::Slip;
 use redis::Value;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// How soon references are put back that the server did not let us put back.
@@ -122,8 +120,8 @@ impl Running<'_> {
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
     /// ask for it again.
     fn is_old(&self, visit: &Visit) -> bool {
-        let asked = visit.idle.get().is_some() || self.options.grace.is_zero();
-        !asked && visit.idled_at.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
+        let asked = visit.idle_wanted.get().is_some() || self.options.grace.is_zero();
+        !asked && visit.idle_at.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
     }
 
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.
@@ -241,7 +239,7 @@ impl Running<'_> {
             Twice::Never => false,
             Twice::Always => true,
             Twice::UnlessStill(removed) => {
-                let read = visit.idled_at.get();
+                let read = visit.idle_at.get();
                 !read.is_some_and(|read| self.idle.was_still(read, removed))
             }
         };
@@ -293,7 +291,7 @@ impl Running<'_> {
         // Whatever else there is to complain of, this is worse.
         self.failure = Some(failure);
         // A note of them, if there is one, stays for the next sweep.
-        self.legacy.unrestored.extend(batch.slip.clone());
+        self.slips.unrestored.extend(batch.slip.clone());
         self.let_go(batch.visit);
         self.stop(Reason::Error);
     }
@@ -310,28 +308,8 @@ impl Running<'_> {
             self.warn_of(&told, &format!("of {key}"));
         }
         for batch in batches {
-            self.legacy.unrestored.extend(batch.slip);
+            self.slips.unrestored.extend(batch.slip);
             self.let_go(batch.visit);
-        }
-    }
-
-    /// Gives batches that go to a script together a slip, if removals are noted.
-    pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
-        if self.options.durable {
-            let fence = self.contender.lease().map_or(0, |lease| lease.fence);
-            let slip =
-                Slip::new(format!("{fence}.{}", self.legacy.slips).into(), &self.legacy.crossed);
-            self.legacy.slips += 1;
-            batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
-        }
-        batches
-    }
-
-    pub(super) fn cross_out(&mut self) {
-        let ids = self.legacy.crossed.take();
-        // What was verified in a hurry is left to the next sweep as well.
-        if !ids.is_empty() && !self.is_hurried() {
-            self.queue.ready.push_back(Ask::CrossOut(ids));
         }
     }
 }

@@ -41,7 +41,7 @@ impl Running<'_> {
         }
         self.figures.visits += 1;
         let weigh = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
-        let visit = Rc::new(Visit { weigh, aging: self.legacy.aging, ..visit });
+        let visit = Rc::new(Visit { weigh, aging: self.records.aging, ..visit });
         if self.options.remember.is_some() && !visit.again {
             return self.queue.ready.push_back(Ask::Recall(visit));
         }
@@ -68,8 +68,8 @@ impl Running<'_> {
         let changed = self.untouching && kept.is_some_and(used);
         let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
         visit.known.set(kept);
-        visit.idled.set(idle);
-        visit.idled_at.set(Some(Moment::now()));
+        visit.idle.set(idle);
+        visit.idle_at.set(Some(Moment::now()));
         let age = if holds { self.age(&visit, idle) } else { None };
         let invalidates = self.options.on_aged == OnAged::Invalidate
             && judge::aged(age, self.options.max_tag_age);
@@ -157,11 +157,11 @@ impl Running<'_> {
 
     /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
     fn told_idle(&mut self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
-        if visit.idled.get().is_none() {
-            visit.idled_at.set(Some(sent));
+        if visit.idle.get().is_none() {
+            visit.idle_at.set(Some(sent));
         }
-        let idle = visit.idled.get().or_else(|| self.idle_time(replies));
-        visit.idled.set(idle);
+        let idle = visit.idle.get().or_else(|| self.idle_time(replies));
+        visit.idle.set(idle);
         if visit.aging && visit.known.get().is_none() {
             visit.known.set(self.record(replies.get(1)));
         }
@@ -196,8 +196,8 @@ impl Running<'_> {
     }
 
     fn read_later(&mut self, visit: &Visit, span: Duration) {
-        let (key, page) = (visit.key.clone(), Rc::clone(&visit.page));
-        let (size, record) = (key.capacity(), visit.record.get());
+        let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
+        let size = key.capacity() + size_of::<Tally>();
         let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
         let later = Later::Tag { key, page, record, was_aged, looked, tally };
         self.queue.waiting.put(later, size, Moment::now() + span);
@@ -213,11 +213,7 @@ impl Running<'_> {
         let counted = if visit.looked { 0 } else { again };
         self.report.references_checked -= counted;
         visit.page.checked.set(visit.page.checked.get() - counted);
-        let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let size = key.capacity() + size_of::<Tally>();
-        let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
-        let later = Later::Tag { key, page, record, was_aged, looked, tally };
-        self.queue.waiting.put(later, size, Moment::now() + span);
+        self.read_later(&visit, span);
         self.let_go(visit);
     }
 
@@ -253,7 +249,7 @@ impl Running<'_> {
         visit.unclear.set(evidence == Evidence::Unclear);
         let ask = self.untouching && evidence == Evidence::Settled && !grace.is_zero();
         let age = self.options.max_tag_age.filter(|_| visit.aged.get()).map(|age| age.as_secs());
-        visit.idle.set(ask.then_some(age.unwrap_or(0).max(needed)));
+        visit.idle_wanted.set(ask.then_some(age.unwrap_or(0).max(needed)));
         evidence
     }
 }

@@ -7,7 +7,6 @@ use crate::lock::{Histogram, companion};
 use crate::reply::checked;
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
 use crate::sweep::batch::{Batch, Twice};
-use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::history;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
@@ -110,7 +109,7 @@ impl Running<'_> {
             self.idle.not_before(at);
         }
         self.untouching &= matches!(replies.get(3), Some(Value::Okay));
-        self.legacy.aging =
+        self.records.aging =
             self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
         self.pace.connected(self.link.round_trip()?);
         Ok(())
@@ -134,17 +133,6 @@ impl Running<'_> {
         let mut cmd = redis::cmd("GET");
         cmd.arg(companion(&self.contender.keys().lock, what));
         cmd
-    }
-
-    /// Goes on where an earlier run was cut short, if this is the beginning.
-    fn go_on_from(&mut self, kept: &[u8]) {
-        let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
-        let Some(purpose) = self.legacy.purpose.as_ref().filter(|_| !begun) else { return };
-        let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
-        self.walk = checkpoint.walk(self.server_time(), self.options.grace);
-        self.report.resumed_at = checkpoint.place.share();
-        self.legacy.before = checkpoint.report;
-        self.report.removed_before = self.legacy.before.references_removed;
     }
 
     pub(super) fn launch(&mut self, asks: Vec<Ask>) -> Result<()> {

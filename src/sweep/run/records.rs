@@ -1,0 +1,119 @@
+//! What is known of tags: on record for later sweeps, their age and until when nothing in them can be stale.
+
+use crate::error::Result;
+use crate::reply::{checked, understood};
+use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::records::{self, Record, Warrant};
+use crate::sweep::round::Ask;
+use crate::sweep::run::Running;
+use crate::sweep::run::answers::Field;
+use crate::sweep::run::ledger::grow;
+use redis::Value;
+
+/// Records of a run.
+#[derive(Default)]
+pub(super) struct Records {
+    /// Ages are kept on record, because our reads reset them.
+    pub aging: bool,
+    /// Those to be written.
+    pub due: Vec<(Vec<u8>, Option<Record>)>,
+    /// Buckets that are tidied up.
+    tidied: u32,
+}
+
+impl Running<'_> {
+    /// Keeps what is known of a tag. One that is gone takes its record along.
+    pub(super) fn keep_record(&mut self, visit: &Visit) {
+        let now = self.server_time();
+        // Ours was the last touch, as far as we saw.
+        let touched = u32::try_from(now).unwrap_or(u32::MAX);
+        let warrant = self.warrant(visit);
+        let read_at = visit.idle_at.get().map_or(now, |at| self.server_time_at(at));
+        let fresh = || Record::observe(None, visit.idle.get().unwrap_or(0), read_at);
+        let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
+        let record =
+            record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
+        match record.filter(|_| !visit.gone.get()) {
+            None if visit.known.get().is_none() || !visit.gone.get() => {}
+            record => self.records.due.push((visit.key.clone(), record)),
+        }
+    }
+
+    /// Asks for how long live entries live, if that is to be remembered.
+    pub(super) fn vouch(&mut self, batch: Batch) {
+        let vouches = self.options.remember.is_some() && !self.options.dry_run;
+        if batch.members.is_empty() || !vouches || self.stop.is_some() {
+            return self.let_go(batch.visit);
+        }
+        self.queue.ready.push_back(Ask::Lifetimes(batch));
+    }
+
+    pub(super) fn vouched(&mut self, batch: Batch, replies: &[Value]) {
+        let (now, visit) = (self.server_time(), &batch.visit);
+        for reply in replies {
+            let Value::Int(life @ (-1 | 0..)) = reply else { continue };
+            grow(&visit.vouched, 1);
+            if let Ok(life) = u64::try_from(*life) {
+                let end = now + life / 1000;
+                visit.until.set(Some(visit.until.get().map_or(end, |until| until.min(end))));
+            }
+        }
+        self.let_go(batch.visit);
+    }
+
+    /// What is to be remembered of a tag, if each of its references was vouched for.
+    fn warrant(&self, visit: &Visit) -> Option<Warrant> {
+        let left = visit.checked.get().checked_sub(visit.removed.get())?;
+        let most = self.server_time() + self.options.remember?.as_secs();
+        let until = visit.until.get().map_or(most, |until| until.min(most));
+        let sound = left > 0 && visit.vouched.get() == left && self.was_left_alone(visit);
+        sound.then(|| Warrant::new(until, left, &self.proof.in_force().entry_prefix))
+    }
+
+    /// Whether the application had left a tag alone when it was read: of one in use nobody could tell later
+    /// that it was used again.
+    fn was_left_alone(&self, visit: &Visit) -> bool {
+        let (Some(idle), Some(at)) = (visit.idle.get(), visit.idle_at.get()) else {
+            return false;
+        };
+        let at = self.server_time_at(at);
+        let known = visit.known.get().filter(|_| !self.untouching);
+        Record::observe(known, idle, at).age(at) > records::SLOP
+    }
+
+    /// At the end of a sweep that saw every tag: records of those that it did not see go, bucket by
+    /// bucket. False when there is nothing to tidy up.
+    pub(super) fn tidy(&mut self) -> bool {
+        let whole = self.stop.is_none() && self.walk.is_whole();
+        let keeps = self.records.aging || self.options.remember.is_some();
+        let writes = keeps && !self.options.dry_run;
+        if !whole || !writes || self.records.tidied >= records::BUCKETS {
+            return false;
+        }
+        self.queue.ready.push_back(Ask::Tidy { first: self.records.tidied });
+        self.records.tidied += records::TIDIED;
+        true
+    }
+
+    /// Forgets records of tags that this sweep did not see.
+    pub(super) fn tidied_up(&mut self, first: u32, replies: Vec<Value>) -> Result<()> {
+        for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
+            // Another type under our name is not ours to tidy up.
+            let Ok(reply) = checked(reply) else { continue };
+            let records: Vec<Field> = understood(reply)?;
+            let (began, now) = (self.began(), self.server_time());
+            let unseen = |record: &[u8]| {
+                Record::read(record).is_none_or(|record| record.is_unseen(began, now))
+            };
+            let fields: Vec<Vec<u8>> = records
+                .into_iter()
+                .filter(|(_, record)| unseen(record))
+                .map(|(field, _)| field)
+                .collect();
+            if !fields.is_empty() {
+                self.queue.ready.push_back(Ask::Forget { bucket, fields });
+            }
+        }
+        Ok(())
+    }
+}

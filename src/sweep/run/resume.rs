@@ -1,0 +1,93 @@
+//! Where an earlier sweep was cut short, and where a later one could go on.
+
+use crate::clock::Moment;
+use crate::sweep::batch::Batch;
+use crate::sweep::checkpoint::Checkpoint;
+use crate::sweep::page::Page;
+use crate::sweep::report::Report;
+use crate::sweep::round::Ask;
+use crate::sweep::run::Running;
+use std::rc::Rc;
+
+/// What checkpoints are made of.
+pub(super) struct Resume {
+    /// What those of this run are good for; `None` when there can be none.
+    purpose: Option<String>,
+    pub checkpointed: Moment,
+    /// Figures of the sweep that this one goes on from.
+    before: Report,
+    /// Pages of which something was given up: whoever goes on begins with them.
+    given_up: Vec<Rc<Page>>,
+    farewell: bool,
+}
+
+impl Resume {
+    pub fn new(purpose: Option<String>, now: Moment) -> Self {
+        let (before, given_up) = (Report::default(), Vec::new());
+        Self { purpose, checkpointed: now, before, given_up, farewell: false }
+    }
+}
+
+impl Running<'_> {
+    /// Goes on where an earlier run was cut short, if this is the beginning.
+    pub(super) fn go_on_from(&mut self, kept: &[u8]) {
+        let begun = self.report.pages > 0 || self.second_pass || !self.options.resume;
+        let Some(purpose) = self.resume.purpose.as_ref().filter(|_| !begun) else { return };
+        let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
+        self.walk = checkpoint.walk(self.server_time(), self.options.grace);
+        self.report.resumed_at = checkpoint.place.share();
+        self.resume.before = checkpoint.report;
+        self.report.removed_before = self.resume.before.references_removed;
+    }
+
+    /// Where another sweep could go on, with what was done before that; `None` while that would be
+    /// the beginning.
+    pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
+        if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
+            return None;
+        }
+        let purpose = self.resume.purpose.as_ref()?;
+        let place = self.walk.settled();
+        let mut report = self.resume.before.clone();
+        report.add(&self.report);
+        for page in self.walk.unsettled() {
+            report.tags_seen -= page.seen.get();
+            report.tags_aged -= page.aged.get();
+            report.tags_skipped -= page.skipped.get();
+            report.tags_unchanged -= page.unchanged.get();
+            report.references_checked -= page.checked.get();
+        }
+        (place.cursor != 0).then(|| Checkpoint::new(purpose, place, report))
+    }
+
+    /// Nothing more is done about something of this page.
+    pub(super) fn give_up(&mut self, page: &Rc<Page>) {
+        if !self.resume.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
+            self.resume.given_up.push(Rc::clone(page));
+        }
+    }
+
+    /// Nothing more is done about these references.
+    pub(super) fn leave(&mut self, batch: Batch) {
+        self.give_up(&batch.visit.page);
+        self.let_go(batch.visit);
+    }
+
+    /// The last words to the server: how far we came, or that there is nothing left to do. False when
+    /// they are said.
+    pub(super) fn say_farewell(&mut self) -> bool {
+        if self.tidy() {
+            return true;
+        }
+        let silent = self.options.dry_run || self.contender.lease().is_none();
+        if silent || std::mem::replace(&mut self.resume.farewell, true) {
+            return false;
+        }
+        let kept = match self.stop {
+            None => Some(None),
+            Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
+        };
+        self.queue.ready.extend(kept.map(Ask::Checkpoint));
+        true
+    }
+}
