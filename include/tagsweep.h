@@ -447,7 +447,7 @@ const char *tagsweep_version(void);
  * `timeout_ms`: longest time of any one call, connecting and repeating included; 0 for 5000.
  * `out`: receives the handle, to be freed with tagsweep_client_free.
  *
- * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ * Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
  *
  * # Safety
  * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
@@ -475,7 +475,7 @@ void tagsweep_client_free(tagsweep_client *client);
  * `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
  * `out`: receives the handle, to be freed with tagsweep_lock_free.
  *
- * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ * Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
  *
  * # Safety
  * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
@@ -622,7 +622,7 @@ void tagsweep_lock_options_init(tagsweep_lock_options *options);
  * `options`: NULL for the defaults.
  * `out`: receives the handle, to be freed with tagsweep_lock_free.
  *
- * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ * Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
  *
  * # Safety
  * Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
@@ -642,7 +642,7 @@ int32_t tagsweep_lock_new_with(const tagsweep_client *client,
  *
  * `options`: NULL for the defaults, but that freeing the handle does not release: the lease is another's.
  *
- * Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+ * Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
  *
  * # Safety
  * As tagsweep_lock_new_with; `owner` is readable for `owner_len` bytes.

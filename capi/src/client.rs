@@ -21,7 +21,7 @@ pub struct tagsweep_client {
 /// `timeout_ms`: longest time of any one call, connecting and repeating included; 0 for 5000.
 /// `out`: receives the handle, to be freed with tagsweep_client_free.
 ///
-/// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+/// Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
 ///
 /// # Safety
 /// Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.

@@ -22,7 +22,7 @@ pub struct tagsweep_lock {
 /// `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
 /// `out`: receives the handle, to be freed with tagsweep_lock_free.
 ///
-/// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+/// Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
 ///
 /// # Safety
 /// Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
@@ -127,6 +127,25 @@ pub unsafe extern "C" fn tagsweep_lock_acquire_while(
     })
 }
 
+/// Does something that tells whether the lease was still ours.
+///
+/// # Safety
+/// `lock` is NULL or live; `error` is writable for `error_size` bytes.
+unsafe fn still(
+    lock: *mut tagsweep_lock,
+    error: *mut c_char,
+    error_size: usize,
+    act: impl FnOnce(&mut Lock) -> tagsweep::Result<bool>,
+) -> i32 {
+    // SAFETY: by the contract of this function.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: by the contract of this function.
+        let handle = unsafe { mutable(lock, "lock")? };
+        Ok(if act(&mut handle.lock)? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+    })
+}
+
 /// Gives the lease more time. One round trip.
 ///
 /// `ttl_ms`: exactly this from now on; 0 for the lock's TTL, never less than what is left.
@@ -143,14 +162,9 @@ pub unsafe extern "C" fn tagsweep_lock_extend(
     error: *mut c_char,
     error_size: usize,
 ) -> i32 {
+    let ttl = (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms));
     // SAFETY: the caller's promise, passed on.
-    let error = unsafe { ErrorText::new(error, error_size) };
-    guarded(&error, || {
-        // SAFETY: the caller's promise, passed on.
-        let handle = unsafe { mutable(lock, "lock")? };
-        let ttl = (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms));
-        Ok(if handle.lock.extend(ttl)? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
-    })
+    unsafe { still(lock, error, error_size, |lock| lock.extend(ttl)) }
 }
 
 /// Gives the lock up. One round trip; none without a lease.
@@ -167,12 +181,7 @@ pub unsafe extern "C" fn tagsweep_lock_release(
     error_size: usize,
 ) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    let error = unsafe { ErrorText::new(error, error_size) };
-    guarded(&error, || {
-        // SAFETY: the caller's promise, passed on.
-        let handle = unsafe { mutable(lock, "lock")? };
-        Ok(if handle.lock.release()? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
-    })
+    unsafe { still(lock, error, error_size, Lock::release) }
 }
 
 /// Asks the server whether the lease is still ours. One round trip.
@@ -188,12 +197,7 @@ pub unsafe extern "C" fn tagsweep_lock_verify(
     error_size: usize,
 ) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    let error = unsafe { ErrorText::new(error, error_size) };
-    guarded(&error, || {
-        // SAFETY: the caller's promise, passed on.
-        let handle = unsafe { mutable(lock, "lock")? };
-        Ok(if handle.lock.verify()? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
-    })
+    unsafe { still(lock, error, error_size, Lock::verify) }
 }
 
 /// Told once when a lease is lost, with the reason ("expired", "evicted", "failover", "stolen", "forced",

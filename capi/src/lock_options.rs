@@ -61,7 +61,7 @@ pub unsafe extern "C" fn tagsweep_lock_options_init(options: *mut tagsweep_lock_
 /// `options`: NULL for the defaults.
 /// `out`: receives the handle, to be freed with tagsweep_lock_free.
 ///
-/// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+/// Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
 ///
 /// # Safety
 /// Pointers are NULL or valid for their lengths; `error` is writable for `error_size` bytes.
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn tagsweep_lock_new_with(
 ///
 /// `options`: NULL for the defaults, but that freeing the handle does not release: the lease is another's.
 ///
-/// Returns TAGSWEEP_OK or TAGSWEEP_ERR_INVALID.
+/// Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
 ///
 /// # Safety
 /// As tagsweep_lock_new_with; `owner` is readable for `owner_len` bytes.

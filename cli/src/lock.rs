@@ -64,27 +64,31 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let granted = Instant::now();
     let family = start(args, fence, tell)?;
     let code = watch(&family, Ends::of(args, granted), &events)?;
+    let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
+    Ok(give_back(&mut lock, &plain(&args.name.to_string_lossy()), patience, code))
+}
+
+/// Releases the lock; the exit code, which a loss changes that the command did not live to see.
+fn give_back(lock: &mut Lock, name: &str, patience: Duration, code: u8) -> u8 {
     // The word of it may still be on its way to us.
     let lost = lock.lost().is_some();
     let held = lock.fence().is_some() && !lost;
-    let name = plain(&args.name.to_string_lossy());
-    let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
     let released = lock.release_within(patience);
     if lost && code != exit::PARTIAL {
         complain!("tagsweep: the lock {name} was lost just before the command ended");
-        return Ok(exit::PARTIAL);
+        return exit::PARTIAL;
     }
     match released {
         Ok(false) if held => {
             complain!("tagsweep: the lock {name} was lost while the command ran, to its end");
-            return Ok(exit::PARTIAL);
+            return exit::PARTIAL;
         }
         Ok(_) => {}
         Err(e) => {
             complain!("tagsweep: the lock could not be released and ends with its TTL: {e}");
         }
     }
-    Ok(code)
+    code
 }
 
 /// A contender whose lease is renewed, and whose loss is an event.

@@ -79,55 +79,64 @@ fn message(progress: &Progress) -> String {
     )
 }
 
-/// The report as text.
+/// Prints the report, and to people what it warns of.
 pub(crate) fn print_report(report: &Report, server: &str) {
-    let done = match (report.dry_run, report.complete) {
-        (true, true) => "Would be done".to_owned(),
-        (false, true) => "Swept".to_owned(),
-        (_, false) => format!("Ended early ({})", report.reason.text()),
-    };
-    say!(
-        "{done} on {server} in {:.2} s ({:.2} s of the server's time)",
-        report.duration.as_secs_f64(),
-        report.server.as_secs_f64()
-    );
-    let gone = if report.dry_run { "to remove" } else { "removed" };
-    say!(
-        "  tags        {} seen, {} {gone}, {} pruned, {} aged, {} unchanged, {} skipped (other types)",
-        report.tags_seen,
-        report.tags_removed,
-        report.tags_pruned,
-        report.tags_aged,
-        report.tags_unchanged,
-        report.tags_skipped
-    );
-    say!(
-        "  references  {} checked, {} {gone}, {} restored; {} entries invalidated",
-        report.references_checked,
-        report.references_removed,
-        report.references_restored,
-        report.entries_invalidated
-    );
-    say!("  memory      about {} reclaimed", size(report.bytes_reclaimed));
-    say!(
-        "  rounds      {}, each kept the server for {} (median), {} (slowest hundredth)",
-        report.rounds,
-        span(report.round_p50),
-        span(report.round_p99)
-    );
-    if report.references_skipped > 0 {
-        say!("  left alone  {} references of tags in use", report.references_skipped);
-    }
-    if report.resumed_at > 0.0 {
-        let (at, before) = (report.resumed_at * 100.0, report.removed_before);
-        say!("  went on     at {at:.0} %; {before} references had been removed before");
-    }
+    say!("{}", heading(report, server));
+    figures(report).iter().for_each(|line| say!("  {line}"));
     for Sample { tag, entry, why } in &report.samples {
         say!("  example     {tag} would lose {entry}: {why}");
     }
     for warning in &report.warnings {
         complain!("warning: {warning}");
     }
+}
+
+fn heading(report: &Report, server: &str) -> String {
+    let done = match (report.dry_run, report.complete) {
+        (true, true) => "Would be done".to_owned(),
+        (false, true) => "Swept".to_owned(),
+        (_, false) => format!("Ended early ({})", report.reason.text()),
+    };
+    let (took, worked) = (report.duration.as_secs_f64(), report.server.as_secs_f64());
+    format!("{done} on {server} in {took:.2} s ({worked:.2} s of the server's time)")
+}
+
+fn figures(report: &Report) -> Vec<String> {
+    let gone = if report.dry_run { "to remove" } else { "removed" };
+    let mut lines = vec![
+        format!(
+            "tags        {} seen, {} {gone}, {} pruned, {} aged, {} unchanged, {} skipped (other types)",
+            report.tags_seen,
+            report.tags_removed,
+            report.tags_pruned,
+            report.tags_aged,
+            report.tags_unchanged,
+            report.tags_skipped
+        ),
+        format!(
+            "references  {} checked, {} {gone}, {} restored; {} entries invalidated",
+            report.references_checked,
+            report.references_removed,
+            report.references_restored,
+            report.entries_invalidated
+        ),
+        format!("memory      about {} reclaimed", size(report.bytes_reclaimed)),
+        format!(
+            "rounds      {}, each kept the server for {} (median), {} (slowest hundredth)",
+            report.rounds,
+            span(report.round_p50),
+            span(report.round_p99)
+        ),
+    ];
+    if report.references_skipped > 0 {
+        lines.push(format!("left alone  {} references of tags in use", report.references_skipped));
+    }
+    if report.resumed_at > 0.0 {
+        let (at, before) = (report.resumed_at * 100.0, report.removed_before);
+        lines
+            .push(format!("went on     at {at:.0} %; {before} references had been removed before"));
+    }
+    lines
 }
 
 /// What an operator can do about a holder that is gone for good.
