@@ -31,20 +31,22 @@ impl Doomed {
 }
 
 /// What the limits were asked for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Limits {
     /// References that are to go, and how many of them may.
     wanted: u64,
     allowed: u64,
-    /// Enough was looked at to tell what share would go.
+    /// Enough was looked at to tell what share would go, or it does not matter.
     told: bool,
     /// Of a dry run: what a sweep would hold back made too large a share.
     pub refrains: bool,
-    /// Of a dry run: the share does not matter, or was told and was not too large.
-    pub tolerates: bool,
 }
 
 impl Limits {
+    pub fn new(max_share: f64) -> Self {
+        Self { wanted: 0, allowed: 0, told: max_share >= 1.0, refrains: false }
+    }
+
     /// Whether more is to go than may.
     pub fn is_exhausted(&self) -> bool {
         self.wanted > self.allowed
@@ -62,20 +64,21 @@ impl Running<'_> {
     /// are held back.
     pub(super) fn admit(&mut self, doomed: Doomed) {
         self.limits.wanted += doomed.batch().members.len() as u64;
-        if self.options.max_share < 1.0 && !self.limits.told {
-            self.queue.hold(doomed);
-        } else {
-            self.let_pass(doomed);
-        }
+        if self.limits.told { self.let_pass(doomed) } else { self.queue.hold(doomed) }
     }
 
     /// What was held back, once it can be told whether it is too large a share, or fills the memory: then it is
-    /// judged by what was seen.
+    /// judged by what was seen. A dry run, which counts it, goes by the same moment.
     pub(super) fn release_held(&mut self) {
-        if self.queue.holds_nothing() || !(self.tells() || self.queue.is_full()) {
+        let waits = !self.queue.holds_nothing() || (self.options.dry_run && self.limits.wanted > 0);
+        if self.limits.told || !waits || !(self.tells() || self.queue.is_full()) {
             return;
         }
         self.limits.told = true;
+        if self.options.dry_run && self.is_too_large_a_share() {
+            self.limits.refrains = true;
+            self.stop(Reason::MaxShare);
+        }
         for doomed in self.queue.take_held() {
             self.let_pass(doomed);
         }
@@ -119,19 +122,24 @@ impl Running<'_> {
         allowed
     }
 
-    /// Of a dry run: how many of so many more removals the limits allow; `None` if they would make a larger
-    /// share than allowed.
-    pub(super) fn foresee_limits(&mut self, more: u64) -> Option<u64> {
+    /// Of a dry run: how many of so many more removals the limits allow. Stops where a sweep would.
+    pub(super) fn foresee_limits(&mut self, more: u64) -> u64 {
         self.limits.wanted += more;
+        if self.limits.told && self.is_too_large_a_share() {
+            self.stop(Reason::MaxShare);
+            return 0;
+        }
         let allowed = self.take(more);
-        (!self.is_too_large_a_share()).then_some(allowed)
+        if self.limits.told && self.limits.is_exhausted() {
+            self.stop(Reason::MaxRemovals);
+        }
+        allowed
     }
 
-    /// Whether a larger share would go than allowed, as far as there is enough to tell.
+    /// Whether a larger share would go than allowed.
     pub(super) fn is_too_large_a_share(&self) -> bool {
         let (removed, checked) = (self.limits.wanted, self.report.references_checked);
-        let tells = self.limits.told || self.tells();
-        tells && judge::exceeds_share(removed, checked, self.options.max_share)
+        judge::exceeds_share(removed, checked, self.options.max_share)
     }
 
     /// Whether so much was looked at that a share says something: a thousand references, or all there are.

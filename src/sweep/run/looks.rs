@@ -7,7 +7,7 @@ use crate::reply::{checked, understood};
 use crate::sweep::batch::Batch;
 use crate::sweep::judge;
 use crate::sweep::options::OnAged;
-use crate::sweep::report::{Reason, Sample};
+use crate::sweep::report::Sample;
 use crate::sweep::round::Ask;
 use crate::sweep::run::answers::number;
 use crate::sweep::run::ledger::grow;
@@ -133,26 +133,15 @@ impl Running<'_> {
         if self.stop.is_some() {
             return self.let_go(batch.visit);
         }
-        let allowed = self.foresee_limits(stale);
         if stale > 0 {
             self.proof.foresee(&batch);
         }
-        let removed = allowed.unwrap_or(0);
+        let removed = self.foresee_limits(stale);
         self.report.references_removed += removed;
         let visit = &batch.visit;
         grow(&visit.removed, removed);
         visit.gone.set(visit.removed.get() == visit.checked.get());
         self.let_go(batch.visit);
-        if allowed.is_none() {
-            // A sweep holds everything back until the share can be told.
-            self.limits.refrains = !self.limits.tolerates;
-            self.stop(Reason::MaxShare);
-            return;
-        }
-        self.limits.tolerates |= self.options.max_share >= 1.0 || self.tells();
-        if self.limits.tolerates && self.limits.is_exhausted() {
-            self.stop(Reason::MaxRemovals);
-        }
     }
 
     /// Which entries exist; those of a mixed group are looked for one by one.

@@ -135,7 +135,7 @@ impl<'a> Running<'a> {
             queue: Queue::new(memory, now),
             wire: Wire::new(facts.run_id.clone(), now),
             pace: Pace::new(options.max_latency, options.effort),
-            limits: Limits::default(),
+            limits: Limits::new(options.max_share),
             resume: Resume::new(purpose, now),
             slips: Slips::default(),
             records: Records::default(),
