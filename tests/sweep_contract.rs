@@ -444,6 +444,25 @@ fn a_dry_run_says_that_a_sweep_would_remove_nothing_for_want_of_a_proof() {
 }
 
 #[test]
+fn a_dry_run_does_not_stop_before_the_mapping_is_proven() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "orphan", 200, 5, 0);
+    let options = || Options { max_removals: Some(7), ..quick() };
+    // One tag in many proves it, wherever the walk comes by it.
+    tags(&mut con, "live", 1, 1, 1);
+    let plan = sweep(server.config(), Options { dry_run: true, ..options() });
+    let report = sweep(server.config(), options());
+    for report in [plan, report] {
+        assert_eq!(
+            (report.references_removed, report.reason),
+            (7, Reason::MaxRemovals),
+            "{report:?}"
+        );
+    }
+}
+
+#[test]
 fn a_share_is_not_judged_while_tags_wait_for_their_grace() {
     let server = Server::start();
     let mut con = server.connect();

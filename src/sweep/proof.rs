@@ -85,7 +85,7 @@ impl Proof {
 
     /// Lets a batch pass when the mapping is proven; holds it back otherwise.
     pub fn admit(&mut self, batch: Batch) -> Option<Batch> {
-        if self.is_needless() {
+        if self.lets_pass() {
             return Some(batch);
         }
         self.foresee(&batch);
@@ -104,7 +104,7 @@ impl Proof {
     /// Takes note of what is held back, or would be.
     pub fn foresee(&mut self, batch: &Batch) {
         let first = || Some((batch.visit.key.clone(), batch.members.iter().next()?.to_vec()));
-        if !self.is_needless() && self.example.is_none() {
+        if !self.lets_pass() && self.example.is_none() {
             self.example = first();
         }
     }
@@ -120,13 +120,14 @@ impl Proof {
         self.chosen.is_some()
     }
 
-    fn is_needless(&self) -> bool {
+    /// Whether what is condemned may pass.
+    pub fn lets_pass(&self) -> bool {
         self.chosen.is_some() || self.trusted
     }
 
     /// Whether nothing waits for a proof any more, and nothing was passed over for want of one.
     pub fn is_settled(&self) -> bool {
-        self.is_needless() && self.missed.is_none()
+        self.lets_pass() && self.missed.is_none()
     }
 
     /// Whether something was passed over for want of a proof.
@@ -141,7 +142,7 @@ impl Proof {
 
     /// At the end of a walk: what speaks against every mapping, if anything does.
     pub fn refutation(&self) -> Option<String> {
-        let (tag, member) = self.example.as_ref().filter(|_| !self.is_needless())?;
+        let (tag, member) = self.example.as_ref().filter(|_| !self.lets_pass())?;
         let (entry, tag) = (printable(&self.in_force().entry(member)), printable(tag));
         Some(format!(
             "no reference leads to an existing entry (such as {entry} of {tag}): either every entry \

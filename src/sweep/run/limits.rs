@@ -70,7 +70,8 @@ impl Running<'_> {
     /// What was held back, once it can be told whether it is too large a share, or fills the memory: then it is
     /// judged by what was seen. A dry run, which counts it, goes by the same moment.
     pub(super) fn release_held(&mut self) {
-        let waits = !self.queue.holds_nothing() || (self.options.dry_run && self.limits.wanted > 0);
+        let foresees = self.options.dry_run && self.proof.lets_pass() && self.limits.wanted > 0;
+        let waits = !self.queue.holds_nothing() || foresees;
         if self.limits.told || !waits || !(self.tells() || self.queue.is_full()) {
             return;
         }
@@ -125,12 +126,13 @@ impl Running<'_> {
     /// Of a dry run: how many of so many more removals the limits allow. Stops where a sweep would.
     pub(super) fn foresee_limits(&mut self, more: u64) -> u64 {
         self.limits.wanted += more;
-        if self.limits.told && self.is_too_large_a_share() {
+        let judges = self.limits.told && self.proof.lets_pass();
+        if judges && self.is_too_large_a_share() {
             self.stop(Reason::MaxShare);
             return 0;
         }
         let allowed = self.take(more);
-        if self.limits.told && self.limits.is_exhausted() {
+        if judges && self.limits.is_exhausted() {
             self.stop(Reason::MaxRemovals);
         }
         allowed
