@@ -176,7 +176,7 @@ final class TagCleanupManagerTest extends TestCase
         $begun = microtime(true);
         self::assertSame(0, $manager->cleanup());
         self::assertLessThan(1.0, microtime(true) - $begun);
-        self::assertSame([[2, 1.0]], $seen);
+        self::assertSame([[2, 0.99]], $seen, "the walk is done, and something waits");
         self::assertSame(['stopped', false], [$manager->lastReport()->reason, $manager->lastReport()->complete]);
         self::assertSame(0, $redis->exists('lock:cache_tag_cleanup'));
     }
