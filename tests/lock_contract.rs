@@ -422,17 +422,18 @@ fn a_server_that_became_a_replica_is_left_for_where_the_address_leads_now() {
 #[test]
 fn a_connection_that_the_server_closed_costs_no_call_and_no_renewal() {
     let server = Server::start();
-    let mut other = server.connect();
-    let mut close = || run::<i64>(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
+    let mut con = server.connect();
+    let close = |con: &mut redis::Connection| run::<i64>(con, "CLIENT KILL TYPE normal SKIPME yes");
     let (max_hold, ttl) = (Some(10 * TTL), Duration::from_millis(600));
     let watchdog = Some(tagsweep::lock::Watchdog::new());
     let terms = Options { renew: watchdog, ..Options::new(ttl) };
     let mut renewed = Lock::on(server.link(), b"renewed", terms).unwrap();
     fence(renewed.acquire().unwrap());
-    let begun = std::time::Instant::now();
-    while begun.elapsed() < 3 * ttl {
-        close();
-        std::thread::sleep(Duration::from_millis(10));
+    for _ in 0..4 {
+        // Right after a renewal none is under way.
+        until("it is renewed", || run::<i64>(&mut con, "PTTL lock:renewed") > 590);
+        assert!(close(&mut con) > 0);
+        until("time passes", || run::<i64>(&mut con, "PTTL lock:renewed") < 550);
     }
     assert!(renewed.is_held() && renewed.release().unwrap());
     assert!(renewed.stats().renewed > 2, "{:?}", renewed.stats());
@@ -446,10 +447,10 @@ fn a_connection_that_the_server_closed_costs_no_call_and_no_renewal() {
     status(&link, b"job").unwrap();
     let options = Options { max_hold, ..Options::new(TTL) };
     let mut lock = Lock::restore(link, b"job", &owner, options).unwrap();
-    close();
+    close(&mut con);
     assert!(lock.extend(Some(20 * TTL)).unwrap());
     assert!(lock.remaining().unwrap() <= 10 * TTL - age, "it counts from the grant");
-    close();
+    close(&mut con);
     assert!(granted.force_release().unwrap());
 }
 
@@ -508,4 +509,24 @@ fn a_lease_that_was_handed_over_and_lives_longer_there_is_no_cause_for_a_warning
     assert!(lock.verify().unwrap() && lock.extend(None).unwrap());
     assert!(lock.remaining().unwrap() > 9 * TTL);
     assert!(!status(&server.link(), b"job").unwrap().is_overlong());
+}
+
+#[test]
+fn spans_of_long_ago_are_forgotten_and_nothing_else() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let stats = "{lock:job}:stats";
+    for field in ["g1.3", "d7.12", "renewed", "wait.3", "g999999.1"] {
+        let _: () = con.hset(stats, field, 5).unwrap();
+    }
+    let options = Options { record: true, ..Options::new(TTL) };
+    let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+    fence(lock.acquire().unwrap());
+    assert!(lock.release().unwrap());
+    let left: Vec<String> = con.hkeys(stats).unwrap();
+    assert!(!left.iter().any(|field| field == "g1.3" || field == "d7.12"), "{left:?}");
+    for field in ["renewed", "wait.3", "g999999.1"] {
+        assert!(left.iter().any(|kept| kept == field), "{field}: {left:?}");
+    }
+    assert!(left.iter().any(|field| field.starts_with("d2")), "{left:?}");
 }

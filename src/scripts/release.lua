@@ -22,7 +22,8 @@
 -- ARGV[7] this grant for the runs: fence, host, pid, program, duration in ms
 -- ARGV[8..] pairs of a statistic and what it grows by
 -- Returns 1 when released, 0 when the key is gone or somebody else's.
--- Cost: O(statistics given), 4 commands without a waiter, 6 with one, and those of the statistics.
+-- Cost: O(statistics given), 4 commands without a waiter, 6 with one, and those of the statistics; a few times
+--   a week O(statistics kept), 2 more.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 -- Whatever becomes of the lock, this grant was given back. (Out of memory, that may not be kept.)
 if ARGV[2] ~= '0' then redis.pcall('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
@@ -49,6 +50,19 @@ if ARGV[7] then
   redis.pcall('LTRIM', KEYS[6], 0, 9)
   redis.pcall('PEXPIRE', KEYS[6], ARGV[3])
 end
-for n = 8, #ARGV, 2 do redis.pcall('HINCRBY', KEYS[5], ARGV[n], ARGV[n + 1]) end
+local week
+for n = 8, #ARGV, 2 do
+  local sum = redis.pcall('HINCRBY', KEYS[5], ARGV[n], ARGV[n + 1])
+  if sum == 1 then week = string.match(ARGV[n], '^[gd](%d+)%.') or week end
+end
+-- Spans are counted by week ("g<week>.<bucket>", "d<week>.<bucket>"): with the first of a week and bucket
+-- those go that are too old to teach anything.
+local kept = week and redis.pcall('HGETALL', KEYS[5]) or {}
+local outdated = {}
+for n = 1, #kept, 2 do
+  local old = string.match(kept[n], '^[gd](%d+)%.')
+  if old and tonumber(old) + 4 < tonumber(week) and #outdated < 1000 then outdated[#outdated + 1] = kept[n] end
+end
+if #outdated > 0 then redis.pcall('HDEL', KEYS[5], unpack(outdated)) end
 if #ARGV >= 8 then redis.pcall('PEXPIRE', KEYS[5], ARGV[3]) end
 return 1
