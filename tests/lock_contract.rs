@@ -475,15 +475,15 @@ fn a_server_that_answers_again_is_told_of_the_end_of_a_lease() {
 #[test]
 fn losses_are_those_that_happened() {
     let server = Server::start();
-    let options = || Options { record: true, ..Options::new(Duration::from_millis(50)) };
-    let over = || std::thread::sleep(Duration::from_millis(60));
+    let options = || Options { record: true, ..Options::new(Duration::from_millis(300)) };
+    let over = || std::thread::sleep(Duration::from_millis(310));
     let mut lock = Lock::on(server.link(), b"job", options()).unwrap();
     for _ in 0..3 {
         fence(lock.acquire().unwrap());
         over();
     }
     assert_eq!(lock.stats().lost.get(&LossReason::Expired), Some(&2), "and one is to come");
-    let max_hold = Some(Duration::from_millis(50));
+    let max_hold = Some(Duration::from_millis(300));
     let mut held = Lock::on(server.link(), b"held", Options { max_hold, ..options() }).unwrap();
     fence(held.acquire().unwrap());
     over();
