@@ -7,8 +7,7 @@
 //! again, as a nudge, until the interrupt has come. A second signal, or one without any lease, ends the
 //! process at once.
 
-use crate::gate::{Interrupt, chain_interrupt, handler, sigaction};
-use crate::lock::release_all;
+use crate::gate::{Interrupt, chain_interrupt, handler, sigaction, stand_for_default};
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -38,11 +37,16 @@ const NO_TIMER: *mut libc::c_void = std::ptr::without_provenance_mut(usize::MAX)
 /// The process that has the timers: a fork does not.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
+/// Releases all leases of this process.
+static RELEASE: OnceLock<fn()> = OnceLock::new();
+
 /// Who was interrupted before us.
 static BEFORE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
-/// At module start.
-pub(crate) fn prepare() {
+/// At module start, with what releases all leases.
+pub(crate) fn prepare(release_all: fn()) {
+    let _ = RELEASE.set(release_all);
+    stand_for_default(on_signal as *const () as libc::sighandler_t);
     let before = chain_interrupt(on_interrupt);
     let before = before.map_or(std::ptr::null_mut(), |before| before as *mut ());
     BEFORE.store(before, Ordering::Release);
@@ -108,11 +112,6 @@ fn nudge(signal: libc::c_int, every: Duration) {
     unsafe { libc::timer_settime(timer, 0, &raw const spec, std::ptr::null_mut()) };
 }
 
-/// Whether a disposition is ours, which stands for the default.
-pub(crate) fn is_ours(handler: libc::sighandler_t) -> bool {
-    handler == on_signal as *const () as libc::sighandler_t
-}
-
 unsafe extern "C" fn on_signal(
     signal: libc::c_int,
     info: *const libc::siginfo_t,
@@ -150,7 +149,8 @@ unsafe extern "C" fn on_interrupt(frame: *mut ExecuteData) {
     if signal != 0 && LEASES.load(Ordering::Acquire) > 0 {
         nudge(signal, Duration::ZERO);
         // A panic must not cross into the engine, and the process ends in any case.
-        let _ = std::panic::catch_unwind(release_all);
+        let _ =
+            std::panic::catch_unwind(|| RELEASE.get().into_iter().for_each(|release| release()));
         end(signal);
     }
     let before = BEFORE.load(Ordering::Acquire);

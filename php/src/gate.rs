@@ -6,12 +6,12 @@
 //! - one with a PHP handler: the handler runs now, and native work goes on, unless it threw;
 //! - the time limit: we stop and return; the engine then raises its error.
 
-use crate::ending::is_ours;
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals, bailout, try_catch};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 unsafe extern "C" {
     #[link_name = "zend_interrupt_function"]
@@ -169,10 +169,18 @@ fn zend_sigaction() -> Option<Sigaction> {
     })
 }
 
-/// What a signal does. Our own handler, which ends the process after all, stands for the default.
+/// Our own handler, which ends the process after all.
+static ENDS: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+/// Names the handler that does, in the end, what signals do by default.
+pub(crate) fn stand_for_default(handler: libc::sighandler_t) {
+    ENDS.store(handler, Ordering::Release);
+}
+
+/// What a signal does.
 fn disposition(signal: libc::c_int) -> libc::sighandler_t {
     let handler = handler(signal);
-    if is_ours(handler) { libc::SIG_DFL } else { handler }
+    if handler == ENDS.load(Ordering::Acquire) { libc::SIG_DFL } else { handler }
 }
 
 /// What is called for a signal.

@@ -105,7 +105,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
             startup.0.startup(kind, number)?;
         }
         exceptions::register()?;
-        ending::prepare();
+        ending::prepare(lock::release_all);
         let (lock, manager) =
             (DistributedLock::get_metadata().ce(), TagCleanupManager::get_metadata().ce());
         arginfo::repair_constructor(lock, Some(2));
