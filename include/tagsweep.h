@@ -15,7 +15,8 @@
  *     lock. With renewal asked for, the library runs one thread of its own, with all signals blocked;
  *     it calls the function given to tagsweep_lock_on_lost, and nothing else of the program.
  *   Fork. A forked child may use and free its copies of handles: they connect anew, and hold and
- *     release nothing of the parent's.
+ *     release nothing of the parent's. Not so where another thread was using the client just then.
+ *   exit() releases nothing: free the locks. A lease that is left ends with its TTL.
  *   Signals do not end a call early (but see tagsweep_keep_waiting); calls are bounded by the client's
  *     timeout. SIGPIPE is not raised.
  *   Panics do not cross: a bug in the library is TAGSWEEP_ERR_PANIC, and the handle should be freed.

@@ -272,14 +272,14 @@ impl Link {
 
     /// Does what may be done twice until it is done, at most [`ATTEMPTS`] times and within the
     /// link's timeout. Each attempt has a share of that time, so that one lost reply does not eat
-    /// it all.
+    /// it all, and time for a round trip.
     pub(crate) fn persist<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Self, Moment) -> Result<T>,
     ) -> Result<T> {
         let begun = Moment::now();
         let end = self.deadline();
-        let share = end.since(begun) / ATTEMPTS;
+        let share = (end.since(begun) / ATTEMPTS).max(LEAST_SHARE);
         let mut times = 0;
         loop {
             times += 1;
@@ -304,6 +304,9 @@ impl std::fmt::Debug for Link {
 
 /// How often an idempotent call is tried.
 const ATTEMPTS: u32 = 3;
+
+/// Least time of an attempt, if there is as much: a server that is far away must be able to answer.
+const LEAST_SHARE: Duration = Duration::from_millis(250);
 
 /// Time between two attempts: 20 ms, 60 ms.
 fn pause(times: u32) -> Duration {

@@ -530,3 +530,23 @@ fn spans_of_long_ago_are_forgotten_and_nothing_else() {
     }
     assert!(left.iter().any(|field| field.starts_with("d2")), "{left:?}");
 }
+
+#[test]
+fn jobs_that_outlast_their_lease_teach_a_longer_one() {
+    let server = Server::start();
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
+    let ttl = tagsweep::lock::Ttl::Auto { least, most };
+    let run_for = |span: Duration| {
+        let options = Options { ttl, record: true, ..Options::new(TTL) };
+        let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+        fence(lock.acquire().unwrap());
+        std::thread::sleep(span);
+        let _ = lock.release().unwrap();
+        lock.ttl()
+    };
+    for _ in 0..6 {
+        run_for(Duration::from_millis(5));
+    }
+    assert_eq!(run_for(Duration::from_millis(300)), least, "it was lost");
+    assert!(run_for(Duration::ZERO) > Duration::from_millis(300));
+}

@@ -323,3 +323,24 @@ fn a_server_that_is_far_away_is_waited_for_like_a_near_one() {
     assert_eq!(take(&mut other, MS(2500)), None);
     assert!(begun.elapsed() < MS(2700), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn a_server_that_does_not_write_for_a_while_does_not_change_the_order() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let waiters: Vec<_> = (0..4).map(|_| waiter(&server, b"a", MS(30_000), MS(20_000))).collect();
+    let _: () = run(&mut con, "CONFIG SET min-replicas-to-write 1");
+    let begun = Instant::now();
+    until("they have looked", || begun.elapsed() > MS(2500));
+    let _: () = run(&mut con, "CONFIG SET min-replicas-to-write 0");
+    assert!(holder.release().unwrap());
+    let mut served = Vec::new();
+    for told in waiters {
+        let (fence, _, mut lock) = told.recv().unwrap();
+        served.push(fence.unwrap());
+        assert!(lock.release().unwrap());
+    }
+    assert!(served.is_sorted(), "{served:?}");
+}

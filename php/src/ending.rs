@@ -4,8 +4,8 @@
 //! as pcntl does, which comes before the next opcode: there the leases are released, each within a second
 //! and once, and the signal is let do what it would have done. Sleeps and waits of PHP are cut short by
 //! the signal. One that comes just before such a wait would be noticed only after it: a timer sends it
-//! again, as a nudge, until the interrupt has come. A second signal, or one without any lease, ends the
-//! process at once.
+//! again, as a nudge, until the interrupt has come; a process that does not come to it within a second, for it
+//! waits for somebody else, ends without. A second signal, or one without any lease, ends the process at once.
 
 use crate::gate::{Interrupt, chain_interrupt, handler, sigaction, stand_for_default};
 use ext_php_rs::zend::{ExecuteData, ExecutorGlobals};
@@ -18,6 +18,13 @@ const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// How long a wait may go on that began just after the signal.
 const NUDGE: Duration = Duration::from_millis(20);
+
+/// Nudges after which the process ends, for about a second: whatever it waits for begins its whole timeout
+/// anew at each, and leases end with their TTL.
+const PATIENCE: u32 = 50;
+
+/// Those that there were.
+static NUDGES: AtomicU32 = AtomicU32::new(0);
 
 /// Leases that this process holds.
 pub(crate) static LEASES: AtomicUsize = AtomicUsize::new(0);
@@ -123,7 +130,9 @@ unsafe extern "C" fn on_signal(
     let flag = FLAG.load(Ordering::Acquire);
     // Leases are those of the process that has the timers, too: a fork holds none until it takes one.
     let ours = OWNER.load(Ordering::Acquire) == std::process::id();
-    if (first || nudged) && ours && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
+    let waits = !nudged || NUDGES.fetch_add(1, Ordering::AcqRel) < PATIENCE;
+    let asks = (first || nudged) && waits && ours;
+    if asks && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
         // SAFETY: one byte of the engine's, made to be written by signal handlers.
         unsafe { flag.write_volatile(1) };
         if !nudged {

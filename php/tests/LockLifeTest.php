@@ -275,6 +275,46 @@ final class LockLifeTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
 
+    public function testWhoeverWaitsForSomebodyElseEndsWithinASecondOrSo(): void
+    {
+        $holder = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30, ['renew' => true]);
+            [\$here, \$there] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
+            stream_set_timeout(\$here, 30);
+            echo (int) \$lock->acquire(), \"\\n\"; fread(\$here, 1);");
+        $holder->awaitLine('1');
+        $this->until('it reads', fn () => $holder->state() === 'S', 5);
+        $told = microtime(true);
+        $holder->signal(SIGTERM);
+        self::assertSame(-SIGTERM, $holder->end()[0]);
+        self::assertLessThan(3.0, microtime(true) - $told);
+    }
+
+    public function testAForkInTheMiddleOfAWaitWaitsNoMore(): void
+    {
+        $code = "pcntl_async_signals(true);
+            \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 5, ['waitMode' => getenv('MODE')]);
+            \$child = -1;
+            pcntl_signal(SIGUSR1, function () use (&\$child) { \$child = pcntl_fork(); });
+            echo \"ready\\n\";
+            \$had = \$lock->acquireWithin(9);
+            if (\$child === 0) {
+                exit(\$had || \$lock->isAcquired() ? 1 : 0);
+            }
+            pcntl_waitpid(\$child, \$status);
+            echo json_encode([\$had, \$lock->verify(), pcntl_wexitstatus(\$status)]), \"\\n\";";
+        foreach (['line', 'backoff'] as $mode) {
+            putenv("MODE=$mode");
+            $this->redis->set('lock:job', 'foreign');
+            $waiter = Run::code($code);
+            $waiter->awaitLine('ready');
+            usleep(200_000);
+            $waiter->signal(SIGUSR1);
+            usleep(200_000);
+            $this->redis->del('lock:job');
+            self::assertSame([0, "[true,true,0]\n", ''], $waiter->end(), $mode);
+        }
+    }
+
     public function testAForkThatHoldsNothingEndsAtOnce(): void
     {
         $code = "\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);

@@ -13,8 +13,12 @@ use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl;
 use crate::script::Args;
 use redis::{Cmd, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Fields of spans that are kept until they can be told.
+const SPANS: usize = 32;
 
 /// How often statistics travel to the server, with a release.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +38,8 @@ pub struct Contender {
     /// Since this contender was made; and of that what the server was not told yet.
     total: Stats,
     untold: Stats,
+    /// Spans that the server was not told of, by the field in which it counts them.
+    spans: BTreeMap<String, u64>,
     told: Option<Moment>,
 }
 
@@ -57,6 +63,7 @@ impl Contender {
             pid: std::process::id(),
             total,
             untold,
+            spans: BTreeMap::new(),
             told: None,
         })
     }
@@ -284,11 +291,16 @@ impl Contender {
         self.account(&lease, &pulse, now);
         let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
+        // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
+        let renewed = self.options.renew.is_some();
+        let span = ttl::field(renewed, lease.fence, if renewed { gap } else { held });
+        if self.options.record && self.spans.len() < SPANS {
+            *self.spans.entry(span).or_default() += 1;
+        }
         if self.options.record && due {
             run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
-            let span = if self.options.renew.is_some() { gap } else { held };
             counts = self.untold.fields();
-            counts.push((ttl::field(self.options.renew.is_some(), lease.fence, span), 1));
+            counts.extend(self.spans.clone());
         }
         let keep = self.options.at_least.saturating_sub(held);
         let transit = transit(&lease.transit_token());
@@ -326,13 +338,15 @@ impl Contender {
         let told = matches!(request, Request::Release { run: Some(_), .. });
         if done && told {
             (self.told, self.untold) = (Some(now), Stats::default());
+            self.spans.clear();
         }
     }
 
     /// Whether the server knows all that it is to be told.
     pub(crate) fn is_told(&self) -> bool {
         let ours = self.pid == std::process::id();
-        !self.options.record || !ours || self.untold.fields().is_empty()
+        let nothing = self.untold.fields().is_empty() && self.spans.is_empty();
+        !self.options.record || !ours || nothing
     }
 
     /// Commands that tell the server what no release has told it.
@@ -340,7 +354,8 @@ impl Contender {
         if self.is_told() {
             return Vec::new();
         }
-        let counts = std::mem::take(&mut self.untold).fields();
+        let mut counts = std::mem::take(&mut self.untold).fields();
+        counts.extend(std::mem::take(&mut self.spans));
         let grow = |(field, by): &(String, u64)| {
             redis::cmd("HINCRBY").arg(&self.keys.stats).arg(field).arg(by).to_owned()
         };

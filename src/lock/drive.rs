@@ -34,6 +34,8 @@ pub(crate) struct Drive<'a> {
     link: &'a SharedLink,
     go_on: GoOn<'a>,
     end: Moment,
+    /// The process that waits. Whoever is asked whether to go on may fork: the child has no place in the line.
+    pid: u32,
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
@@ -46,7 +48,8 @@ impl<'a> Drive<'a> {
     /// With patience until `end`.
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
         let waits = !end.passed();
-        Self { keys, link, go_on, end, waits, line: None, answered: 0, failures: 0 }
+        let pid = std::process::id();
+        Self { keys, link, go_on, end, pid, waits, line: None, answered: 0, failures: 0 }
     }
 
     /// Drives an attempt to its end.
@@ -75,6 +78,10 @@ impl<'a> Drive<'a> {
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
             };
+            if std::process::id() != self.pid {
+                // Without a word: ticket and connection are the parent's.
+                return Ok(Err(attempt.holder().clone()));
+            }
             step = attempt.on(event, Moment::now());
         }
     }
@@ -106,7 +113,7 @@ impl<'a> Drive<'a> {
             let until = (Moment::now() + LOOK_UP).min(end);
             match self.line.as_mut().filter(|_| !end.passed()).map(|line| line.listen(until)) {
                 Some(Ok(Heard::Baton(baton))) => return Ok(Event::Baton(baton)),
-                Some(Ok(_)) if passes(&fault) => {}
+                Some(Ok(_)) if is_bearable(&fault) => {}
                 _ => return Err(fault),
             }
         }
@@ -137,10 +144,8 @@ impl<'a> Drive<'a> {
             Request::Acquire { .. } => !fault.is_unknown(),
             _ => false,
         };
-        // A server that does not write now may do so in a moment, or be replaced.
-        let passes =
-            passes(&fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"));
-        if !again || self.answered == 0 || !attempt.has_time(Moment::now()) || !passes {
+        let gives_up = self.answered == 0 || !attempt.has_time(Moment::now());
+        if !again || gives_up || !is_bearable(&fault) {
             return Err(fault);
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
@@ -223,6 +228,11 @@ impl<'a> Drive<'a> {
             line.put_away(&mut guard(self.link));
         }
     }
+}
+
+/// Whether a wait goes on after that: a server that does not write now may do so in a moment, or be replaced.
+fn is_bearable(fault: &Error) -> bool {
+    passes(fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"))
 }
 
 fn came_late() -> Error {

@@ -273,6 +273,8 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
             }
             None
         }
+        // Somebody has put something else in its place.
+        Err(e) if e.kind() == ErrorKind::WrongType => lose(ward, LossReason::Stolen),
         Err(_) => {
             ward.pulse.count(false);
             let now = Moment::now();
