@@ -1309,3 +1309,25 @@ fn progress_is_not_at_its_end_before_all_is_done() {
 }
 
 const MS500: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_use_while_a_sweep_waits_for_its_verification_is_seen_by_the_next() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let second = Duration::from_secs(1);
+    tag(&mut con, "", "used", 1, 1);
+    tag(&mut con, "", "idle", 1, 1);
+    let ages = |verify| Options { max_tag_age: Some(60 * second), verify, ..Options::default() };
+    let mut used = false;
+    let begun = Instant::now();
+    let first = sweep_watched(server.config(), ages(5 * second), &mut |_| {
+        if !used && begun.elapsed() > 4 * second {
+            used = true;
+            let _: () = con.sadd("tag:used", "item:used:l0").unwrap();
+        }
+        Flow::Continue
+    });
+    assert!(used && first.tags_aged == 2, "{first:?}");
+    let report = sweep(server.config(), ages(MS500 / 50));
+    assert_eq!(report.tags_aged, 1, "{report:?}");
+}

@@ -49,6 +49,8 @@ pub(crate) struct Visit {
     /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
     pub vouched: Cell<u64>,
     pub until: Cell<Option<u64>>,
+    /// When we touched it last: that is what the server takes for its last use, then.
+    pub touched_at: Cell<Option<Moment>>,
     /// When its idle time was asked for.
     pub idle_at: Cell<Option<Moment>>,
     /// It is to be read again, for it was used after all, or what was known of it is too old.

@@ -4,7 +4,7 @@
 //! time is steered: the measured time of a round, less the bare round trip, sets the size of the next (a
 //! multiplicative controller, clamped so that one odd round does little). Where others are at work, a
 //! round takes a third of the latency budget, for they meet two at times, and each other; where hardly
-//! anybody is, it takes all of it, which costs the server less.
+//! anybody is, it takes half of it, which costs the server less.
 //!
 //! Rests change nothing for the slowest of the others, only how much of the server we take: they are
 //! for a lower effort, and for a server that has no time to spare. They are long and come after normal
@@ -91,6 +91,11 @@ impl Pace {
         (self.cpu, self.others) = (None, None);
     }
 
+    /// The bare round trip.
+    pub fn bare(&self) -> Duration {
+        self.bare
+    }
+
     /// Units that the next round may hold.
     pub fn size(&self) -> usize {
         self.size as usize
@@ -102,14 +107,12 @@ impl Pace {
         if self.share < 1.0 { 1 } else { 2 }
     }
 
-    /// Takes in a round that ended now: units sent, and the time that the server was ours.
-    /// `overlapped`: the server had the round before it was done with the one before, so no round
-    /// trip is in the time.
-    pub fn observe(&mut self, units: usize, took: Duration, overlapped: bool, now: Moment) {
-        let own = if overlapped { took } else { took.saturating_sub(self.bare) };
+    /// Takes in a round that ended now: units sent, and the time that the server was ours, which is without
+    /// the bare round trip.
+    pub fn observe(&mut self, units: usize, own: Duration, now: Moment) {
         self.server += own;
-        // While we read and thought, the server was left alone as well.
-        let left_alone = now.since(self.free_since).saturating_sub(took);
+        // While we read and thought, and words were on their way, the server was left alone as well.
+        let left_alone = now.since(self.free_since).saturating_sub(own);
         self.owed = self.owed.saturating_sub(left_alone);
         self.free_since = now;
         self.owe(own, now);
@@ -152,7 +155,7 @@ impl Pace {
     pub fn observe_others(&mut self, sent: f64, now: Moment) {
         if let Some((then, before)) = self.others {
             let rate = (sent - before) / now.since(then).as_secs_f64().max(1e-3);
-            self.target = if rate < QUIET { self.budget } else { self.budget / 3 };
+            self.target = if rate < QUIET { self.budget / 2 } else { self.budget / 3 };
         }
         self.others = Some((now, sent));
     }
@@ -184,13 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn rounds_settle_at_a_third_of_the_budget_and_at_all_of_it_where_nobody_else_is() {
+    fn rounds_settle_at_a_third_of_the_budget_and_at_half_of_it_where_nobody_else_is() {
         let mut pace = Pace::new(BUDGET, 10);
         pace.connected(Duration::from_micros(50));
         let settle = |pace: &mut Pace, at: Duration| {
             for _ in 0..100 {
                 let work = Duration::from_nanos(700) * pace.size() as u32;
-                pace.observe(pace.size(), work + Duration::from_micros(50), false, now());
+                pace.observe(pace.size(), work, now());
             }
             let settled = Duration::from_nanos(700) * pace.size() as u32;
             let error = settled.as_secs_f64() / at.as_secs_f64();
@@ -200,7 +203,7 @@ mod tests {
         pace.observe_others(0.0, now());
         settle(&mut pace, BUDGET / 3);
         pace.observe_others(10e3, now() + Duration::from_secs(1));
-        settle(&mut pace, BUDGET);
+        settle(&mut pace, BUDGET / 2);
         pace.observe_others(150e3, now() + Duration::from_secs(2));
         settle(&mut pace, BUDGET / 3);
     }
@@ -209,9 +212,9 @@ mod tests {
     fn one_odd_round_does_little_and_small_rounds_nothing() {
         let mut pace = Pace::new(BUDGET, 10);
         let before = pace.size();
-        pace.observe(1, Duration::from_secs(1), true, now());
+        pace.observe(1, Duration::from_secs(1), now());
         assert_eq!(pace.size(), before);
-        pace.observe(before, Duration::from_secs(1), true, now());
+        pace.observe(before, Duration::from_secs(1), now());
         assert_eq!(pace.size(), before / 2);
         assert_eq!(pace.server_time(), Duration::from_secs(2));
     }
@@ -222,7 +225,7 @@ mod tests {
             let (mut pace, mut at, mut worked) = (Pace::new(BUDGET, effort), now(), 0.0);
             for _ in 0..1000 {
                 at = pace.rest(at).unwrap_or(at) + BUDGET;
-                pace.observe(pace.size(), BUDGET, true, at);
+                pace.observe(pace.size(), BUDGET, at);
                 worked += BUDGET.as_secs_f64();
             }
             let took = pace.rest(at).unwrap_or(at).since(now()).as_secs_f64();
@@ -233,7 +236,7 @@ mod tests {
     #[test]
     fn a_slow_server_is_left_alone_at_once() {
         let mut pace = Pace::new(BUDGET, 10);
-        pace.observe(pace.size(), Duration::from_millis(30), true, now());
+        pace.observe(pace.size(), Duration::from_millis(30), now());
         assert_eq!(pace.rest(now()), Some(now() + Duration::from_millis(30)));
         assert_eq!(pace.rest(now() + Duration::from_millis(30)), None);
     }
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn after_a_stall_no_rest_is_long() {
         let mut pace = Pace::new(BUDGET, 1);
-        pace.observe(pace.size(), Duration::from_secs(4), true, now());
+        pace.observe(pace.size(), Duration::from_secs(4), now());
         assert!(pace.rest(now()).unwrap().since(now()) <= REST);
     }
 
@@ -251,7 +254,7 @@ mod tests {
         let (mut at, mut used) = (now(), 0.0);
         let mut second = |pace: &mut Pace, busy: f64| {
             // A tenth of a second of our own work.
-            (0..200).for_each(|_| pace.observe(1000, BUDGET, true, at));
+            (0..200).for_each(|_| pace.observe(1000, BUDGET, at));
             (at, used) = (at + Duration::from_secs(1), used + busy);
             pace.observe_cpu(used, at);
         };

@@ -29,7 +29,8 @@ impl<T> Quarantine<T> {
 
     /// Lets `what`, of about `size` bytes, wait until `due`.
     pub fn put(&mut self, what: T, size: usize, due: Moment) {
-        let size = size + std::mem::size_of::<Waiting<T>>();
+        // A heap that grows doubles, so half as much again is in use on average.
+        let size = size + std::mem::size_of::<Waiting<T>>() * 3 / 2;
         self.order += 1;
         self.size += size;
         self.latest = self.latest.filter(|_| !self.is_empty()).max(Some(due));

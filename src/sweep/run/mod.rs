@@ -42,6 +42,9 @@ use wire::Wire;
 /// Longest time from a request to stop to the last verification.
 const STOPPING: Duration = Duration::from_millis(500);
 
+/// What is taken up at once of what has come due.
+const TAKEN_UP: usize = 64;
+
 /// Slips that are crossed out at once.
 const CROSSED: usize = 64;
 
@@ -255,16 +258,29 @@ impl<'a> Running<'a> {
             self.look_at_saves_after(&removed);
             self.queue.ready.push_front(Ask::Verify(removed));
         }
-        // What fills the memory must go on, or nothing is read any more.
-        while self.queue.backlog() < 4 * self.pace.size() || self.queue.is_full() {
-            let Some(later) = self.queue.waiting.take(now) else { break };
-            self.take_up(later);
-        }
+        self.take_up_due(now);
         self.release_held();
         self.keep(now);
         // Not when all is done: whoever watches may take as long for every look.
         if now.since(self.wire.observed) >= LOAD_EVERY && !self.is_done() {
             self.ask_for_load();
+        }
+    }
+
+    /// Goes on with what has come due. What fills the memory must go on, or nothing is read any more; but what
+    /// is taken up takes memory, too.
+    fn take_up_due(&mut self, now: Moment) {
+        loop {
+            let room = self.queue.backlog() < 4 * self.pace.size();
+            let must = || self.queue.is_full() && self.queue.has_room_for_keys();
+            if !room && !must() {
+                return;
+            }
+            // So many at a time, for to ask how much there is takes time.
+            for _ in 0..TAKEN_UP {
+                let Some(later) = self.queue.waiting.take(now) else { return };
+                self.take_up(later);
+            }
         }
     }
 

@@ -66,8 +66,8 @@ impl Queue {
     fn condemns(&self, members: usize) -> bool {
         let (mut sum, mut bytes) = (0, 0);
         self.condemned.iter().any(|batch| {
-            sum += batch.members.len();
-            bytes += batch.members.bytes();
+            let (more, length) = in_script(batch);
+            (sum, bytes) = (sum + more, bytes + length);
             sum >= members || bytes > BATCH_BYTES
         })
     }
@@ -92,12 +92,12 @@ impl Queue {
         self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
-            let more = members + batch.members.len();
-            let full = more > most || bytes > BATCH_BYTES;
+            let (more, length) = in_script(batch);
+            let full = members + more > most || bytes + length > BATCH_BYTES;
             if batch.visit.idle_wanted.get() != terms || (!batches.is_empty() && full) {
                 break;
             }
-            (members, bytes) = (more, bytes + batch.members.bytes());
+            (members, bytes) = (members + more, bytes + length);
             batches.extend(self.condemned.pop_front());
         }
         Some(batches)
@@ -128,11 +128,23 @@ impl Queue {
         self.ready.iter().map(Ask::size).fold((condemned, 0), add)
     }
 
+    /// Whether keys of tags that are to be read take less than the memory that there is for what waits to be sent.
+    pub fn has_room_for_keys(&self) -> bool {
+        self.names().1 <= self.memory.queue()
+    }
+
     /// Units of work that wait to be sent.
     pub fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
         8 * self.ready.len() + 14 * self.condemned.len()
     }
+}
+
+/// What a batch is in a script, which takes some time for each tag besides that for its members: in members, and
+/// in bytes.
+fn in_script(batch: &Batch) -> (usize, usize) {
+    const TAG: usize = 2;
+    (TAG + batch.members.len(), batch.visit.key.len() + batch.members.bytes())
 }
 
 impl Running<'_> {

@@ -25,8 +25,8 @@ impl Running<'_> {
     /// Keeps what is known of a tag. One that is gone takes its record along.
     pub(super) fn keep_record(&mut self, visit: &Visit) {
         let now = self.server_time();
-        // Ours was the last touch, as far as we saw.
-        let touched = u32::try_from(now).unwrap_or(u32::MAX);
+        let touched = visit.touched_at.get().map_or(now, |at| self.server_time_at(at));
+        let touched = u32::try_from(touched).unwrap_or(u32::MAX);
         let warrant = self.warrant(visit);
         let read_at = visit.idle_at.get().map_or(now, |at| self.server_time_at(at));
         let fresh = || Record::observe(None, visit.idle.get().unwrap_or(0), read_at);

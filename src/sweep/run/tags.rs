@@ -16,6 +16,9 @@ use redis::Value;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// What the memory of a tag that waits is divided into takes besides.
+const SEPARATE: usize = 64;
+
 /// The first so many tags are weighed, and then one in so many.
 const WEIGHED: u64 = 64;
 
@@ -67,6 +70,7 @@ impl Running<'_> {
         let used = |record: Record| idle.is_none_or(|idle| record.is_used_since(idle, now));
         let changed = self.untouching && kept.is_some_and(used);
         let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
+        visit.touched_at.set(Some(Moment::now()));
         visit.known.set(kept);
         visit.idle.set(idle);
         visit.idle_at.set(Some(Moment::now()));
@@ -101,6 +105,7 @@ impl Running<'_> {
             }
             other => understood(other.map_err(|e| e.key(&visit.key))?)?,
         };
+        visit.touched_at.set(Some(Moment::now()));
         if visit.reread.get() {
             self.let_go(visit);
             return Ok(());
@@ -197,7 +202,7 @@ impl Running<'_> {
 
     fn read_later(&mut self, visit: &Visit, span: Duration) {
         let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let size = key.capacity() + size_of::<Tally>();
+        let size = key.capacity() + size_of::<Tally>() + SEPARATE;
         let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
         let later = Later::Tag { key, page, record, was_aged, looked, tally };
         self.queue.waiting.put(later, size, Moment::now() + span);

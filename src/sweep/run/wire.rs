@@ -170,11 +170,11 @@ impl Running<'_> {
         }
         self.wire.flights.pop_front();
         let now = Moment::now();
-        let overlapped = self.wire.landed >= sent;
-        let from = if overlapped { self.wire.landed } else { sent };
+        // The server was ours from when it had the round, or was done with the one before.
+        let from = self.wire.landed.max(sent + self.pace.bare());
         let took = now.since(from).saturating_sub(std::mem::take(&mut self.wire.aside));
         self.wire.rounds.record(took);
-        self.pace.observe(units, took, overlapped, now);
+        self.pace.observe(units, took, now);
         self.wire.landed = now;
         Ok(())
     }
