@@ -1317,7 +1317,12 @@ fn a_use_while_a_sweep_waits_for_its_verification_is_seen_by_the_next() {
     let second = Duration::from_secs(1);
     tag(&mut con, "", "used", 1, 1);
     tag(&mut con, "", "idle", 1, 1);
-    let ages = |verify| Options { max_tag_age: Some(60 * second), verify, ..Options::default() };
+    let ages = |verify| Options {
+        max_tag_age: Some(60 * second),
+        grace: second,
+        verify,
+        ..Options::default()
+    };
     let mut used = false;
     let begun = Instant::now();
     let first = sweep_watched(server.config(), ages(5 * second), &mut |_| {
