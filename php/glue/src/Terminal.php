@@ -51,7 +51,7 @@ final class Terminal implements Output
 
     public static function bar(SweepReport $report, float $share, ?float $left): string
     {
-        $bar = str_pad(str_repeat('#', (int) round($share * 30)), 30, '.');
+        $bar = str_pad(str_repeat('#', (int) ($share * 30)), 30, '.');
         $waits = match (true) {
             $left !== null => sprintf(', %d s left', ceil($left)),
             default => '',
