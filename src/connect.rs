@@ -27,7 +27,7 @@ pub struct Link {
     pid: u32,
     sent: u64,
     /// The connection was looked at, and nothing was sent since.
-    checked: bool,
+    fresh: bool,
     fate: Fate,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
@@ -66,7 +66,7 @@ impl Link {
             spares: Vec::new(),
             pid: 0,
             sent: 0,
-            checked: false,
+            fresh: false,
             fate: Fate::default(),
             until: None,
         })
@@ -95,7 +95,7 @@ impl Link {
     pub(crate) fn check(&mut self, deadline: Moment) -> Result<()> {
         self.socket.take_if(|socket| !socket.is_quiet());
         self.socket(deadline)?;
-        self.checked = true;
+        self.fresh = true;
         Ok(())
     }
 
@@ -142,7 +142,7 @@ impl Link {
 
     /// Sends without waiting; the replies are then due, in order.
     pub(crate) fn send(&mut self, pack: &Pack, deadline: Moment) -> Result<()> {
-        self.checked = false;
+        self.fresh = false;
         let sent = self.socket(deadline)?.send(pack, deadline);
         self.keep_if(sent)?;
         self.sent += pack.bytes() as u64;
@@ -169,7 +169,7 @@ impl Link {
 
     /// One command, one reply; an error of the server is an error. Nothing else may be under way.
     pub(crate) fn call(&mut self, command: &Cmd, deadline: Moment) -> Result<Value> {
-        if !self.checked {
+        if !self.fresh {
             self.check(deadline)?;
         }
         self.follow_up(command, deadline)
@@ -313,11 +313,6 @@ fn pause(times: u32) -> Duration {
     Duration::from_millis(20 * 3u64.pow(times - 1))
 }
 
-/// The same, where each attempt may lead to another server.
-fn may_pass(e: &Error) -> bool {
-    passes(e) || e.code() == Some("READONLY")
-}
-
 /// Whether another attempt may fare better.
 pub(crate) fn passes(e: &Error) -> bool {
     match e.kind() {
@@ -327,6 +322,11 @@ pub(crate) fn passes(e: &Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// The same, where each attempt may lead to another server.
+fn may_pass(e: &Error) -> bool {
+    passes(e) || e.code() == Some("READONLY")
 }
 
 #[cfg(test)]
@@ -343,5 +343,17 @@ mod tests {
             link.hurry(ms(200), |link| assert!(link.deadline() <= Moment::now() + ms(100)));
         });
         assert!(link.deadline() > Moment::now() + usual / 2);
+    }
+
+    #[test]
+    fn an_attempt_has_time_for_a_server_that_is_far_away() {
+        let share = |timeout: u64| {
+            let config = Config::from_url("redis://127.0.0.1").unwrap();
+            let config = config.timeout(Duration::from_millis(timeout));
+            let mut link = Link::new(config).unwrap();
+            link.persist(|_, deadline| Ok(deadline.left())).unwrap().as_millis()
+        };
+        assert!((200..=300).contains(&share(300)), "of a short time most");
+        assert!((900..=1000).contains(&share(3000)), "of a long one a third");
     }
 }

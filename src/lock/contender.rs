@@ -292,9 +292,9 @@ impl Contender {
         let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
         // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
-        let renewed = self.options.renew.is_some();
-        let span = ttl::field(renewed, lease.fence, if renewed { gap } else { held });
         if self.options.record && self.spans.len() < SPANS {
+            let renewed = self.options.renew.is_some();
+            let span = ttl::field(renewed, lease.fence, if renewed { gap } else { held });
             *self.spans.entry(span).or_default() += 1;
         }
         if self.options.record && due {

@@ -95,6 +95,11 @@ pub(crate) enum Twice {
 }
 
 impl Visit {
+    /// We have touched the tag, just now.
+    pub fn touch(&self) {
+        self.touched_at.set(Some(Moment::now()));
+    }
+
     /// Memory taken.
     pub fn size(&self) -> usize {
         self.key.len() + std::mem::size_of::<Self>()

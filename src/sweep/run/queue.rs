@@ -198,3 +198,29 @@ impl Running<'_> {
         self.stop.is_none() && self.queue.backlog() < 2 * self.pace.size() && !self.queue.is_full()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::batch::Visit;
+    use std::rc::Rc;
+
+    /// How many batches of one member each go to one script, under keys so long.
+    fn in_one_script(key: usize) -> usize {
+        let mut queue = Queue::new(Memory::new(48 << 20), Moment::now());
+        for _ in 0..300 {
+            let visit = Rc::new(Visit { key: vec![b'k'; key], ..Visit::default() });
+            let members = std::iter::once(b"member".as_slice()).collect();
+            queue.condemned.push_back(Batch::of(&visit, members));
+        }
+        assert!(queue.condemns(BATCH));
+        queue.next_prune(BATCH).unwrap().len()
+    }
+
+    #[test]
+    fn a_script_is_bounded_by_its_tags_and_by_the_length_of_their_keys() {
+        assert_eq!(in_one_script(10), 85);
+        assert_eq!(in_one_script(64 << 10), 1);
+        assert_eq!(in_one_script(200 << 10), 1, "a single one whatever it costs");
+    }
+}

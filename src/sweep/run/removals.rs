@@ -41,7 +41,7 @@ impl Running<'_> {
         };
         let mut refused = Ok(());
         for (batch, item) in batches.into_iter().zip(items) {
-            batch.visit.touched_at.set(Some(Moment::now()));
+            batch.visit.touch();
             match item {
                 Value::Int(0) => {
                     self.limits.take_back(batch.members.len() as u64);
@@ -256,7 +256,7 @@ impl Running<'_> {
             }
         };
         let (back, deleted) = understood::<(i64, u64)>(reply)?;
-        batch.visit.touched_at.set(Some(Moment::now()));
+        batch.visit.touch();
         self.refused_since = None;
         self.report.entries_invalidated += deleted;
         if let Ok(back @ 1..) = u64::try_from(back) {

@@ -70,7 +70,7 @@ impl Running<'_> {
         let used = |record: Record| idle.is_none_or(|idle| record.is_used_since(idle, now));
         let changed = self.untouching && kept.is_some_and(used);
         let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
-        visit.touched_at.set(Some(Moment::now()));
+        visit.touch();
         visit.known.set(kept);
         visit.idle.set(idle);
         visit.idle_at.set(Some(Moment::now()));
@@ -105,7 +105,7 @@ impl Running<'_> {
             }
             other => understood(other.map_err(|e| e.key(&visit.key))?)?,
         };
-        visit.touched_at.set(Some(Moment::now()));
+        visit.touch();
         if visit.reread.get() {
             self.let_go(visit);
             return Ok(());
