@@ -17,6 +17,8 @@ FISH = $(PREFIX)/share/fish/vendor_completions.d
 PHP_EXTENSIONS = $(shell $(PHP) -r 'echo PHP_EXTENSION_DIR;')
 PHP_MODS = /etc/php/$(shell $(PHP) -r 'echo PHP_MAJOR_VERSION, ".", PHP_MINOR_VERSION;')/mods-available
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
+# Tests wait for leases and graces most of their time.
+export RUST_TEST_THREADS ?= 6
 
 .PHONY: help deps build demo test check bench install install-php uninstall header fmt clean
 

@@ -78,7 +78,7 @@ impl Running<'_> {
     fn extended(&mut self, replies: Vec<Value>, sent: Moment) -> Result<()> {
         let reply = match checked(first(replies)) {
             // What is left to do needs no lock.
-            Err(_) if self.stop.is_some() => return Ok(()),
+            Err(_) if self.is_ending() => return Ok(()),
             reply => reply.map_err(|e| e.key(&self.contender.keys().lock))?,
         };
         if self.contender.lease().is_some() && !self.contender.extend_replied(&reply, sent)? {

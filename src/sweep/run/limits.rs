@@ -86,11 +86,11 @@ impl Running<'_> {
     }
 
     fn let_pass(&mut self, doomed: Doomed) {
-        if self.stop.is_none() && self.is_too_large_a_share() {
+        if !self.is_ending() && self.is_too_large_a_share() {
             self.stop(Reason::MaxShare);
         }
         let all = doomed.batch().members.len() as u64;
-        let allowed = if self.stop.is_some() { 0 } else { self.take(all) };
+        let allowed = if self.is_ending() { 0 } else { self.take(all) };
         if allowed < all {
             self.give_up(&doomed.batch().visit.page);
         }
@@ -110,7 +110,7 @@ impl Running<'_> {
                 self.queue.ready.push_back(Ask::Invalidate { batch, live, again: false });
             }
         }
-        if allowed < all && self.stop.is_none() {
+        if allowed < all && !self.is_ending() {
             self.reach_limit();
         }
     }

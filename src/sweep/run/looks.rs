@@ -91,7 +91,7 @@ impl Running<'_> {
         } else {
             self.count_checked(&batch);
             self.report.references_skipped += 1;
-            self.unseen.get_or_insert(e.advice("grant it, or give --entry-prefix"));
+            self.ending.unseen.get_or_insert(e.advice("grant it, or give --entry-prefix"));
             self.let_go(batch.visit);
         }
     }
@@ -130,7 +130,7 @@ impl Running<'_> {
 
     /// Counts what a sweep would do, and stops where it would.
     pub(super) fn foresee(&mut self, batch: Batch, stale: u64) {
-        if self.stop.is_some() {
+        if self.is_ending() {
             return self.let_go(batch.visit);
         }
         if stale > 0 {

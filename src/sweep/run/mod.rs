@@ -1,6 +1,7 @@
 //! A run: the loop of rounds. Each answer leads to further questions, in the room of what it is about.
 
 mod answers;
+mod ending;
 mod ledger;
 mod limits;
 mod looks;
@@ -14,7 +15,7 @@ mod wire;
 
 use crate::clock::Moment;
 use crate::connect::Link;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::layout::Layout;
 use crate::lock::Contender;
 use crate::sweep::batch::{Batch, Tally, Twice, Visit};
@@ -29,8 +30,9 @@ use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::walk::Walk;
 use crate::topology::{Facts, IdleClock};
+use ending::Ending;
 use ledger::Figures;
-use limits::{Doomed, Limits};
+use limits::Limits;
 use queue::Queue;
 use records::Records;
 use resume::Resume;
@@ -38,9 +40,6 @@ use slips::Slips;
 use std::rc::Rc;
 use std::time::Duration;
 use wire::Wire;
-
-/// Longest time from a request to stop to the last verification.
-const STOPPING: Duration = Duration::from_millis(500);
 
 /// What is taken up at once of what has come due.
 const TAKEN_UP: usize = 64;
@@ -98,15 +97,7 @@ pub(super) struct Running<'a> {
     /// The server's clock then (s).
     time: u64,
     extended: Moment,
-    stop: Option<Reason>,
-    /// What ended the sweep, while what was removed is verified.
-    failure: Option<Error>,
-    /// The caller wants it to end.
-    called_off: bool,
-    /// Since when the server does not let us put references back.
-    refused_since: Option<Moment>,
-    /// Why entries could not be looked for, if some could not.
-    unseen: Option<Error>,
+    ending: Ending,
     /// Keys on the server, when the sweep began.
     pub keys: u64,
 }
@@ -147,11 +138,7 @@ impl<'a> Running<'a> {
             begun: now,
             time: facts.time,
             extended: now,
-            stop: None,
-            failure: None,
-            called_off: false,
-            refused_since: None,
-            unseen: None,
+            ending: Ending::default(),
             keys: 0,
             idle: IdleClock::new(facts, now),
         }
@@ -163,7 +150,7 @@ impl<'a> Running<'a> {
         if ended.is_err() {
             self.warn_of_unverified();
         }
-        self.report.reason = match (&ended, self.stop) {
+        self.report.reason = match (&ended, self.ending.reason) {
             (Err(_), _) => Reason::Error,
             (Ok(()), Some(reason)) => reason,
             (Ok(()), None) => Reason::Complete,
@@ -180,14 +167,13 @@ impl<'a> Running<'a> {
         loop {
             let asked = Moment::now();
             if watch(&self.progress()) == Flow::Stop {
-                self.called_off = true;
-                self.stop(Reason::Stopped);
+                self.call_off();
             }
             self.wire.aside += Moment::now().since(asked);
             self.look_at_the_clock();
             match self.step() {
                 Ok(true) => {}
-                Ok(false) => match self.failure.take() {
+                Ok(false) => match self.ending.failure.take() {
                     Some(failure) => return Err(failure),
                     None => return self.verdict(),
                 },
@@ -198,30 +184,6 @@ impl<'a> Running<'a> {
                 }
             }
         }
-    }
-
-    /// An error that does not pass ends the sweep; but what is under way is taken in, and what was removed is
-    /// verified, if that can be.
-    fn fail(&mut self, failure: Error) -> Result<()> {
-        let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
-        let first = self.failure.take();
-        if !reachable || !self.link.is_connected() {
-            self.lose_flights();
-        } else if first.is_some() {
-            // More of what is under way may fail for the same reason.
-            self.failure = first;
-            return Ok(());
-        }
-        if let Some(first) = first {
-            return Err(first);
-        }
-        if !reachable || self.contender.lease().is_none() {
-            return Err(failure);
-        }
-        self.wire.outage = None;
-        self.failure = Some(failure);
-        self.stop(Reason::Error);
-        Ok(())
     }
 
     /// Sends what can be sent and takes in one round. False when there is nothing left to do.
@@ -309,7 +271,7 @@ impl<'a> Running<'a> {
             self.extended = now;
             self.queue.ready.push_front(Ask::Extend);
         }
-        if self.stop.is_none() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
+        if !self.is_ending() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
             self.resume.checkpointed = now;
             let kept = self.checkpoint();
             self.queue.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
@@ -344,42 +306,6 @@ impl<'a> Running<'a> {
         self.wire.flights.is_empty() && self.queue.ready.is_empty()
     }
 
-    /// Nothing is removed any more; what was removed is still verified.
-    pub(super) fn stop(&mut self, reason: Reason) {
-        if self.stop.is_some() {
-            return;
-        }
-        self.stop = Some(reason);
-        let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
-        let barred = self.queue.take_held().into_iter().map(Doomed::into_batch);
-        let mut batches: Vec<Batch> =
-            self.queue.condemned.drain(..).chain(held).chain(barred).collect();
-        for later in self.queue.waiting.drain() {
-            match later {
-                Later::Absent(batch) => batches.push(batch),
-                Later::Tag { key, page, tally, .. } => {
-                    self.give_up(&page);
-                    self.settle(&key, &page, tally);
-                }
-                Later::Recover(_) => {}
-            }
-        }
-        let (kept, dropped) =
-            std::mem::take(&mut self.queue.ready).into_iter().partition(Ask::is_owed);
-        self.queue.ready = kept;
-        for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
-            self.leave(batch);
-        }
-        if self.is_hurried() {
-            self.queue.unverified.hurry(Moment::now() + STOPPING);
-        }
-    }
-
-    /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
-    pub(super) fn is_hurried(&self) -> bool {
-        matches!(self.stop, Some(Reason::Stopped | Reason::Lost | Reason::Error))
-    }
-
     fn is_done(&self) -> bool {
         let judged = self.walk.is_done()
             && self.queue.waiting.is_empty()
@@ -388,51 +314,18 @@ impl<'a> Running<'a> {
         let crossed = self.slips.crossed.borrow().is_empty();
         let kept = crossed && self.records.due.is_empty();
         let verified = self.queue.ready.is_empty() && self.queue.unverified.is_empty() && kept;
-        verified && (judged || self.stop.is_some())
+        verified && (judged || self.is_ending())
     }
 
     /// Walks again if something was passed over before the mapping was proven.
     fn next_pass(&mut self) -> bool {
-        let Some(pages) = self.proof.take_missed().filter(|_| self.stop.is_none()) else {
+        let Some(pages) = self.proof.take_missed().filter(|_| !self.is_ending()) else {
             return false;
         };
         (self.second_pass, self.figures.pass_begun) = (true, Moment::now());
         let now = self.server_time();
         self.walk = if self.positions { self.walk.again_over(pages, now) } else { Walk::new(now) };
         true
-    }
-
-    /// At the end: whether what was held back means that the mapping is wrong.
-    fn verdict(&mut self) -> Result<()> {
-        if self.options.dry_run {
-            self.foresee_end();
-        }
-        match self.proof.refutation() {
-            Some(what) if self.options.dry_run => {
-                self.foresee_nothing();
-                self.warn(&what);
-                Ok(())
-            }
-            Some(what) if self.stop.is_none() => Err(Error::new(ErrorKind::Unproven, what)
-                .advice("give --entry-prefix, or --trust-mapping if every entry may be gone")),
-            None if self.stop.is_none() && !self.proof.is_settled() => {
-                self.unseen.take().map_or(Ok(()), Err)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// At the end of a dry run: what the limits would have done to a sweep, that could be told only now.
-    fn foresee_end(&mut self) {
-        let too_large = self.stop.is_none() && self.is_too_large_a_share();
-        if too_large {
-            self.stop(Reason::MaxShare);
-        } else if self.stop.is_none() && self.limits.is_exhausted() {
-            self.stop(Reason::MaxRemovals);
-        }
-        if too_large || self.limits.refrains {
-            self.foresee_nothing();
-        }
     }
 
     /// Until when the server is left alone; whoever waits for our end does not wait for that.

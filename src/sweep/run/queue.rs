@@ -195,7 +195,7 @@ impl Running<'_> {
     }
 
     fn may_walk(&self) -> bool {
-        self.stop.is_none() && self.queue.backlog() < 2 * self.pace.size() && !self.queue.is_full()
+        !self.is_ending() && self.queue.backlog() < 2 * self.pace.size() && !self.queue.is_full()
     }
 }
 

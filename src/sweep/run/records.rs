@@ -42,7 +42,7 @@ impl Running<'_> {
     /// Asks for how long live entries live, if that is to be remembered.
     pub(super) fn vouch(&mut self, batch: Batch) {
         let vouches = self.options.remember.is_some() && !self.options.dry_run;
-        if batch.members.is_empty() || !vouches || self.stop.is_some() {
+        if batch.members.is_empty() || !vouches || self.is_ending() {
             return self.let_go(batch.visit);
         }
         self.queue.ready.push_back(Ask::Lifetimes(batch));
@@ -84,7 +84,7 @@ impl Running<'_> {
     /// At the end of a sweep that saw every tag: records of those that it did not see go, bucket by
     /// bucket. False when there is nothing to tidy up.
     pub(super) fn tidy(&mut self) -> bool {
-        let whole = self.stop.is_none() && self.walk.is_whole();
+        let whole = !self.is_ending() && self.walk.is_whole();
         let keeps = self.records.aging || self.options.remember.is_some();
         let writes = keeps && !self.options.dry_run;
         if !whole || !writes || self.records.tidied >= records::BUCKETS {

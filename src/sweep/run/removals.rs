@@ -8,11 +8,12 @@ use crate::sweep::batch::{Batch, Twice, Visit};
 use crate::sweep::proof::Proof;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
+use crate::sweep::run::Running;
 use crate::sweep::run::answers::first;
+use crate::sweep::run::ending::STOPPING;
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::limits::Doomed;
 use crate::sweep::run::wire::LAST_TRY;
-use crate::sweep::run::{Running, STOPPING};
 use redis::Value;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ impl Running<'_> {
     /// Sends references to the confirming script, as soon as the mapping is proven and as far as the
     /// operator's limits allow.
     pub(super) fn condemn(&mut self, batch: Batch) {
-        if self.stop.is_some() {
+        if self.is_ending() {
             return self.leave(batch);
         }
         let Some(batch) = self.proof.admit(batch) else { return };
@@ -155,7 +156,7 @@ impl Running<'_> {
             self.report.entries_invalidated += live.min(self.report.references_removed - before);
             return;
         }
-        if self.stop.is_some() {
+        if self.is_ending() {
             return self.leave(batch);
         }
         self.admit(Doomed::Aged(batch, live));
@@ -187,7 +188,7 @@ impl Running<'_> {
 
     /// Sends references to the confirming script, also when nothing else is removed any more.
     pub(super) fn prune(&mut self, batch: Batch) {
-        if self.stop.is_none() {
+        if !self.is_ending() {
             return self.queue.condemned.push_back(batch);
         }
         let noted = self.noted(vec![batch]);
@@ -197,7 +198,7 @@ impl Running<'_> {
     /// A tag that was used since it was read is read again, once.
     fn used_meanwhile(&mut self, batch: Batch) {
         self.limits.take_back(batch.members.len() as u64);
-        if !batch.visit.again && self.stop.is_none() {
+        if !batch.visit.again && !self.is_ending() {
             return self.read_again(batch.visit, self.options.grace);
         }
         self.report.references_skipped += batch.members.len() as u64;
@@ -257,7 +258,7 @@ impl Running<'_> {
         };
         let (back, deleted) = understood::<(i64, u64)>(reply)?;
         batch.visit.touch();
-        self.refused_since = None;
+        self.ending.refused_since = None;
         self.report.entries_invalidated += deleted;
         if let Ok(back @ 1..) = u64::try_from(back) {
             self.report.references_restored += back;
@@ -280,8 +281,8 @@ impl Running<'_> {
     /// a moment if somebody waits for our end. Then all that is left is to say so.
     fn not_restored(&mut self, batch: Batch, refusal: Error) {
         let now = Moment::now();
-        let refused_since = *self.refused_since.get_or_insert(now);
-        let patience = if self.called_off { LAST_TRY } else { self.options.lock_ttl };
+        let refused_since = *self.ending.refused_since.get_or_insert(now);
+        let patience = if self.ending.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
             let size = batch.size();
             return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
@@ -291,7 +292,7 @@ impl Running<'_> {
             .key(&batch.visit.key)
             .advice("references that were removed could not be put back; rebuild this tag");
         // Whatever else there is to complain of, this is worse.
-        self.failure = Some(failure);
+        self.ending.failure = Some(failure);
         // A note of them, if there is one, stays for the next sweep.
         self.slips.unrestored.extend(batch.slip.clone());
         self.let_go(batch.visit);

@@ -83,7 +83,7 @@ impl Running<'_> {
         if silent || std::mem::replace(&mut self.resume.farewell, true) {
             return false;
         }
-        let kept = match self.stop {
+        let kept = match self.ending.reason {
             None => Some(None),
             Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
         };

@@ -39,7 +39,7 @@ impl Running<'_> {
     }
 
     pub(super) fn visit(&mut self, visit: Visit) {
-        if self.stop.is_some() {
+        if self.is_ending() {
             return self.give_up(&visit.page);
         }
         self.figures.visits += 1;
@@ -177,7 +177,7 @@ impl Running<'_> {
     /// Looks for the entries of some members, and reads the next ones of their tag. What was begun comes
     /// before what is new: the idle time that we go by gets old.
     fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
-        if next != 0 && self.stop.is_some() {
+        if next != 0 && self.is_ending() {
             self.give_up(&visit.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);

@@ -187,7 +187,7 @@ impl Running<'_> {
         *self.wire.errors.entry(code).or_default() += 1;
         let now = Moment::now();
         let (since, tries) = self.wire.outage.unwrap_or((now, 0));
-        let patience = match self.stop {
+        let patience = match self.ending.reason {
             None => self.options.lock_ttl,
             Some(_) => LAST_TRY,
         };
@@ -247,17 +247,17 @@ impl Running<'_> {
             Ask::Prune(batches) => {
                 for batch in batches {
                     self.queue.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
-                    match self.stop {
+                    match self.ending.reason {
                         None => self.queue.condemned.push_front(Batch { asked: true, ..batch }),
                         Some(_) => self.leave(batch),
                     }
                 }
             }
-            Ask::Invalidate { batch, live, .. } if self.stop.is_none() => {
+            Ask::Invalidate { batch, live, .. } if !self.is_ending() => {
                 self.queue.ready.push_front(Ask::Invalidate { batch, live, again: true });
             }
             ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.queue.ready.push_front(ask),
-            ask if self.stop.is_none() => self.queue.ready.push_front(ask),
+            ask if !self.is_ending() => self.queue.ready.push_front(ask),
             ask => ask.into_batches().into_iter().for_each(|batch| self.leave(batch)),
         }
     }

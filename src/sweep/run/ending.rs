@@ -1,0 +1,136 @@
+//! How a run ends: why, and what is still owed then.
+
+use super::limits::Doomed;
+use super::{Later, Running};
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sweep::batch::Batch;
+use crate::sweep::report::Reason;
+use crate::sweep::round::Ask;
+use std::time::Duration;
+
+/// Longest time from a request to stop to the last verification.
+pub(super) const STOPPING: Duration = Duration::from_millis(500);
+
+/// Why a run ends; it is under way as long as there is no reason.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    pub reason: Option<Reason>,
+    /// The caller wants it.
+    pub called_off: bool,
+    /// The error of it, while what was removed is verified.
+    pub failure: Option<Error>,
+    /// Since when the server does not let us put references back.
+    pub refused_since: Option<Moment>,
+    /// Why entries could not be looked for, if some could not.
+    pub unseen: Option<Error>,
+}
+
+impl Running<'_> {
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.reason.is_some()
+    }
+
+    pub(super) fn call_off(&mut self) {
+        self.ending.called_off = true;
+        self.stop(Reason::Stopped);
+    }
+
+    /// Nothing is removed any more; what was removed is still verified.
+    pub(super) fn stop(&mut self, reason: Reason) {
+        if self.is_ending() {
+            return;
+        }
+        self.ending.reason = Some(reason);
+        self.drop_what_waits();
+        if self.is_hurried() {
+            self.queue.unverified.hurry(Moment::now() + STOPPING);
+        }
+    }
+
+    /// What waits for its turn is left as it is, but for what is owed.
+    fn drop_what_waits(&mut self) {
+        let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
+        let barred = self.queue.take_held().into_iter().map(Doomed::into_batch);
+        let mut batches: Vec<Batch> =
+            self.queue.condemned.drain(..).chain(held).chain(barred).collect();
+        for later in self.queue.waiting.drain() {
+            match later {
+                Later::Absent(batch) => batches.push(batch),
+                Later::Tag { key, page, tally, .. } => {
+                    self.give_up(&page);
+                    self.settle(&key, &page, tally);
+                }
+                Later::Recover(_) => {}
+            }
+        }
+        let (kept, dropped) =
+            std::mem::take(&mut self.queue.ready).into_iter().partition(Ask::is_owed);
+        self.queue.ready = kept;
+        for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
+            self.leave(batch);
+        }
+    }
+
+    /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
+    pub(super) fn is_hurried(&self) -> bool {
+        matches!(self.ending.reason, Some(Reason::Stopped | Reason::Lost | Reason::Error))
+    }
+
+    /// An error that does not pass ends the sweep; but what is under way is taken in, and what was removed is
+    /// verified, if that can be.
+    pub(super) fn fail(&mut self, failure: Error) -> Result<()> {
+        let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
+        let first = self.ending.failure.take();
+        if !reachable || !self.link.is_connected() {
+            self.lose_flights();
+        } else if first.is_some() {
+            // More of what is under way may fail for the same reason.
+            self.ending.failure = first;
+            return Ok(());
+        }
+        if let Some(first) = first {
+            return Err(first);
+        }
+        if !reachable || self.contender.lease().is_none() {
+            return Err(failure);
+        }
+        self.wire.outage = None;
+        self.ending.failure = Some(failure);
+        self.stop(Reason::Error);
+        Ok(())
+    }
+
+    /// At the end: whether what was held back means that the mapping is wrong.
+    pub(super) fn verdict(&mut self) -> Result<()> {
+        if self.options.dry_run {
+            self.foresee_end();
+        }
+        match self.proof.refutation() {
+            Some(what) if self.options.dry_run => {
+                self.foresee_nothing();
+                self.warn(&what);
+                Ok(())
+            }
+            Some(what) if !self.is_ending() => Err(Error::new(ErrorKind::Unproven, what)
+                .advice("give --entry-prefix, or --trust-mapping if every entry may be gone")),
+            None if !self.is_ending() && !self.proof.is_settled() => {
+                self.ending.unseen.take().map_or(Ok(()), Err)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// At the end of a dry run: what the limits would have done to a sweep, that could be told only now.
+    fn foresee_end(&mut self) {
+        let too_large = !self.is_ending() && self.is_too_large_a_share();
+        if too_large {
+            self.stop(Reason::MaxShare);
+        } else if !self.is_ending() && self.limits.is_exhausted() {
+            self.stop(Reason::MaxRemovals);
+        }
+        if too_large || self.limits.refrains {
+            self.foresee_nothing();
+        }
+    }
+}
