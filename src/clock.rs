@@ -50,6 +50,25 @@ impl Moment {
     }
 }
 
+/// A server's clock, by ours.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerClock {
+    /// What it told (s), and when.
+    told: u64,
+    at: Moment,
+}
+
+impl ServerClock {
+    pub fn new(told: u64, at: Moment) -> Self {
+        Self { told, at }
+    }
+
+    /// What it shows at a moment after that (s).
+    pub fn at(&self, moment: Moment) -> u64 {
+        self.told + moment.since(self.at).as_secs()
+    }
+}
+
 impl std::ops::Add<Duration> for Moment {
     type Output = Self;
     fn add(self, span: Duration) -> Self {

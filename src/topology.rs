@@ -112,6 +112,11 @@ impl IdleClock {
         (self.facts.children, self.observed) = (facts.children, sent);
     }
 
+    /// The server tells no idle time, at that time of its own (s): a policy without them is in force.
+    pub fn ends(&mut self, now: u64) {
+        (self.facts.lfu, self.none_at) = (true, self.none_at.max(now));
+    }
+
     /// An earlier sweep, at that time of the server's, found an LFU policy in force.
     pub fn not_before(&mut self, none_at: u64) {
         self.none_at = none_at;

@@ -1336,3 +1336,89 @@ fn a_use_while_a_sweep_waits_for_its_verification_is_seen_by_the_next() {
     let report = sweep(server.config(), ages(MS500 / 50));
     assert_eq!(report.tags_aged, 1, "{report:?}");
 }
+
+#[test]
+fn a_server_that_lets_nobody_in_any_more_ends_it() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3000, 4, 2);
+    let (mut shut, mut turns) = (false, 0);
+    let ended = Sweep::new(server.config(), quick()).unwrap().run(&mut |progress| {
+        if progress.report.references_removed > 0 && !std::mem::replace(&mut shut, true) {
+            run::<()>(&mut con, "CONFIG SET requirepass secret");
+            run::<i64>(&mut con, "CLIENT KILL TYPE normal SKIPME yes");
+        }
+        turns += u64::from(shut);
+        assert!(turns < 1000, "it goes on for ever");
+        Flow::Continue
+    });
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Denied);
+}
+
+#[test]
+fn whoever_calls_it_off_waits_for_no_verification_of_a_limit() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3, 4, 2);
+    let verify = Duration::from_secs(30);
+    let options = Options { verify, max_removals: Some(1), ..quick() };
+    let mut stopped: Option<Instant> = None;
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed == 0 {
+            return Flow::Continue;
+        }
+        stopped.get_or_insert_with(Instant::now);
+        Flow::Stop
+    });
+    assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 1));
+    assert!(stopped.unwrap().elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn the_lock_is_kept_while_there_is_more_to_remove_than_rounds_have_room_for() {
+    let server = Server::start();
+    let mut con = server.connect();
+    // No evidence but two looks: all of it comes due at once.
+    run::<()>(&mut con, "CONFIG SET maxmemory-policy allkeys-lfu");
+    tags(&mut con, "some", 6000, 10, 10);
+    let (lock_ttl, grace) = (Duration::from_secs(1), Duration::from_secs(1));
+    let options = Options { lock_ttl, grace, effort: 10, ..quick() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed > 0 {
+            std::thread::sleep(Duration::from_millis(8));
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.reason, report.references_removed), (Reason::Complete, 54_000));
+}
+
+#[test]
+fn an_aged_tag_that_is_used_while_it_is_held_back_for_the_share_stays() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "live", 9, 0);
+    tag(&mut con, "", "aged", 5, 0);
+    let fill = "for i = 1, 30000 do redis.call('SET', 'other:' .. i, '') end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    age(&mut con, "tag:live", 10);
+    let aged = Duration::from_secs(60);
+    let options = Options {
+        max_tag_age: Some(aged),
+        on_aged: OnAged::Invalidate,
+        max_share: 0.9,
+        effort: 10,
+        ..quick()
+    };
+    let mut used = false;
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        // So much later than our own look that it is told apart from that on servers before 7.2.
+        if progress.report.references_checked == 14 && !used {
+            std::thread::sleep(Duration::from_secs(4));
+            let _: () = con.sadd("tag:aged", "item:aged:l0").unwrap();
+            used = true;
+        }
+        Flow::Continue
+    });
+    assert!(used && report.complete, "{report:?}");
+    assert_eq!((report.entries_invalidated, report.references_removed), (0, 0), "{report:?}");
+}

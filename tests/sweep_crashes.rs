@@ -12,6 +12,7 @@ use std::time::Duration;
 use support::random::Random;
 use support::{Server, age, until};
 use tagsweep::Config;
+use tagsweep::lock::{Lock, Outcome};
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
 
 fn quick() -> Options {
@@ -181,6 +182,33 @@ fn what_became_stale_behind_a_sweep_that_was_cut_short_is_found_by_the_next() {
     let report = sweep(&server, quick());
     assert!(report.complete && report.resumed_at > 0.0 && report.resumed_at < 1.0, "{report:?}");
     assert_eq!(report.removed_before, cut.references_removed);
+    assert_same(&all_tags(&mut con), &left);
+}
+
+#[test]
+fn who_waited_for_longer_than_a_grace_goes_round_the_whole_table() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let left = fill(&mut con, 3, 3000);
+    let grace = Duration::from_secs(3);
+    let ended = Sweep::new(server.config(), Options { grace, ..quick() }).unwrap().run(&mut |p| {
+        if p.report.references_removed < 5000 { Flow::Continue } else { Flow::Stop }
+    });
+    assert!(matches!(ended, Ok(Ended::Swept(report)) if report.reason == Reason::Stopped));
+    let mut lock = Lock::new(server.config(), b"cache_tag_cleanup", grace * 10).unwrap();
+    assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+    let report = std::thread::scope(|scope| {
+        let next = scope.spawn(|| sweep(&server, Options { grace, ..quick() }));
+        until("it waits", || con.zcard("{lock:cache_tag_cleanup}:waiters") == Ok(1));
+        std::thread::sleep(grace * 3 / 2);
+        for tag in left.keys() {
+            let _: () = con.sadd(tag, "item:gone-meanwhile").unwrap();
+        }
+        age_all(&mut con, 3000);
+        assert!(lock.release().unwrap());
+        next.join().unwrap()
+    });
+    assert!(report.complete && report.resumed_at > 0.0, "{report:?}");
     assert_same(&all_tags(&mut con), &left);
 }
 

@@ -8,7 +8,7 @@ mod support;
 use redis::{Commands, Connection, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use support::random::Random;
-use support::{Server, age};
+use support::{Server, age, run};
 
 const LOCK: &str = "{lock:sweep}";
 const QUARANTINE: &str = "{lock:sweep}:quarantine";
@@ -379,4 +379,24 @@ fn restore_is_what_its_model_is() {
 #[test]
 fn checkpoint_is_what_its_model_is() {
     compare(include_str!("../src/scripts/checkpoint.lua"), checkpoint);
+}
+
+#[test]
+fn where_idle_times_are_kept_no_more_a_tag_counts_as_used() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = con.set(LOCK, OURS).unwrap();
+    let _: () = con.sadd("tag:a", "gone").unwrap();
+    age(&mut con, "tag:a", OLD);
+    run::<()>(&mut con, "CONFIG SET maxmemory-policy allkeys-lfu");
+    let mut eval = redis::cmd("EVAL");
+    eval.arg(include_str!("../src/scripts/prune.lua")).arg(4);
+    eval.arg(&[LOCK, QUARANTINE, "tag:a", "gone"]).arg(OURS).arg(1).arg(ASKED).arg(0);
+    let answer: Value = eval.arg("").arg("").arg(1).arg(1).query(&mut con).unwrap();
+    assert_eq!(answer, ints([-1]));
+    let mut eval = redis::cmd("EVAL");
+    eval.arg(include_str!("../src/scripts/invalidate.lua")).arg(3);
+    eval.arg(&[LOCK, "tag:a", "gone"]).arg(OURS).arg(ASKED);
+    assert_eq!(eval.query::<Value>(&mut con).unwrap(), ints([-1]));
+    assert_eq!(con.scard::<_, u64>("tag:a").unwrap(), 1);
 }

@@ -37,7 +37,8 @@ local alive = call('EXISTS', unpack(KEYS, first))
 
 local function used_of_late(tag)
   local seen = idle and try('OBJECT', 'IDLETIME', tag)
-  return type(seen) == 'number' and seen < idle
+  -- Where no idle time is kept any more, nobody can tell.
+  return seen and (type(seen) ~= 'number' or seen < idle)
 end
 
 -- The members of an item whose entries are absent, and the positions of the others.

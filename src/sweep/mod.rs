@@ -51,6 +51,7 @@ pub use history::{Run, Totals, history, totals};
 pub use options::{OnAged, Options};
 pub use report::{Flow, Progress, Reason, Report, Sample};
 
+use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
@@ -122,7 +123,7 @@ impl Sweep {
     /// an existing entry. What was done before is in [`Sweep::report`].
     pub fn run(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<Ended> {
         self.report = None;
-        let (facts, keys) = survey(&mut guard(&self.link))?;
+        let survey = survey(&mut guard(&self.link))?;
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
@@ -132,8 +133,7 @@ impl Sweep {
         }
         let link = &mut guard(&self.link);
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
-        let mut run = Running::new(link, &mut contender, &self.options, &layout, facts);
-        run.keys = keys;
+        let mut run = Running::new(link, &mut contender, &self.options, &layout, survey);
         let swept = run.finish(watch);
         let report = run.report();
         let commands = run.entry(swept.as_ref().err().map(ToString::to_string));
@@ -177,8 +177,16 @@ impl Sweep {
     }
 }
 
+/// What a server said of itself before the lock was waited for.
+struct Survey {
+    facts: Facts,
+    keys: u64,
+    at: Moment,
+}
+
 /// Asks the server what it is, and how many keys it holds.
-fn survey(link: &mut Link) -> Result<(Facts, u64)> {
+fn survey(link: &mut Link) -> Result<Survey> {
+    let at = Moment::now();
     let replies = link.persist(|link, deadline| {
         let asked = ["INFO", "TIME", "DBSIZE"].map(redis::cmd);
         link.calls(&asked, deadline)
@@ -194,5 +202,5 @@ fn survey(link: &mut Link) -> Result<(Facts, u64)> {
             .server(&link.config().label())
             .advice("name the primary: what a replica does not see yet is no evidence"));
     }
-    Ok((facts, keys.unwrap_or(0)))
+    Ok(Survey { facts, keys: keys.unwrap_or(0), at })
 }

@@ -11,6 +11,8 @@ pub(crate) struct Page {
     pub next: u64,
     /// Something of it was passed over before the mapping was proven.
     pub missed: Cell<bool>,
+    /// Nothing more is done about something of it.
+    pub given_up: Cell<bool>,
     pub seen: Cell<u64>,
     pub aged: Cell<u64>,
     pub skipped: Cell<u64>,

@@ -135,6 +135,11 @@ impl Ask {
         matches!(self, Self::Verify(_) | Self::Restore(_) | Self::CrossOut(_))
     }
 
+    /// Whether it comes before all else: what keeps us, and what is owed.
+    pub fn is_urgent(&self) -> bool {
+        matches!(self, Self::Extend | Self::Load | Self::Checkpoint(_)) || self.is_owed()
+    }
+
     /// What it works on; of a tag that is to be read, a batch of nothing.
     pub fn into_batches(self) -> Vec<Batch> {
         match self {

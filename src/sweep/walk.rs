@@ -159,6 +159,7 @@ impl Walk {
         let (number, from) = (self.count, self.at.cursor);
         let page = Rc::new(Page { number, cursor: from, next: cursor, ..Page::default() });
         self.count += 1;
+        self.forget_settled();
         self.pages.push_back((self.at, Rc::downgrade(&page)));
         self.at.cursor = cursor;
         let is_over = match self.way {
@@ -187,10 +188,14 @@ impl Walk {
     /// Where somebody else could go on without passing anything over: at the oldest page of which
     /// something is unsettled.
     pub fn settled(&mut self) -> Place {
+        self.forget_settled();
+        self.pages.front().map_or(self.at, |(place, _)| *place)
+    }
+
+    fn forget_settled(&mut self) {
         while self.pages.front().is_some_and(|(_, page)| page.strong_count() == 0) {
             self.pages.pop_front();
         }
-        self.pages.front().map_or(self.at, |(place, _)| *place)
     }
 
     /// The pages that are unsettled, and those behind them.
@@ -315,6 +320,14 @@ mod tests {
             walk(&mut last, &table, 7, usize::MAX, 30, &mut met);
             assert!(is_once(&met, &table), "{again:?}");
         }
+    }
+
+    #[test]
+    fn settled_pages_take_no_memory() {
+        let table = Table::new(9, 700, 5);
+        let (mut new, mut met) = (Walk::new(5), Met::new());
+        walk(&mut new, &table, 1, 100, 5, &mut met);
+        assert!(!new.is_done() && new.pages.len() <= 1, "{}", new.pages.len());
     }
 
     #[test]

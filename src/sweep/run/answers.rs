@@ -23,7 +23,7 @@ impl Running<'_> {
         match ask {
             Ask::Page { count, .. } => self.paged(count, replies),
             Ask::Recall(visit) => {
-                self.recalled(visit, &replies);
+                self.recalled(visit, &replies, sent);
                 Ok(())
             }
             Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent),

@@ -1,6 +1,5 @@
 //! How a run ends: why, and what is still owed then.
 
-use super::limits::Doomed;
 use super::{Later, Running};
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,9 +30,14 @@ impl Running<'_> {
         self.ending.reason.is_some()
     }
 
+    /// The caller has said that it is to end, also when it is ending already.
     pub(super) fn call_off(&mut self) {
+        if self.ending.called_off {
+            return;
+        }
         self.ending.called_off = true;
         self.stop(Reason::Stopped);
+        self.queue.unverified.hurry(Moment::now() + STOPPING);
     }
 
     /// Nothing is removed any more; what was removed is still verified.
@@ -51,7 +55,7 @@ impl Running<'_> {
     /// What waits for its turn is left as it is, but for what is owed.
     fn drop_what_waits(&mut self) {
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
-        let barred = self.queue.take_held().into_iter().map(Doomed::into_batch);
+        let barred = self.queue.take_held().into_iter().map(|(_, doomed)| doomed.into_batch());
         let mut batches: Vec<Batch> =
             self.queue.condemned.drain(..).chain(held).chain(barred).collect();
         for later in self.queue.waiting.drain() {
@@ -64,9 +68,9 @@ impl Running<'_> {
                 Later::Recover(_) => {}
             }
         }
-        let (kept, dropped) =
-            std::mem::take(&mut self.queue.ready).into_iter().partition(Ask::is_owed);
-        self.queue.ready = kept;
+        let (kept, dropped): (Vec<Ask>, Vec<Ask>) =
+            self.queue.take_asks().into_iter().partition(Ask::is_owed);
+        kept.into_iter().for_each(|ask| self.queue.ask(ask));
         for batch in dropped.into_iter().flat_map(Ask::into_batches).chain(batches) {
             self.leave(batch);
         }
@@ -74,7 +78,8 @@ impl Running<'_> {
 
     /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
     pub(super) fn is_hurried(&self) -> bool {
-        matches!(self.ending.reason, Some(Reason::Stopped | Reason::Lost | Reason::Error))
+        let reason = self.ending.reason;
+        self.ending.called_off || matches!(reason, Some(Reason::Lost | Reason::Error))
     }
 
     /// An error that does not pass ends the sweep; but what is under way is taken in, and what was removed is
@@ -82,6 +87,10 @@ impl Running<'_> {
     pub(super) fn fail(&mut self, failure: Error) -> Result<()> {
         let reachable = !matches!(failure.kind(), ErrorKind::Unreachable | ErrorKind::Unknown);
         let first = self.ending.failure.take();
+        if self.wire.cut_off {
+            // Nobody lets us in again: nothing more can be asked.
+            return Err(first.unwrap_or(failure));
+        }
         if !reachable || !self.link.is_connected() {
             self.lose_flights();
         } else if first.is_some() {

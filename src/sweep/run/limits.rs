@@ -1,11 +1,13 @@
 //! What the operator's limits allow to go: not too many, and not too large a share of all.
 
+use crate::clock::Moment;
 use crate::sweep::batch::Batch;
 use crate::sweep::judge;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
+use crate::sweep::run::looks::HELD_FRESH;
 use crate::sweep::run::{Later, Running};
-use std::collections::VecDeque;
+use std::time::Duration;
 
 /// References that are to go.
 #[derive(Debug)]
@@ -76,13 +78,30 @@ impl Running<'_> {
             return;
         }
         self.limits.told = true;
-        if self.options.dry_run && self.is_too_large_a_share() {
+        let held = self.queue.take_held();
+        if self.is_too_large_a_share() {
             self.limits.refrains = true;
             self.stop(Reason::MaxShare);
         }
-        for doomed in self.queue.take_held() {
-            self.let_pass(doomed);
+        let now = Moment::now();
+        for (since, doomed) in held {
+            match doomed {
+                Doomed::Aged(batch, _) if self.is_outdated(since, now) => self.age_again(batch),
+                doomed => self.let_pass(doomed),
+            }
         }
+    }
+
+    /// Whether nobody can tell by now that an aged tag was not used since.
+    fn is_outdated(&self, since: Moment, now: Moment) -> bool {
+        now.since(since) > HELD_FRESH && !self.options.dry_run && !self.is_ending()
+    }
+
+    /// An aged tag that was held back for long is read anew: it may have been used.
+    fn age_again(&mut self, batch: Batch) {
+        let references = batch.members.len() as u64;
+        self.limits.wanted = self.limits.wanted.saturating_sub(references);
+        self.read_again(batch.visit, Duration::ZERO);
     }
 
     fn let_pass(&mut self, doomed: Doomed) {
@@ -107,7 +126,7 @@ impl Running<'_> {
             Doomed::Stale(batch) => self.queue.condemned.push_back(cut(batch)),
             Doomed::Aged(batch, live) => {
                 let (batch, live) = (cut(batch), live.min(allowed));
-                self.queue.ready.push_back(Ask::Invalidate { batch, live, again: false });
+                self.queue.ask(Ask::Invalidate { batch, live, again: false });
             }
         }
         if allowed < all && !self.is_ending() {
@@ -156,12 +175,11 @@ impl Running<'_> {
     fn reach_limit(&mut self) {
         let condemned = std::mem::take(&mut self.queue.condemned);
         let is_allowed = |ask: &Ask| matches!(ask, Ask::Invalidate { .. });
-        let (allowed, others) = std::mem::take(&mut self.queue.ready)
-            .into_iter()
-            .partition::<VecDeque<_>, _>(is_allowed);
-        self.queue.ready = others;
+        let (allowed, others) =
+            self.queue.take_asks().into_iter().partition::<Vec<_>, _>(is_allowed);
+        others.into_iter().for_each(|ask| self.queue.ask(ask));
         self.stop(Reason::MaxRemovals);
-        self.queue.ready.extend(allowed);
+        allowed.into_iter().for_each(|ask| self.queue.ask(ask));
         condemned.into_iter().for_each(|batch| self.prune(batch));
     }
 }

@@ -22,7 +22,7 @@ const SAMPLES: usize = 20;
 const PROVEN_SOON: Duration = Duration::from_millis(100);
 
 /// For how long what was held back for the proof of the mapping stays fresh.
-const HELD_FRESH: Duration = Duration::from_secs(1);
+pub(super) const HELD_FRESH: Duration = Duration::from_secs(1);
 
 impl Running<'_> {
     /// How many entries exist.
@@ -54,7 +54,7 @@ impl Running<'_> {
             self.found_absent(batch);
         } else {
             let group = judge::group(live.min(total - live) as usize, total as usize);
-            self.queue.ready.push_front(Ask::Sift(batch, group));
+            self.queue.ask_first(Ask::Sift(batch, group));
         }
         Ok(())
     }
@@ -78,11 +78,11 @@ impl Running<'_> {
         batch.visit.alive.set(true);
         if self.proof.is_settled() {
             self.count_checked(&batch);
-            self.queue.ready.push_front(Ask::Sift(batch, 1));
+            self.queue.ask_first(Ask::Sift(batch, 1));
         } else if batch.members.len() > 1 {
             for at in 0..batch.members.len() {
                 let one = Batch::of(&batch.visit, batch.members.select(|i| i == at));
-                self.queue.ready.push_back(Ask::Look(one));
+                self.queue.ask(Ask::Look(one));
             }
             self.let_go(batch.visit);
         } else if !batch.visit.again {
@@ -114,7 +114,7 @@ impl Running<'_> {
         if let (Some(proof), false) = (self.proof.fingerprint(), self.options.dry_run) {
             // A later run may find a cache whose entries have all expired, and trust this one.
             let key = companion(&self.contender.keys().lock, "mapping");
-            self.queue.ready.push_back(Ask::Remember { key, proof });
+            self.queue.ask(Ask::Remember { key, proof });
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Running<'_> {
     /// Of a dry run: some are looked at one by one, to be shown.
     fn foresee_or_sift(&mut self, batch: Batch, stale: u64) {
         if stale > 0 && self.report.samples.len() < SAMPLES {
-            self.queue.ready.push_front(Ask::Sift(batch, 1));
+            self.queue.ask_first(Ask::Sift(batch, 1));
         } else {
             self.foresee(batch, stale);
         }
@@ -159,7 +159,7 @@ impl Running<'_> {
         drop(visit);
         match mixed.members.is_empty() {
             true => self.let_go(mixed.visit),
-            false => self.queue.ready.push_front(Ask::Sift(mixed, 1)),
+            false => self.queue.ask_first(Ask::Sift(mixed, 1)),
         }
         if self.options.dry_run {
             let (stale, all) = (absent.members.len() as u64, absent.visit.checked.get());

@@ -13,11 +13,12 @@ mod slips;
 mod tags;
 mod wire;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, ServerClock};
 use crate::connect::Link;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::lock::Contender;
+use crate::sweep::Survey;
 use crate::sweep::batch::{Batch, Tally, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
@@ -29,7 +30,7 @@ use crate::sweep::records::Record;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::walk::Walk;
-use crate::topology::{Facts, IdleClock};
+use crate::topology::IdleClock;
 use ending::Ending;
 use ledger::Figures;
 use limits::Limits;
@@ -94,12 +95,11 @@ pub(super) struct Running<'a> {
     figures: Figures,
     report: Report,
     begun: Moment,
-    /// The server's clock then (s).
-    time: u64,
+    clock: ServerClock,
     extended: Moment,
     ending: Ending,
     /// Keys on the server, when the sweep began.
-    pub keys: u64,
+    keys: u64,
 }
 
 impl<'a> Running<'a> {
@@ -108,9 +108,10 @@ impl<'a> Running<'a> {
         contender: &'a mut Contender,
         options: &'a Options,
         layout: &dyn Layout,
-        facts: Facts,
+        survey: Survey,
     ) -> Self {
-        let now = Moment::now();
+        let (now, Survey { facts, keys, at }) = (Moment::now(), survey);
+        let clock = ServerClock::new(facts.time, at);
         let fence = contender.lease().map(|lease| lease.fence);
         let memory = Memory::new(options.memory);
         let purpose = facts.run_id.as_ref().filter(|_| facts.positions && !options.dry_run);
@@ -123,7 +124,7 @@ impl<'a> Running<'a> {
             sample: layout.sample(),
             proof: Proof::new(layout.mappings(), options.trust_mapping, memory.held()),
             untouching: facts.no_touch,
-            walk: Walk::new(facts.time),
+            walk: Walk::new(clock.at(now)),
             positions: facts.positions,
             second_pass: false,
             queue: Queue::new(memory, now),
@@ -136,11 +137,11 @@ impl<'a> Running<'a> {
             figures: Figures::new(fence, now),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             begun: now,
-            time: facts.time,
+            clock,
             extended: now,
             ending: Ending::default(),
-            keys: 0,
-            idle: IdleClock::new(facts, now),
+            keys,
+            idle: IdleClock::new(facts, at),
         }
     }
 
@@ -162,7 +163,7 @@ impl<'a> Running<'a> {
     fn go(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.prepare()?;
         if !self.options.dry_run {
-            self.queue.ready.push_back(Ask::Recover { cursor: 0 });
+            self.queue.ask(Ask::Recover { cursor: 0 });
         }
         loop {
             let asked = Moment::now();
@@ -218,7 +219,7 @@ impl<'a> Running<'a> {
         }
         while let Some(removed) = self.queue.next_verify(now) {
             self.look_at_saves_after(&removed);
-            self.queue.ready.push_front(Ask::Verify(removed));
+            self.queue.ask(Ask::Verify(removed));
         }
         self.take_up_due(now);
         self.release_held();
@@ -259,7 +260,7 @@ impl<'a> Running<'a> {
                 known: record.into(),
                 ..Visit::default()
             }),
-            Later::Recover(cursor) => self.queue.ready.push_back(Ask::Recover { cursor }),
+            Later::Recover(cursor) => self.queue.ask(Ask::Recover { cursor }),
             Later::Absent(batch) => self.condemn(batch),
         }
     }
@@ -269,19 +270,21 @@ impl<'a> Running<'a> {
         let due = now.since(self.extended) >= self.options.lock_ttl / 3;
         if due && self.contender.lease().is_some() {
             self.extended = now;
-            self.queue.ready.push_front(Ask::Extend);
+            self.queue.ask_first(Ask::Extend);
         }
         if !self.is_ending() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
             self.resume.checkpointed = now;
             let kept = self.checkpoint();
-            self.queue.ready.extend(kept.map(|kept| Ask::Checkpoint(Some(kept.to_bytes()))));
+            if let Some(kept) = kept {
+                self.queue.ask(Ask::Checkpoint(Some(kept.to_bytes())));
+            }
         }
         if self.slips.crossed.borrow().len() >= CROSSED || self.is_idle() {
             self.cross_out();
         }
         let records = self.records.due.len();
         if records >= CROSSED || (self.is_idle() && records > 0) {
-            self.queue.ready.push_back(Ask::Records(std::mem::take(&mut self.records.due)));
+            self.queue.ask(Ask::Records(std::mem::take(&mut self.records.due)));
         }
     }
 
@@ -299,11 +302,11 @@ impl<'a> Running<'a> {
     fn ask_for_load(&mut self) {
         self.wire.observed = Moment::now();
         self.wire.sent = self.link.sent();
-        self.queue.ready.push_front(Ask::Load);
+        self.queue.ask_first(Ask::Load);
     }
 
     fn is_idle(&self) -> bool {
-        self.wire.flights.is_empty() && self.queue.ready.is_empty()
+        self.wire.flights.is_empty() && self.queue.asks_nothing()
     }
 
     fn is_done(&self) -> bool {
@@ -313,7 +316,7 @@ impl<'a> Running<'a> {
             && self.queue.condemned.is_empty();
         let crossed = self.slips.crossed.borrow().is_empty();
         let kept = crossed && self.records.due.is_empty();
-        let verified = self.queue.ready.is_empty() && self.queue.unverified.is_empty() && kept;
+        let verified = self.queue.asks_nothing() && self.queue.unverified.is_empty() && kept;
         verified && (judged || self.is_ending())
     }
 
@@ -344,17 +347,8 @@ impl<'a> Running<'a> {
         std::thread::sleep(left.clamp(Duration::from_micros(100), NAP));
     }
 
-    /// The server's clock when we began (s).
-    pub(super) fn began(&self) -> u64 {
-        self.time
-    }
-
-    /// The server's clock, by ours (s).
+    /// The server's clock (s).
     pub(super) fn server_time(&self) -> u64 {
-        self.server_time_at(Moment::now())
-    }
-
-    fn server_time_at(&self, moment: Moment) -> u64 {
-        self.time + moment.since(self.begun).as_secs()
+        self.clock.at(Moment::now())
     }
 }

@@ -17,12 +17,14 @@ const COMPANY: Duration = Duration::from_millis(50);
 /// What waits to be asked, and when what waits for its time is due.
 #[derive(Debug)]
 pub(super) struct Queue {
-    pub ready: VecDeque<Ask>,
+    /// What keeps us, and what was removed is owed: asked before anything else.
+    urgent: VecDeque<Ask>,
+    ready: VecDeque<Ask>,
     /// References that a script is to remove, and when the last one was put together.
     pub condemned: VecDeque<Batch>,
     pub pruned_at: Moment,
     /// What is held back until it can be told what share of all would go, and the memory that it takes.
-    held: Vec<Doomed>,
+    held: Vec<(Moment, Doomed)>,
     held_size: usize,
     pub waiting: Quarantine<Later>,
     pub unverified: Quarantine<(Batch, Twice)>,
@@ -32,6 +34,7 @@ pub(super) struct Queue {
 impl Queue {
     pub fn new(memory: Memory, now: Moment) -> Self {
         Self {
+            urgent: VecDeque::new(),
             ready: VecDeque::new(),
             condemned: VecDeque::new(),
             pruned_at: now,
@@ -43,16 +46,42 @@ impl Queue {
         }
     }
 
+    /// To be asked, after all that is as urgent.
+    pub fn ask(&mut self, ask: Ask) {
+        self.those_like(&ask).push_back(ask);
+    }
+
+    /// To be asked before all that is as urgent.
+    pub fn ask_first(&mut self, ask: Ask) {
+        self.those_like(&ask).push_front(ask);
+    }
+
+    fn those_like(&mut self, ask: &Ask) -> &mut VecDeque<Ask> {
+        if ask.is_urgent() { &mut self.urgent } else { &mut self.ready }
+    }
+
+    pub fn asks_nothing(&self) -> bool {
+        self.urgent.is_empty() && self.ready.is_empty()
+    }
+
+    /// All that waits to be asked.
+    pub fn take_asks(&mut self) -> VecDeque<Ask> {
+        let mut all = std::mem::take(&mut self.urgent);
+        all.append(&mut self.ready);
+        all
+    }
+
     pub fn hold(&mut self, doomed: Doomed) {
         self.held_size += doomed.batch().size();
-        self.held.push(doomed);
+        self.held.push((Moment::now(), doomed));
     }
 
     pub fn holds_nothing(&self) -> bool {
         self.held.is_empty()
     }
 
-    pub fn take_held(&mut self) -> Vec<Doomed> {
+    /// What is held back, and since when.
+    pub fn take_held(&mut self) -> Vec<(Moment, Doomed)> {
         self.held_size = 0;
         std::mem::take(&mut self.held)
     }
@@ -70,6 +99,16 @@ impl Queue {
             (sum, bytes) = (sum + more, bytes + length);
             sum >= members || bytes > BATCH_BYTES
         })
+    }
+
+    /// Whether what is condemned fills a script of so many members, or has waited for long enough.
+    fn is_full_script(&self, members: usize) -> bool {
+        self.condemns(members) || self.is_overdue()
+    }
+
+    /// Whether a script is next, of which a round had better have nothing but that.
+    fn begins_a_round(&self, members: usize) -> bool {
+        self.urgent.is_empty() && self.is_full_script(members)
     }
 
     /// The next question, unless it is a read and enough of them are under way.
@@ -125,7 +164,7 @@ impl Queue {
     fn names(&self) -> (usize, usize) {
         let condemned = self.condemned.iter().map(Batch::size).sum();
         let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
-        self.ready.iter().map(Ask::size).fold((condemned, 0), add)
+        self.urgent.iter().chain(&self.ready).map(Ask::size).fold((condemned, 0), add)
     }
 
     /// Whether keys of tags that are to be read take less than the memory that there is for what waits to be sent.
@@ -136,7 +175,7 @@ impl Queue {
     /// Units of work that wait to be sent.
     pub fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
-        8 * self.ready.len() + 14 * self.condemned.len()
+        8 * (self.urgent.len() + self.ready.len()) + 14 * self.condemned.len()
     }
 }
 
@@ -148,7 +187,7 @@ fn in_script(batch: &Batch) -> (usize, usize) {
 }
 
 impl Running<'_> {
-    /// The next round: a full script, or questions, and a page if there is room for a good one. Many
+    /// The next round: what is urgent, a full script, or questions, and a page if there is room for a good one. Many
     /// small scripts and pages would cost the server more than a few large ones.
     pub(super) fn compose(&mut self) -> Vec<Ask> {
         let size = self.pace.size();
@@ -161,15 +200,10 @@ impl Running<'_> {
         let may_read = if no_room { 0 } else { self.queue.memory.reads() };
         let mut reads = may_read.saturating_sub(under_way);
         while units < size {
-            let full = self.queue.condemns(script) || self.queue.is_overdue();
-            if full && units > size / 3 {
+            if units > size / 3 && self.queue.begins_a_round(script) {
                 return asks;
             }
-            let next = match full.then(|| self.queue.next_prune(script)).flatten() {
-                Some(batches) => Some(Ask::Prune(self.noted(batches))),
-                None => self.queue.next_ready(&mut reads),
-            };
-            let Some(ask) = next else { break };
+            let Some(ask) = self.next_ask(script, &mut reads) else { break };
             // How the server is may have to be asked in every round: it takes nobody's place.
             units += if matches!(ask, Ask::Load) { 0 } else { ask.units() };
             asks.push(ask);
@@ -182,6 +216,17 @@ impl Running<'_> {
             asks.push(Ask::Prune(self.noted(batches)));
         }
         asks
+    }
+
+    /// What is urgent, a full script, or a question.
+    fn next_ask(&mut self, script: usize, reads: &mut usize) -> Option<Ask> {
+        if let Some(ask) = self.queue.urgent.pop_front() {
+            return Some(ask);
+        }
+        if !self.queue.is_full_script(script) {
+            return self.queue.next_ready(reads);
+        }
+        self.queue.next_prune(script).map(|batches| Ask::Prune(self.noted(batches)))
     }
 
     /// The next page, if so many units are room enough.

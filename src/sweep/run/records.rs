@@ -25,10 +25,10 @@ impl Running<'_> {
     /// Keeps what is known of a tag. One that is gone takes its record along.
     pub(super) fn keep_record(&mut self, visit: &Visit) {
         let now = self.server_time();
-        let touched = visit.touched_at.get().map_or(now, |at| self.server_time_at(at));
+        let touched = visit.touched_at.get().map_or(now, |at| self.clock.at(at));
         let touched = u32::try_from(touched).unwrap_or(u32::MAX);
         let warrant = self.warrant(visit);
-        let read_at = visit.idle_at.get().map_or(now, |at| self.server_time_at(at));
+        let read_at = visit.idle_at.get().map_or(now, |at| self.clock.at(at));
         let fresh = || Record::observe(None, visit.idle.get().unwrap_or(0), read_at);
         let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
         let record =
@@ -45,7 +45,7 @@ impl Running<'_> {
         if batch.members.is_empty() || !vouches || self.is_ending() {
             return self.let_go(batch.visit);
         }
-        self.queue.ready.push_back(Ask::Lifetimes(batch));
+        self.queue.ask(Ask::Lifetimes(batch));
     }
 
     pub(super) fn vouched(&mut self, batch: Batch, replies: &[Value]) {
@@ -76,7 +76,7 @@ impl Running<'_> {
         let (Some(idle), Some(at)) = (visit.idle.get(), visit.idle_at.get()) else {
             return false;
         };
-        let at = self.server_time_at(at);
+        let at = self.clock.at(at);
         let known = visit.known.get().filter(|_| !self.untouching);
         Record::observe(known, idle, at).age(at) > records::SLOP
     }
@@ -90,7 +90,7 @@ impl Running<'_> {
         if !whole || !writes || self.records.tidied >= records::BUCKETS {
             return false;
         }
-        self.queue.ready.push_back(Ask::Tidy { first: self.records.tidied });
+        self.queue.ask(Ask::Tidy { first: self.records.tidied });
         self.records.tidied += records::TIDIED;
         true
     }
@@ -101,7 +101,7 @@ impl Running<'_> {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
             let records: Vec<Field> = understood(reply)?;
-            let (began, now) = (self.began(), self.server_time());
+            let (began, now) = (self.clock.at(self.begun), self.server_time());
             let unseen = |record: &[u8]| {
                 Record::read(record).is_none_or(|record| record.is_unseen(began, now))
             };
@@ -111,7 +111,7 @@ impl Running<'_> {
                 .map(|(field, _)| field)
                 .collect();
             if !fields.is_empty() {
-                self.queue.ready.push_back(Ask::Forget { bucket, fields });
+                self.queue.ask(Ask::Forget { bucket, fields });
             }
         }
         Ok(())

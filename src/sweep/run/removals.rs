@@ -36,7 +36,15 @@ impl Running<'_> {
     }
 
     pub(super) fn pruned(&mut self, batches: Vec<Batch>, replies: Vec<Value>) -> Result<()> {
-        let Some(items) = self.unless_fenced(checked(first(replies))?)? else {
+        let reply = match checked(first(replies)) {
+            Ok(reply) => reply,
+            Err(e) => {
+                // Somebody in between may say so after the script has run.
+                batches.into_iter().for_each(|batch| self.may_be_gone(batch));
+                return Err(e);
+            }
+        };
+        let Some(items) = self.unless_fenced(reply)? else {
             batches.into_iter().for_each(|batch| self.let_go(batch.visit));
             return Ok(());
         };
@@ -62,6 +70,12 @@ impl Running<'_> {
             }
         }
         refused
+    }
+
+    /// Of references that may have been removed, nobody said so: they are verified like all.
+    pub(super) fn may_be_gone(&mut self, batch: Batch) {
+        let (size, due) = (batch.size(), Moment::now() + self.options.verify);
+        self.queue.unverified.put((batch, Twice::Always), size, due);
     }
 
     /// Counts what the script removed, and sees to its verification.
@@ -191,8 +205,11 @@ impl Running<'_> {
         if !self.is_ending() {
             return self.queue.condemned.push_back(batch);
         }
+        if self.contender.lease().is_none() {
+            return self.leave(batch);
+        }
         let noted = self.noted(vec![batch]);
-        self.queue.ready.push_back(Ask::Prune(noted));
+        self.queue.ask(Ask::Prune(noted));
     }
 
     /// A tag that was used since it was read is read again, once.
@@ -229,7 +246,7 @@ impl Running<'_> {
                 self.let_go(batch.visit);
             } else {
                 // Some entry exists, or it cannot be told: the script looks at each.
-                self.queue.ready.push_front(Ask::Restore(batch));
+                self.queue.ask_first(Ask::Restore(batch));
             }
         }
     }
@@ -301,7 +318,7 @@ impl Running<'_> {
 
     /// After an end that came too early: what may have been removed and was not looked for again.
     pub(super) fn warn_of_unverified(&mut self) {
-        let owed = std::mem::take(&mut self.queue.ready).into_iter().filter(Ask::is_owed);
+        let owed = self.queue.take_asks().into_iter().filter(Ask::is_owed);
         let waiting = self.queue.unverified.drain().map(|(batch, _)| batch);
         let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
         let total: usize = batches.iter().map(|batch| batch.members.len()).sum();

@@ -62,7 +62,7 @@ impl Running<'_> {
 
     /// Nothing more is done about something of this page.
     pub(super) fn give_up(&mut self, page: &Rc<Page>) {
-        if !self.resume.given_up.iter().any(|known| Rc::ptr_eq(known, page)) {
+        if !page.given_up.replace(true) {
             self.resume.given_up.push(Rc::clone(page));
         }
     }
@@ -87,7 +87,9 @@ impl Running<'_> {
             None => Some(None),
             Some(_) => self.checkpoint().map(|kept| Some(kept.to_bytes())),
         };
-        self.queue.ready.extend(kept.map(Ask::Checkpoint));
+        if let Some(kept) = kept {
+            self.queue.ask(Ask::Checkpoint(kept));
+        }
         true
     }
 }

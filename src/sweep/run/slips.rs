@@ -39,7 +39,7 @@ impl Running<'_> {
         let ids = self.slips.crossed.take();
         // What was verified in a hurry is left to the next sweep as well.
         if !ids.is_empty() && !self.is_hurried() {
-            self.queue.ready.push_back(Ask::CrossOut(ids));
+            self.queue.ask(Ask::CrossOut(ids));
         }
     }
 

@@ -46,10 +46,10 @@ impl Running<'_> {
         let weigh = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
         let visit = Rc::new(Visit { weigh, aging: self.records.aging, ..visit });
         if self.options.remember.is_some() && !visit.again {
-            return self.queue.ready.push_back(Ask::Recall(visit));
+            return self.queue.ask(Ask::Recall(visit));
         }
         let first = self.next_read(visit, 0);
-        self.queue.ready.push_back(first);
+        self.queue.ask(first);
     }
 
     /// Reads a tag, or goes on with it.
@@ -60,7 +60,7 @@ impl Running<'_> {
     }
 
     /// Passes a tag over, if an earlier sweep knew that nothing in it can be stale.
-    pub(super) fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value]) {
+    pub(super) fn recalled(&mut self, visit: Rc<Visit>, replies: &[Value], sent: Moment) {
         let idle = self.idle_time(replies);
         let kept = self.record(replies.get(1));
         let references = replies.get(2).and_then(number).unwrap_or(0);
@@ -73,14 +73,14 @@ impl Running<'_> {
         visit.touch();
         visit.known.set(kept);
         visit.idle.set(idle);
-        visit.idle_at.set(Some(Moment::now()));
+        visit.idle_at.set(Some(sent));
         let age = if holds { self.age(&visit, idle) } else { None };
         let invalidates = self.options.on_aged == OnAged::Invalidate
             && judge::aged(age, self.options.max_tag_age);
         if !holds || invalidates {
             visit.record.set(None);
             let first = self.next_read(visit, 0);
-            return self.queue.ready.push_back(first);
+            return self.queue.ask(first);
         }
         self.first_seen(&visit, age);
         self.report.tags_unchanged += 1;
@@ -130,7 +130,11 @@ impl Running<'_> {
 
     /// The idle time that comes first among the replies about a tag.
     fn idle_time(&mut self, replies: &[Value]) -> Option<u64> {
-        let told = replies.first().and_then(number)?;
+        let reply = replies.first()?;
+        if matches!(reply, Value::ServerError(_)) && self.idle.runs() {
+            self.idle.ends(self.server_time());
+        }
+        let told = number(reply)?;
         let idle = self.idle.told(told, self.server_time());
         if idle.is_none() {
             self.warn("idle times from before the LFU policy was given up are none: such tags have no age");
@@ -181,10 +185,10 @@ impl Running<'_> {
             self.give_up(&visit.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);
-            self.queue.ready.push_front(on);
+            self.queue.ask_first(on);
         }
         for members in bites(members) {
-            self.queue.ready.push_front(Ask::Look(Batch::of(&visit, members)));
+            self.queue.ask_first(Ask::Look(Batch::of(&visit, members)));
         }
         self.let_go(visit);
     }

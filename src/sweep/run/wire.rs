@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{Histogram, companion};
 use crate::reply::checked;
 use crate::script::{Args, CHECKPOINT, EXTEND, INVALIDATE, PRUNE, RESTORE, RIGHTS};
-use crate::sweep::batch::{Batch, Twice};
+use crate::sweep::batch::Batch;
 use crate::sweep::history;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
@@ -232,21 +232,18 @@ impl Running<'_> {
     }
 
     pub(super) fn ask_again(&mut self, ask: Ask) {
-        let soon = Moment::now() + self.options.verify;
         match ask {
             Ask::Page { .. } => self.walk.again(),
             Ask::Remember { .. } | Ask::Untouch(_) => {}
             // Their answer is what shows that the server is there again, where nothing else is asked.
-            ask @ (Ask::Extend | Ask::Load) => self.queue.ready.push_front(ask),
-            ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => {
-                self.queue.ready.push_back(ask)
-            }
+            ask @ (Ask::Extend | Ask::Load) => self.queue.ask_first(ask),
+            ask @ (Ask::Records(_) | Ask::Tidy { .. } | Ask::Forget { .. }) => self.queue.ask(ask),
             ask @ (Ask::Recover { .. } | Ask::CrossOut(_) | Ask::Checkpoint(_)) => {
-                self.queue.ready.push_front(ask);
+                self.queue.ask_first(ask);
             }
             Ask::Prune(batches) => {
                 for batch in batches {
-                    self.queue.unverified.put((batch.clone(), Twice::Always), batch.size(), soon);
+                    self.may_be_gone(batch.clone());
                     match self.ending.reason {
                         None => self.queue.condemned.push_front(Batch { asked: true, ..batch }),
                         Some(_) => self.leave(batch),
@@ -254,10 +251,10 @@ impl Running<'_> {
                 }
             }
             Ask::Invalidate { batch, live, .. } if !self.is_ending() => {
-                self.queue.ready.push_front(Ask::Invalidate { batch, live, again: true });
+                self.queue.ask_first(Ask::Invalidate { batch, live, again: true });
             }
-            ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.queue.ready.push_front(ask),
-            ask if !self.is_ending() => self.queue.ready.push_front(ask),
+            ask @ (Ask::Verify(_) | Ask::Restore(_)) => self.queue.ask_first(ask),
+            ask if !self.is_ending() => self.queue.ask_first(ask),
             ask => ask.into_batches().into_iter().for_each(|batch| self.leave(batch)),
         }
     }
