@@ -13,9 +13,10 @@ pub struct Moment(Duration);
 impl Moment {
     /// The present. `CLOCK_BOOTTIME`, so a suspended laptop does not believe in its old lease.
     pub fn now() -> Self {
-        // Linux has had this clock since 2.6.39; without it the machine seems just started.
-        let since_start = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
-        Self(since_start.unwrap_or_default())
+        // Linux has had this clock since 2.6.39; every system has the other.
+        let told = clock_gettime(ClockId::CLOCK_BOOTTIME)
+            .or_else(|_| clock_gettime(ClockId::CLOCK_MONOTONIC));
+        Self(told.map(Duration::from).unwrap_or_default())
     }
 
     /// In whole microseconds, for an atomic.

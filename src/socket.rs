@@ -335,7 +335,9 @@ fn settle(tcp: &TcpStream, config: &Config) -> io::Result<()> {
     setsockopt(tcp, sockopt::TcpKeepIdle, &15)?;
     setsockopt(tcp, sockopt::TcpKeepInterval, &5)?;
     setsockopt(tcp, sockopt::TcpKeepCount, &3)?;
-    let unsent = u32::try_from(config.timeout.as_millis()).unwrap_or(u32::MAX);
+    // Linux takes no more.
+    let most = i32::MAX.unsigned_abs();
+    let unsent = u32::try_from(config.timeout.as_millis()).unwrap_or(most).min(most);
     setsockopt(tcp, sockopt::TcpUserTimeout, &unsent.max(1))?;
     Ok(())
 }

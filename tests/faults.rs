@@ -291,3 +291,29 @@ fn a_sweep_whose_answers_are_lost_does_the_same_and_loses_nothing() {
         until("the lock is free", || !run::<bool>(&mut con, "EXISTS lock:cache_tag_cleanup"));
     }
 }
+
+#[test]
+fn a_lease_whose_shortening_nobody_confirms_is_believed_in_no_longer_than_that() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut lock = lock(&proxy);
+    lock.acquire().unwrap();
+    proxy.break_next("EVALSHA", Fault::DropReply, 1000);
+    assert!(lock.extend(Some(Duration::from_secs(2))).unwrap_err().is_unknown());
+    assert!(lock.remaining().unwrap() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_grant_that_is_over_when_it_is_told_and_cannot_be_extended_is_a_loss() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let (ttl, timeout) = (Duration::from_millis(150), Duration::from_millis(900));
+    let mut lock = Lock::new(proxy.config().timeout(timeout), b"job", ttl).unwrap();
+    lock.acquire().unwrap();
+    lock.extend(None).unwrap();
+    lock.release().unwrap();
+    proxy.break_next("EVALSHA", Fault::Delay(200), 2);
+    let begun = Instant::now();
+    assert_eq!(lock.acquire().unwrap_err().kind(), ErrorKind::Lost);
+    assert!(begun.elapsed() < timeout, "{:?}", begun.elapsed());
+}

@@ -7,7 +7,7 @@ use redis::Commands;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, LossReason, Options, Outcome, status};
+use tagsweep::lock::{Lock, LossReason, Options, Outcome, perform, protocol, status};
 use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -549,4 +549,38 @@ fn jobs_that_outlast_their_lease_teach_a_longer_one() {
     }
     assert_eq!(run_for(Duration::from_millis(300)), least, "it was lost");
     assert!(run_for(Duration::ZERO) > Duration::from_millis(300));
+}
+
+#[test]
+fn a_late_duplicate_of_an_acquisition_takes_no_time_away() {
+    let server = Server::start();
+    let link = server.link();
+    let keys = protocol::Keys::new(b"", b"job").unwrap();
+    let request = protocol::Request::Acquire {
+        token: "0123".into(),
+        ttl: TTL,
+        claim: None,
+        count: protocol::Count::Nothing,
+    };
+    let granted = perform(&link, &keys, &request).unwrap();
+    let mut con = server.connect();
+    run::<()>(&mut con, "PEXPIRE lock:job 90000");
+    assert_eq!(perform(&link, &keys, &request).unwrap(), granted);
+    assert!(con.pttl::<_, i64>("lock:job").unwrap() > 80_000);
+}
+
+#[test]
+fn a_replica_does_not_know_whether_a_lease_is_held() {
+    let server = Server::start();
+    let mut lock = lock(&server);
+    fence(lock.acquire().unwrap());
+    assert!(lock.verify().unwrap());
+    run::<()>(&mut server.connect(), "REPLICAOF 127.0.0.1 1");
+    assert_eq!(lock.verify().unwrap_err().code(), Some("READONLY"));
+}
+
+#[test]
+fn a_wait_for_ever_is_one() {
+    let server = Server::start();
+    fence(lock(&server).acquire_within(Duration::MAX, &mut |_| true).unwrap());
 }

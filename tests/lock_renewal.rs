@@ -296,3 +296,27 @@ fn a_lease_whose_grant_came_late_is_renewed_in_time() {
     until("another life is over", || begun.elapsed() > MS(4000));
     assert!(lock.is_held(), "{:?}", lock.lost());
 }
+
+#[test]
+fn a_lease_that_is_held_for_as_long_as_it_may_be_is_lost_for_that_reason() {
+    let server = Server::start();
+    let (ttl, watchdog) = (Duration::from_millis(300), Watchdog::new());
+    let reasons: Vec<_> = (0..12)
+        .map(|n| {
+            let (said, heard) = channel();
+            let hold = Duration::from_millis(300 + 40 * n);
+            let options = Options {
+                renew: Some(watchdog.clone()),
+                max_hold: Some(hold),
+                ..Options::new(ttl)
+            };
+            let mut lock = Lock::on(server.link(), format!("job{n}").as_bytes(), options).unwrap();
+            lock.on_lost(move |reason| said.send(reason).unwrap());
+            take(&mut lock).unwrap();
+            (lock, heard)
+        })
+        .collect();
+    for (_lock, heard) in reasons {
+        assert_eq!(heard.recv_timeout(Duration::from_secs(5)), Ok(LossReason::MaxHold));
+    }
+}

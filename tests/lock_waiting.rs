@@ -344,3 +344,17 @@ fn a_server_that_does_not_write_for_a_while_does_not_change_the_order() {
     }
     assert!(served.is_sorted(), "{served:?}");
 }
+
+#[test]
+fn something_else_in_place_of_the_baton_ends_a_wait_and_says_so() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut holder = lock(&server, b"job", Duration::from_secs(30));
+    take(&mut holder, Duration::ZERO).unwrap();
+    let _: () = con.set("{lock:job}:baton", "x").unwrap();
+    let refused = lock(&server, b"job", Duration::from_secs(30))
+        .acquire_within(Duration::from_secs(5), &mut |_| true);
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("{lock:job}:baton"), "{told}");
+    assert!(!con.exists::<_, bool>("{lock:job}:waiters").unwrap(), "no ticket is left");
+}

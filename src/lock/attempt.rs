@@ -15,7 +15,10 @@
 //! | Queued | in line | Queued | listen for the baton until the next look, or hang up if time is up |
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look |
-//! | | the line broke, or passed us over | *on* | |
+//! | | the line broke | *on* | |
+//! | | our place is another's | Straying | hang up |
+//! | Straying | a baton came at the last moment | Claiming | claim |
+//! | | no baton came | *on* | |
 //! | | blocking is refused | Leaving | leave, for back-off from now on |
 //! | | time up, or cancelled | HangingUp | hang up |
 //! | HangingUp | no baton came | Leaving | leave |
@@ -85,6 +88,11 @@ enum State {
     Queued {
         ticket: String,
         next_look: Moment,
+    },
+    /// Our place is gone, or the connection on which we block is dead and does not know it: what comes last on
+    /// it is awaited.
+    Straying {
+        ticket: String,
     },
     /// What comes last on the connection that blocked is awaited.
     HangingUp {
@@ -189,6 +197,12 @@ impl Attempt {
         self.late
     }
 
+    /// What is to be said when nothing more is asked: who stands in line stands there no more.
+    pub fn farewell(&self) -> Option<Request> {
+        let waits = !self.waiter.is_empty() && !self.left;
+        waits.then(|| Request::Leave { waiter: self.waiter.clone(), timed_out: false })
+    }
+
     /// An acquisition may have taken effect: its answer was lost. An event follows.
     pub fn doubt(&mut self) {
         self.doubtful = true;
@@ -204,6 +218,7 @@ impl Attempt {
             State::Extending(value) => self.extending(value, event, now),
             State::Pausing => self.ask(),
             State::Queued { ticket, next_look } => self.queued(ticket, next_look, event, now),
+            State::Straying { ticket } => self.straying(ticket, event, now),
             State::HangingUp { ticket } => self.hanging_up(ticket, event),
             State::Leaving { unwanted } => self.leaving(unwanted, now),
             State::HandingOn => self.go_on(now),
@@ -237,7 +252,10 @@ impl Attempt {
     }
 
     fn extending(&mut self, value: Vec<u8>, event: Event, now: Moment) -> Step {
-        let Event::Answered(Answer::Extended(_), sent) = event else { return self.go_on(now) };
+        let Event::Answered(Answer::Extended(_), sent) = event else {
+            self.late = true;
+            return self.go_on(now);
+        };
         match Lease::new(value.clone(), sent) {
             Some(lease) if now < safe_until(sent, self.manner.ttl) => Step::Done(Ok(lease)),
             _ => {
@@ -251,10 +269,11 @@ impl Attempt {
         match event {
             Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
                 self.holder = Holder::read(&holder, ttl);
-                // Whoever is served takes all older places away, for nobody is at them: if ours is another
-                // than it was, the connection on which we block is dead and does not know it.
+                // Whoever is served takes all older places away, for nobody is at them. But where the whole
+                // line was deleted, the baton may be on its way to us.
                 if !ticket.is_empty() && ticket != told {
-                    return self.go_on(now);
+                    self.state = State::Straying { ticket };
+                    return Step::HangUp;
                 }
                 let strange = self.holder.fence.is_none();
                 self.in_line(told, now + next_look(ttl, younger, strange), now)
@@ -279,6 +298,14 @@ impl Attempt {
         }
         self.state = State::Queued { ticket, next_look };
         Step::Listen(next_look.min(self.end))
+    }
+
+    fn straying(&mut self, ticket: String, event: Event, now: Moment) -> Step {
+        match event {
+            Event::HungUp(Some(baton)) if self.cancelled => self.leave(Some(baton), false),
+            Event::HungUp(Some(baton)) => self.claim(baton, ticket),
+            _ => self.go_on(now),
+        }
     }
 
     fn hanging_up(&mut self, ticket: String, event: Event) -> Step {
@@ -440,6 +467,31 @@ mod tests {
         assert!(matches!(back, Step::Ask(Request::Release { fence: 7, .. })));
         let end = cancelled.on(Event::Answered(Answer::Released, ms(30)), ms(30));
         assert!(matches!(end, Step::Done(Err(_))));
+    }
+
+    #[test]
+    fn who_finds_its_place_gone_takes_what_comes_last_on_its_connection() {
+        let now = Moment::at(Duration::from_secs(1000));
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+        let waiting = |ticket: &str| {
+            let (holder, ttl, ticket) = (b"u:6|h|1|p".to_vec(), None, ticket.to_owned());
+            Event::Answered(Answer::Waiting { holder, ttl, younger: 0, ticket }, now)
+        };
+        for (baton, claims) in [(Some(b"v:0||".to_vec()), true), (None, false)] {
+            let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+            let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), now);
+            attempt.begin();
+            let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
+            assert!(matches!(attempt.on(Event::Answered(held, now), now), Step::Join(_)));
+            assert!(matches!(attempt.on(waiting("1"), now), Step::Listen(_)));
+            assert!(matches!(attempt.on(Event::Time, now), Step::Ask(Request::Wait { .. })));
+            assert_eq!(attempt.on(waiting(""), now), Step::HangUp);
+            match attempt.on(Event::HungUp(baton), now) {
+                Step::Ask(Request::Acquire { claim: Some(_), .. }) => assert!(claims),
+                Step::Join(_) => assert!(!claims),
+                step => panic!("{step:?}"),
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::lock::options::Options;
 use crate::lock::protocol::{Answer, Keys, MEMORY_MS, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::{LossReason, Stats};
-use crate::lock::ttl;
+use crate::lock::ttl::{self, PARTS};
 use crate::script::Args;
 use redis::{Cmd, Value};
 use std::collections::BTreeMap;
@@ -188,7 +188,7 @@ impl Contender {
         let left = self.end_of_hold().map(|end| end.since(now)).filter(|left| *left < ttl);
         let (value, exact) = (lease.value.clone(), wanted.is_some() || left.is_some());
         let ttl = left.unwrap_or(ttl);
-        let note = exact || self.pulse().is_some_and(|pulse| pulse.takes_note());
+        let note = exact || self.pulse().is_some_and(|pulse| pulse.wants_note());
         Ok(ttl_ms(ttl).is_ok().then_some(Request::Extend { value, ttl, exact, note }))
     }
 
@@ -294,7 +294,9 @@ impl Contender {
         // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
         if self.options.record && self.spans.len() < SPANS {
             let renewed = self.options.renew.is_some();
-            let span = ttl::field(renewed, lease.fence, if renewed { gap } else { held });
+            // Of renewals, how late they came: they are due after a part of the TTL, whatever that is.
+            let late = gap.saturating_sub(pulse.ttl(self.ttl) / PARTS);
+            let span = ttl::field(renewed, lease.fence, if renewed { late } else { held });
             *self.spans.entry(span).or_default() += 1;
         }
         if self.options.record && due {

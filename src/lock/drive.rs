@@ -34,6 +34,8 @@ pub(crate) struct Drive<'a> {
     link: &'a SharedLink,
     go_on: GoOn<'a>,
     end: Moment,
+    /// Until when somebody who does not wait has patience.
+    call: Moment,
     /// The process that waits. Whoever is asked whether to go on may fork: the child has no place in the line.
     pid: u32,
     /// There is a wait budget.
@@ -42,6 +44,8 @@ pub(crate) struct Drive<'a> {
     /// Requests that were answered, and failures since the last one.
     answered: u32,
     failures: u32,
+    /// Places in the line that broke as soon as we had them.
+    breaks: u32,
 }
 
 impl<'a> Drive<'a> {
@@ -49,11 +53,24 @@ impl<'a> Drive<'a> {
     pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
         let waits = !end.passed();
         let pid = std::process::id();
-        Self { keys, link, go_on, end, pid, waits, line: None, answered: 0, failures: 0 }
+        let call = guard(link).deadline();
+        let (line, answered, failures, breaks) = (None, 0, 0, 0);
+        Self { keys, link, go_on, end, call, pid, waits, line, answered, failures, breaks }
     }
 
     /// Drives an attempt to its end.
     pub fn run(mut self, attempt: &mut Attempt) -> Result<std::result::Result<Lease, Holder>> {
+        let ended = self.go(attempt);
+        if let (Err(e), Some(request)) = (&ended, attempt.farewell())
+            && !passes(e)
+        {
+            self.end = self.end.min(Moment::now());
+            self.leave(&request);
+        }
+        ended
+    }
+
+    fn go(&mut self, attempt: &mut Attempt) -> Result<std::result::Result<Lease, Holder>> {
         let mut step = attempt.begin();
         loop {
             let event = match step {
@@ -74,7 +91,7 @@ impl<'a> Drive<'a> {
                     let joined = self.join(&request);
                     self.or_bear(joined, &request, attempt)?
                 }
-                Step::Listen(until) => self.listen(until, attempt.holder()),
+                Step::Listen(until) => self.listen(until, attempt.holder())?,
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
             };
@@ -91,8 +108,7 @@ impl<'a> Drive<'a> {
         if let Request::Leave { .. } = request {
             return Ok(self.leave(request));
         }
-        // Who waits has no more patience than that; who only tries, as much as a call has.
-        let patience = if self.waits { self.patience() } else { Duration::MAX };
+        let patience = self.patience();
         if let Request::Wait { .. } = request {
             return self.look(request, Moment::now() + patience);
         }
@@ -119,9 +135,11 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Time for what is left to say: a little beyond the end of patience, whenever we come to it.
+    /// Time for what is left to say: a little beyond the end of patience, whenever we come to it; who only
+    /// tries has as much for all of it as a call has.
     fn patience(&self) -> Duration {
-        (self.end + FAREWELL).since(Moment::now()).max(LEAST_FAREWELL)
+        let end = if self.waits { self.end + FAREWELL } else { self.call };
+        end.left().max(LEAST_FAREWELL)
     }
 
     /// While we wait, a server out of reach is waited for, too. Not after a claim of which nobody knows what
@@ -164,8 +182,8 @@ impl<'a> Drive<'a> {
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
     fn leave(&mut self, request: &Request) -> Event {
-        let deadline = Moment::now() + self.patience();
         let mut link = guard(self.link);
+        let deadline = (Moment::now() + self.patience()).min(link.deadline());
         let (script, args) = request.script(self.keys);
         let _ = script.run(&mut link, &args, deadline);
         Event::Answered(Answer::Left, Moment::now())
@@ -178,31 +196,51 @@ impl<'a> Drive<'a> {
         let joined = link.hurry(patience, |link| {
             link.persist(|link, deadline| Line::join(link, self.keys, request, deadline))
         });
-        let (line, answer) = joined.map_err(|e| e.key(&self.keys.lock))?;
+        let known = |e: Error| e.key(&self.keys.lock).server(&link.config().label());
+        let (line, answer) = joined.map_err(known)?;
         self.line = Some(line);
         Ok(Event::Answered(answer, Moment::now()))
     }
 
-    fn listen(&mut self, until: Moment, holder: &Holder) -> Event {
-        let Some(line) = &mut self.line else { return Event::Broken };
+    /// # Errors
+    /// Something else has the name of the baton.
+    fn listen(&mut self, until: Moment, holder: &Holder) -> Result<Event> {
+        let Some(line) = &mut self.line else { return Ok(Event::Broken) };
+        let begun = Moment::now();
         loop {
             match line.listen(until.min(Moment::now() + LOOK_UP)) {
-                Ok(Heard::Baton(baton)) => return Event::Baton(baton),
-                Ok(Heard::Refused) => return Event::CannotBlock,
-                Ok(Heard::Nothing) if until.passed() => return Event::Time,
+                Ok(Heard::Baton(baton)) => return Ok(Event::Baton(baton)),
+                Ok(Heard::Refused) => return Ok(Event::CannotBlock),
+                Ok(Heard::Nothing) if until.passed() => return Ok(Event::Time),
                 Ok(Heard::Nothing) if !(self.go_on)(holder) => {
                     self.end = Moment::now();
-                    return Event::Cancel;
+                    return Ok(Event::Cancel);
                 }
                 Ok(Heard::Nothing) => {}
-                Err(_) => return Event::Broken,
+                Err(e) if e.kind() == ErrorKind::WrongType => {
+                    return Err(e.key(&self.keys.baton).server(&guard(self.link).config().label()));
+                }
+                Err(_) => {
+                    self.break_off(Moment::now().since(begun));
+                    return Ok(Event::Broken);
+                }
             }
+        }
+    }
+
+    /// A place in the line broke after so long. Where that happens at once, again and again, it is not asked
+    /// for more often than anything else that fails.
+    fn break_off(&mut self, after: Duration) {
+        self.breaks = if after < LOOK { self.breaks + 1 } else { 0 };
+        if self.breaks > 1 {
+            std::thread::sleep(pause(self.breaks.saturating_add(2), 1.0).min(self.end.left()));
         }
     }
 
     fn pause(&mut self, until: Moment, holder: &Holder) -> Event {
         while !until.passed() {
             if !(self.go_on)(holder) {
+                self.end = Moment::now();
                 return Event::Cancel;
             }
             std::thread::sleep(until.left().min(LOOK_UP));
@@ -211,7 +249,8 @@ impl<'a> Drive<'a> {
     }
 
     fn hang_up(&mut self) -> Event {
-        let farewell = Moment::now() + self.patience();
+        // A connection that is dead does not answer.
+        let farewell = Moment::now() + self.patience().min(LOOK);
         let Some(mut line) = self.line.take() else { return Event::HungUp(None) };
         let mut link = guard(self.link);
         match line.hang_up(&mut link, farewell) {
@@ -274,5 +313,7 @@ fn ask_by(link: &mut Link, keys: &Keys, request: &Request, deadline: Moment) -> 
     link.check(deadline)?;
     let sent = Moment::now();
     let reply = script.run(link, &args, deadline)?;
-    Ok(Asked { answer: request.read(&reply)?, sent, repeated: false })
+    // What answers another question is not heard again.
+    let answer = request.read(&reply).inspect_err(|_| link.drop_connection())?;
+    Ok(Asked { answer, sent, repeated: false })
 }

@@ -78,10 +78,13 @@ impl Lease {
     }
 }
 
+/// What two clocks may drift apart at least.
+pub(crate) const DRIFT_LEAST: Duration = Duration::from_millis(2);
+
 /// The holder's own deadline: the start of the request plus the TTL, less what two clocks may drift
 /// apart in that time (1 % and 2 ms, the allowance of Redlock).
 pub(crate) fn safe_until(sent: Moment, ttl: Duration) -> Moment {
-    sent + ttl.saturating_sub(ttl / 100 + Duration::from_millis(2))
+    sent + ttl.saturating_sub(ttl / 100 + DRIFT_LEAST)
 }
 
 /// Who holds a lock, as far as its value tells.

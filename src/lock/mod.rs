@@ -69,6 +69,8 @@ use crate::lock::drive::{Asked, Drive, ask};
 use crate::lock::monitor::Loss;
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::renew::Ward;
+use crate::reply::checked;
+use crate::script::EXTEND;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -197,7 +199,7 @@ impl Lock {
         let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
         if let Outcome::Acquired { .. } = outcome {
             let usual = guard(&self.link).config().timeout;
-            self.confirm(begun + if budget.is_zero() { usual } else { budget + AFTER })?;
+            self.confirm(if budget.is_zero() { begun + usual } else { begun + budget + AFTER })?;
             self.watch().inspect_err(|_| {
                 // What was promised cannot be kept.
                 let _ = end(&mut self.contender, &mut guard(&self.link), Contender::give_back);
@@ -216,9 +218,10 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
+        let begun = Moment::now();
         self.date();
         match self.contender.extend(ttl, Moment::now())? {
-            Some(request) => self.extended(&request),
+            Some(request) => self.extended(&request, begun),
             None => {
                 self.give_up_held_too_long();
                 Ok(false)
@@ -263,9 +266,10 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
+        let begun = Moment::now();
         self.date();
         match self.contender.verify() {
-            Some(request) => self.extended(&request),
+            Some(request) => self.extended(&request, begun),
             None => Ok(false),
         }
     }
@@ -287,8 +291,9 @@ impl Lock {
         let begun = Moment::now();
         self.contender.end();
         self.date();
-        let patience = patience.saturating_sub(Moment::now().since(begun));
         let mut link = guard(&self.link);
+        let patience = patience.min(link.config().timeout);
+        let patience = patience.saturating_sub(Moment::now().since(begun));
         link.hurry(patience, |link| release(&mut self.contender, link))
     }
 
@@ -372,8 +377,15 @@ impl Lock {
         monitor::look(&mut guard(&self.link), self.contender.keys())
     }
 
-    fn extended(&mut self, request: &Request) -> Result<bool> {
-        let asked = ask(&mut guard(&self.link), self.contender.keys(), request)?;
+    /// Asks for more time in a call that began then, and takes in the answer.
+    fn extended(&mut self, request: &Request, begun: Moment) -> Result<bool> {
+        if let (Request::Extend { ttl, exact: true, .. }, Some(pulse)) =
+            (request, self.contender.pulse())
+        {
+            pulse.ask_for(Moment::now(), *ttl);
+            self.hasten();
+        }
+        let asked = self.ask(request, begun)?;
         if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
             let until = self.contender.safe_until().unwrap_or(asked.sent);
@@ -387,15 +399,33 @@ impl Lock {
         }
         let exact = matches!(request, Request::Extend { exact: true, .. });
         let ours = self.contender.extended(&asked.answer, asked.sent, exact);
+        if let (Request::Extend { note: true, .. }, Some(pulse)) = (request, self.contender.pulse())
+        {
+            pulse.noted();
+        }
         if ours && self.contender.take_restored() {
             self.watch()?;
         }
-        if let (true, Some(watchdog), Some(pulse)) =
-            (exact && ours, &self.contender.options().renew, self.contender.pulse())
+        if exact && ours {
+            self.hasten();
+        }
+        Ok(ours)
+    }
+
+    /// Asks within the time of a call that began then.
+    fn ask(&self, request: &Request, begun: Moment) -> Result<Asked> {
+        let mut link = guard(&self.link);
+        let left = link.config().timeout.saturating_sub(Moment::now().since(begun));
+        link.hurry(left, |link| ask(link, self.contender.keys(), request))
+    }
+
+    /// The watchdog has less time than it thought.
+    fn hasten(&self) {
+        if let (Some(watchdog), Some(pulse)) =
+            (&self.contender.options().renew, self.contender.pulse())
         {
             watchdog.hasten(pulse);
         }
-        Ok(ours)
     }
 
     /// When a restored lease was granted, if something counts from then: its fence is the server's time of
@@ -442,8 +472,16 @@ impl Lock {
         let span = CONFIRM.min(self.contender.ttl / 2).min(left.saturating_sub(TARDY) / 2);
         let mut wait = redis::cmd("WAIT");
         wait.arg(wanted).arg(span.as_millis().max(1) as u64);
-        // It is about what this connection wrote.
-        let confirmed = link.follow_up(&wait, Moment::now() + (span + TARDY).min(left - left / 3));
+        // It is about what its connection wrote, which may be another than that of the grant: so the grant is
+        // written once more.
+        let again = EXTEND.by_body(&self.contender.extend_args().unwrap_or_default());
+        let deadline = Moment::now() + (span + TARDY).min(left - left / 3);
+        let confirmed = link.calls(&[again, wait], deadline).and_then(|replies| {
+            let extended = matches!(replies.first(), Some(redis::Value::Array(items))
+                if items.first() == Some(&redis::Value::Int(1)));
+            let told = replies.into_iter().last().unwrap_or(redis::Value::Nil);
+            checked(if extended { told } else { redis::Value::Int(0) })
+        });
         if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
             return Ok(());
         }

@@ -229,8 +229,10 @@ impl Request {
     /// Reads the reply to this request.
     pub(crate) fn read(&self, reply: &Value) -> Result<Answer> {
         let understood = match (self, reply) {
-            (Self::Acquire { .. }, Value::BulkString(value)) => {
-                Some(Answer::Granted(value.clone()))
+            (Self::Acquire { token, .. }, Value::BulkString(value)) => {
+                let rest = value.strip_prefix(token.as_bytes());
+                let ours = rest.is_some_and(|rest| rest.starts_with(b":"));
+                ours.then(|| Answer::Granted(value.clone()))
             }
             (Self::Acquire { .. }, Value::Array(items)) => held(items),
             (Self::Wait { .. }, Value::Array(items)) => waiting(items),
@@ -314,5 +316,9 @@ mod tests {
         let release = Request::Leave { waiter: "a".into(), timed_out: false };
         assert!(release.read(&Value::Nil).is_err());
         assert_eq!(release.read(&Value::Int(1)).unwrap(), Answer::Left);
+        let (token, claim, count) = ("ab".to_owned(), None, Count::All);
+        let acquire = Request::Acquire { token, ttl: CLAIM, claim, count };
+        let granted = |value: &[u8]| acquire.read(&Value::BulkString(value.to_vec())).is_ok();
+        assert!(granted(b"ab:7|host") && !granted(b"abc:7|host") && !granted(b"cd:7|host"));
     }
 }

@@ -49,9 +49,14 @@ impl Pulse {
         pulse
     }
 
-    /// Whether the next extension is to put our TTL on record; once.
-    pub fn takes_note(&self) -> bool {
-        self.unrecorded.swap(false, Ordering::AcqRel)
+    /// Whether the next extension is to put our TTL on record.
+    pub fn wants_note(&self) -> bool {
+        self.unrecorded.load(Ordering::Acquire)
+    }
+
+    /// It is on record.
+    pub fn noted(&self) {
+        self.unrecorded.store(false, Ordering::Release);
     }
 
     /// After this nobody may act on the lease any more.
@@ -85,6 +90,13 @@ impl Pulse {
         self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
         self.heard(sent);
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
+    }
+
+    /// The holder is about to ask for another TTL: whatever comes of that, no more is certain from here on.
+    pub fn ask_for(&self, now: Moment, ttl: Duration) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
+        self.safe_until.fetch_min(safe_until(now, ttl).micros(), Ordering::AcqRel);
     }
 
     /// When the last request was sent that the server confirmed.

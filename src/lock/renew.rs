@@ -12,10 +12,12 @@ use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lease::{DRIFT_LEAST, safe_until};
 use crate::lock::monitor::{Loss, why};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
+use crate::lock::ttl::PARTS;
 use crate::thread;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -61,6 +63,18 @@ impl Ward {
         let next = self.pulse.confirmed() + self.pulse.ttl(self.ttl) / PARTS;
         self.end.map_or(next, |end| next.min(end))
     }
+
+    /// Whether it must not be acted upon any more.
+    fn is_over(&self, now: Moment) -> bool {
+        now >= self.pulse.safe_until()
+    }
+
+    /// Whether it was given all the time for which it may be held.
+    fn ends_with_its_hold(&self) -> bool {
+        let confirmed = self.pulse.confirmed();
+        let whole = |end: Moment| safe_until(confirmed, end.since(confirmed));
+        self.end.is_some_and(|end| whole(end) <= self.pulse.safe_until() + DRIFT_LEAST)
+    }
 }
 
 /// A connection to a server, and whether the last renewal over it failed.
@@ -89,9 +103,6 @@ struct State {
     running: bool,
     closing: bool,
 }
-
-/// A renewal every so many parts of a TTL.
-const PARTS: u32 = 3;
 
 /// Longest time for one renewal; leases of other servers wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -250,7 +261,7 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
     }
     let ttl = ward.pulse.ttl(ward.ttl);
     let left = ward.end.map_or(ttl, |end| end.since(now));
-    if left < Duration::from_millis(1) {
+    if left < Duration::from_millis(1) || (ward.is_over(now) && ward.ends_with_its_hold()) {
         return lose(ward, LossReason::MaxHold);
     }
     let version = ward.pulse.version();
@@ -258,6 +269,7 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
         Ok(Answer::Extended(left)) => {
             ward.pulse.count(true);
             ward.pulse.confirm(now, left, version);
+            ward.pulse.noted();
             Some(ward.next_due())
         }
         Ok(answer) => {
@@ -278,8 +290,9 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
         Err(_) => {
             ward.pulse.count(false);
             let now = Moment::now();
-            if now >= ward.pulse.safe_until() {
-                return lose(ward, LossReason::Unknown);
+            if ward.is_over(now) {
+                let held = ward.ends_with_its_hold();
+                return lose(ward, if held { LossReason::MaxHold } else { LossReason::Unknown });
             }
             Some((now + AGAIN.min(ttl / 20)).min(ward.pulse.safe_until()))
         }
@@ -308,7 +321,7 @@ fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
             new.insert(Known { link: Link::new(ward.config.clone())?, failing: false })
         }
     };
-    let (value, note) = (ward.value.clone(), ward.pulse.takes_note());
+    let (value, note) = (ward.value.clone(), ward.pulse.wants_note());
     let request = Request::Extend { value, ttl, exact: false, note };
     let (script, args) = request.script(&ward.keys);
     let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));

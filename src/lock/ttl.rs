@@ -1,6 +1,6 @@
 //! How long a lease should live: fixed, or learned from the past. Pure.
 //!
-//! Learned from a log-histogram of the longest gaps between renewals (of whole durations when nothing
+//! Learned from a log-histogram of how late renewals came at most (of whole durations when nothing
 //! renews), the newest weeks weighing most: a high quantile, times a margin, within bounds. The
 //! estimator of TCP's retransmission timer (mean plus deviations) was measured to be unsound here:
 //! durations are skewed, not jittered.
@@ -42,7 +42,10 @@ const UNTAUGHT: Duration = Duration::from_secs(30);
 /// Which share of the past must fit.
 const SHARE: f64 = 0.999;
 
-/// Margin over a gap between renewals: two of three may fail, and be late.
+/// A renewal every so many parts of a TTL.
+pub(crate) const PARTS: u32 = 3;
+
+/// Margin over how late a renewal comes: two of three may fail, and be late.
 const RENEWED: u32 = 6;
 
 /// Margin over a duration.

@@ -48,10 +48,11 @@ if not stored or stored.err then
   local held = redis.call('GET', KEYS[1])
   if held and held ~= baton then
     if string.sub(held, 1, #ARGV[1] + 1) == ARGV[1] .. ':' then
-      redis.call('PEXPIRE', KEYS[1], ARGV[3])
+      -- A late duplicate of the request must not undo what the holder has asked for since.
+      if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
       return held
     end
-    local moving = string.find(held, ':0|', 1, true)
+    local moving = string.find(held, '^[^:]*:0|')
     if moving and redis.call('LPOP', KEYS[4]) == held then
       redis.call('DEL', KEYS[3])
     else

@@ -12,7 +12,11 @@ local held = redis.call('GET', KEYS[1])
 if held ~= ARGV[1] then return {0, held and '1' or '0'} end
 local left = redis.call('PTTL', KEYS[1])
 local ttl = tonumber(ARGV[2])
-if ARGV[3] == '0' and (left >= ttl or left < 0) then return {1, math.max(left, ttl)} end
+if ARGV[3] == '0' and (left >= ttl or left < 0) then
+  -- A write that changes nothing: a replica, which may not know yet what became of the lock, refuses it.
+  if left > 0 then redis.call('PEXPIRE', KEYS[1], left) end
+  return {1, math.max(left, ttl)}
+end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 local grant = KEYS[2] and redis.pcall('GET', KEYS[2])
 local open, known = string.match(type(grant) == 'string' and grant or '', '^(%d+%+.*|)(%d+)$')

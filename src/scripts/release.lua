@@ -53,7 +53,7 @@ end
 local week
 for n = 8, #ARGV, 2 do
   local sum = redis.pcall('HINCRBY', KEYS[5], ARGV[n], ARGV[n + 1])
-  if sum == 1 then week = string.match(ARGV[n], '^[gd](%d+)%.') or week end
+  if sum == tonumber(ARGV[n + 1]) then week = string.match(ARGV[n], '^[gd](%d+)%.') or week end
 end
 -- Spans are counted by week ("g<week>.<bucket>", "d<week>.<bucket>"): with the first of a week and bucket
 -- those go that are too old to teach anything.
