@@ -154,11 +154,21 @@ impl Link {
         self.sent
     }
 
-    /// The next reply. A server that answers is not given up any more.
+    /// The next reply.
     pub(crate) fn receive(&mut self, deadline: Moment) -> Result<Value> {
+        self.hear(|socket| socket.receive(deadline))
+    }
+
+    /// The next reply, if it comes until then; it may be listened for again.
+    pub(crate) fn listen(&mut self, until: Moment) -> Result<Option<Value>> {
+        self.hear(|socket| socket.listen(until))
+    }
+
+    /// A server that answers is not given up any more.
+    fn hear<T>(&mut self, hear: impl FnOnce(&mut Socket) -> Result<T>) -> Result<T> {
         // What was sent was sent by this process, so nothing was inherited.
         let received = match &mut self.socket {
-            Some(socket) => socket.receive(deadline),
+            Some(socket) => hear(socket),
             None => Err(Error::new(ErrorKind::Unknown, "the connection is gone")),
         };
         if received.is_ok() && self.fate.0.load(Ordering::Relaxed) != 0 {

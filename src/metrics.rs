@@ -151,7 +151,7 @@ impl Text<'_> {
         let help = "How long one round of a sweep's commands kept the server.";
         self.family("tagsweep_page_seconds", "histogram", help);
         self.sweeps(|out, totals, name| histogram(out, "page", name, &totals.rounds));
-        let help = "When the last complete sweep ended.";
+        let help = "When all tags had been seen: by a complete sweep, or by several in a row.";
         self.family("tagsweep_last_success_timestamp_seconds", "gauge", help);
         self.sweeps(|out, totals, name| {
             if let Some(at) = totals.last_success {

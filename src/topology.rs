@@ -12,6 +12,8 @@ pub(crate) struct Facts {
     pub lfu: bool,
     /// A server that answers but is somebody's replica.
     pub replica: bool,
+    /// It has a part of the keys only, and scripts may name keys of one slot only.
+    pub cluster: bool,
     /// `CLIENT NO-TOUCH` exists: our own reads leave idle times alone.
     pub no_touch: bool,
     /// The server's clock (s).
@@ -43,6 +45,7 @@ impl Facts {
         Self {
             lfu: info.text("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: info.is("role", "slave"),
+            cluster: ["redis_mode", "server_mode"].iter().any(|mode| info.is(mode, "cluster")),
             no_touch: info.is_since([7, 2]),
             time: now,
             positions: standalone && !SPEAKERS.iter().any(|other| info.text(other).is_some()),

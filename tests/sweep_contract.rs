@@ -342,7 +342,7 @@ fn sweeps_do_not_make_a_tag_young() {
     let server = Server::start();
     let mut con = server.connect();
     let records = |con: &mut Connection| -> usize {
-        let keys: Vec<String> = con.keys("{lock:cache_tag_cleanup}:ages:*").unwrap();
+        let keys: Vec<String> = con.keys("{lock:cache_tag_cleanup}:records:*").unwrap();
         keys.iter().map(|key| con.hlen::<_, usize>(key).unwrap()).sum()
     };
     tag(&mut con, "", "old", 2, 0);
@@ -1421,4 +1421,51 @@ fn an_aged_tag_that_is_used_while_it_is_held_back_for_the_share_stays() {
     });
     assert!(used && report.complete, "{report:?}");
     assert_eq!((report.entries_invalidated, report.references_removed), (0, 0), "{report:?}");
+}
+
+#[test]
+fn ages_outlast_a_sweep_that_ends_while_tags_wait_for_their_grace() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 100, 2, 1);
+    let max_tag_age = Some(Duration::from_secs(900));
+    let options = |grace| Options { max_tag_age, grace: Duration::from_secs(grace), ..quick() };
+    assert_eq!(sweep(server.config(), options(0)).tags_aged, 100);
+    // As long as it takes to tell our own touch from another's, and less than a grace.
+    std::thread::sleep(Duration::from_secs(3));
+    let cut = sweep_watched(server.config(), options(20), &mut |progress| {
+        if progress.report.tags_seen == 100 { Flow::Stop } else { Flow::Continue }
+    });
+    assert_eq!(cut.reason, Reason::Stopped);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(sweep(server.config(), options(0)).tags_aged, 100);
+}
+
+#[test]
+fn a_server_that_does_not_answer_does_not_keep_who_wants_an_end() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 300, 4, 2);
+    let mut stopped: Option<Instant> = None;
+    let ended = Sweep::new(server.config(), quick()).unwrap().run(&mut |progress| {
+        if stopped.is_none() && progress.report.references_removed > 0 {
+            server.signal("STOP");
+            stopped = Some(Instant::now());
+        }
+        if stopped.is_some() { Flow::Stop } else { Flow::Continue }
+    });
+    let took = stopped.unwrap().elapsed();
+    server.signal("CONT");
+    assert!(matches!(ended.unwrap_err().kind(), ErrorKind::Unreachable | ErrorKind::Unknown));
+    assert!(took < Duration::from_millis(3500), "{took:?}");
+}
+
+#[test]
+fn a_part_of_a_cluster_is_refused() {
+    let server = Server::with(&["--cluster-enabled", "yes"]);
+    for dry_run in [true, false] {
+        let options = Options { dry_run, ..quick() };
+        let e = Sweep::new(server.config(), options).unwrap().run(&mut |_| Flow::Continue);
+        assert!(e.unwrap_err().to_string().contains("Cluster"));
+    }
 }

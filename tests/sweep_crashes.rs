@@ -13,7 +13,7 @@ use support::random::Random;
 use support::{Server, age, until};
 use tagsweep::Config;
 use tagsweep::lock::{Lock, Outcome};
-use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep};
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep, totals};
 
 fn quick() -> Options {
     Options {
@@ -210,6 +210,45 @@ fn who_waited_for_longer_than_a_grace_goes_round_the_whole_table() {
     });
     assert!(report.complete && report.resumed_at > 0.0, "{report:?}");
     assert_same(&all_tags(&mut con), &left);
+}
+
+#[test]
+fn sweeps_that_are_cut_short_every_time_see_all_tags_together() {
+    let server = Server::start();
+    let mut con = server.connect();
+    fill(&mut con, 3, 2000);
+    let grace = Duration::ZERO;
+    let seen = || totals(&server.link(), b"cache_tag_cleanup").unwrap().last_success;
+    let mut runs = 0;
+    while seen().is_none() {
+        assert!(runs < 40, "they go round and round");
+        let mut sweep = Sweep::new(server.config(), Options { grace, ..quick() }).unwrap();
+        let ended = sweep.run(&mut |progress| {
+            // Longer than what is condemned waits for company.
+            std::thread::sleep(Duration::from_millis(4));
+            if progress.share < 0.4 { Flow::Continue } else { Flow::Stop }
+        });
+        let Ok(Ended::Swept(report)) = ended else { panic!("{ended:?}") };
+        assert_eq!((report.complete, report.reason), (false, Reason::Stopped));
+        runs += 1;
+    }
+    assert!(runs > 3, "{runs}");
+    let entries: Vec<String> = all_tags(&mut con).into_values().flatten().collect();
+    assert!(entries.iter().all(|entry| con.exists(entry).unwrap()));
+    // What was done before that belongs to that round.
+    let next = sweep(&server, Options { grace, ..quick() });
+    assert!(next.resumed_at > 0.0 && next.removed_before == 0, "{next:?}");
+}
+
+#[test]
+fn what_was_removed_before_is_told_though_no_page_was_done() {
+    let server = Server::start();
+    let mut con = server.connect();
+    fill(&mut con, 3, 10);
+    for before in [0, 2, 4] {
+        let report = sweep(&server, Options { max_removals: Some(2), ..quick() });
+        assert_eq!((report.removed_before, report.references_removed), (before, 2));
+    }
 }
 
 #[test]

@@ -29,13 +29,17 @@ pub(crate) struct Checkpoint {
     /// Where to go on.
     #[serde(flatten)]
     pub place: Place,
-    /// Figures of all that was done so far, since a sweep was complete.
+    /// How much of the table was seen up to there since a sweep was complete, or several had gone round it
+    /// together: a share, below 1.
+    #[serde(default)]
+    pub seen: f64,
+    /// Figures of all that was done so far, since then.
     pub report: Report,
 }
 
 impl Checkpoint {
-    pub fn new(purpose: &str, place: Place, report: Report) -> Self {
-        Self { purpose: purpose.to_owned(), place, report }
+    pub fn new(purpose: &str, place: Place, seen: f64, report: Report) -> Self {
+        Self { purpose: purpose.to_owned(), place, seen, report }
     }
 
     /// As it is kept.
@@ -47,14 +51,18 @@ impl Checkpoint {
     /// One that is good for `purpose`; anything else is as if there were none.
     pub fn read(kept: &[u8], purpose: &str) -> Option<Self> {
         let found: Self = serde_json::from_slice(kept).ok()?;
-        (found.purpose == purpose && found.place.cursor != 0).then_some(found)
+        (found.purpose == purpose && (0.0..1.0).contains(&found.seen)).then_some(found)
     }
 
     /// How to go on, now, by the server's clock (s).
     pub fn walk(&self, now: u64, grace: Duration) -> Walk {
         // A second more, for clocks of whole seconds.
         let left = now.saturating_sub(self.place.since) + 1;
-        if left <= grace.as_secs() { Walk::rest(self.place) } else { Walk::round(self.place) }
+        match self.place.cursor {
+            0 => Walk::new(now),
+            _ if left <= grace.as_secs() => Walk::rest(self.place),
+            _ => Walk::round(self.place),
+        }
     }
 }
 
@@ -77,7 +85,7 @@ mod tests {
         let report =
             Report { tags_seen: 7, duration: Duration::from_millis(1500), ..Report::default() };
         let place = Place { cursor: 9, since: 1000 };
-        let kept = Checkpoint::new(&ours, place, report).to_bytes();
+        let kept = Checkpoint::new(&ours, place, 0.25, report).to_bytes();
         let found = Checkpoint::read(&kept, &ours).unwrap();
         assert_eq!((found.place, found.report.tags_seen), (place, 7));
         assert_eq!(found.report.duration, Duration::from_millis(1500));
@@ -96,13 +104,16 @@ mod tests {
         for kept in [b"".as_slice(), b"{}", b"\xff", b"{\"purpose\":\"p\",\"cursor\":0}"] {
             assert_eq!(Checkpoint::read(kept, "p"), None);
         }
-        let begun = Checkpoint::new("p", Place::default(), Report::default()).to_bytes();
-        assert_eq!(Checkpoint::read(&begun, "p"), None, "the beginning is no place to go on from");
+        let place = Place { cursor: 9, since: 1000 };
+        for seen in [-1.0, 1.0, f64::MAX] {
+            let kept = Checkpoint::new("p", place, seen, Report::default()).to_bytes();
+            assert_eq!(Checkpoint::read(&kept, "p"), None);
+        }
     }
 
     #[test]
     fn the_rest_is_enough_for_a_grace() {
-        let kept = Checkpoint::new("p", Place { cursor: 9, since: 1000 }, Report::default());
+        let kept = Checkpoint::new("p", Place { cursor: 9, since: 1000 }, 0.5, Report::default());
         let goes_round = |now, grace| kept.walk(now, Duration::from_secs(grace)).is_whole();
         assert!(!goes_round(1000, 5) && !goes_round(1004, 5));
         assert!(goes_round(1005, 5) && goes_round(1000, 0) && goes_round(90_000, 5));

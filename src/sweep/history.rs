@@ -55,7 +55,8 @@ pub struct Totals {
     pub durations: Histogram,
     /// How long rounds of commands kept the server.
     pub rounds: Histogram,
-    /// When the last complete one ended (s since 1970).
+    /// When the last complete one ended, or one by which several that went on from each other had gone round
+    /// all tags (s since 1970).
     pub last_success: Option<u64>,
 }
 
@@ -113,6 +114,8 @@ impl Totals {
 /// What a run leaves: a line of the history, and what the sums grow by.
 pub(super) struct Entry<'a> {
     pub run: &'a Run,
+    /// Every tag was seen, by this run or by those that it went on from and this one.
+    pub seen: bool,
     /// The server kept no idle times.
     pub lfu: bool,
     pub rounds: &'a Histogram,
@@ -130,7 +133,7 @@ impl Entry<'_> {
         keep.arg(&history).arg(KEPT_MS);
         let mut commands = vec![push, trim, keep];
         commands.extend(grow(lock_key, self.fields()));
-        let marks = [("last_success", self.run.report.complete), (LAST_LFU, self.lfu)];
+        let marks = [("last_success", self.seen), (LAST_LFU, self.lfu)];
         for (mark, _) in marks.into_iter().filter(|(_, holds)| *holds) {
             let mut set = redis::cmd("HSET");
             set.arg(companion(lock_key, "sweeps")).arg(mark).arg(self.run.at);
@@ -215,7 +218,8 @@ mod tests {
         rounds.record(Duration::from_micros(250));
         let errors = BTreeMap::from([("LOADING".to_owned(), 2)]);
         let run = Run { report, ..Run::default() };
-        let fields = Entry { run: &run, lfu: false, rounds: &rounds, errors: &errors }.fields();
+        let fields =
+            Entry { run: &run, seen: false, lfu: false, rounds: &rounds, errors: &errors }.fields();
         let mut fields: Vec<(String, String)> =
             fields.into_iter().map(|(name, n)| (name, n.to_string())).collect();
         fields.extend([("?".into(), "1".into()), ("run.x".into(), "many".into())]);

@@ -202,5 +202,10 @@ fn survey(link: &mut Link) -> Result<Survey> {
             .server(&link.config().label())
             .advice("name the primary: what a replica does not see yet is no evidence"));
     }
+    if facts.cluster {
+        return Err(Error::new(ErrorKind::Refused, "this server is part of a Cluster")
+            .server(&link.config().label())
+            .advice("sweeps of a Cluster are not supported"));
+    }
     Ok(Survey { facts, keys: keys.unwrap_or(0), at })
 }

@@ -130,14 +130,15 @@ impl Ask {
         matches!(self, Self::Read { .. } | Self::Recall(_) | Self::Prune(_))
     }
 
-    /// Whether it is done even when the sweep is to end: what was removed is verified.
+    /// Whether it is done even when the sweep is to end: what was removed is verified, what is known is kept.
     pub fn is_owed(&self) -> bool {
-        matches!(self, Self::Verify(_) | Self::Restore(_) | Self::CrossOut(_))
+        matches!(self, Self::Verify(_) | Self::Restore(_) | Self::CrossOut(_) | Self::Records(_))
     }
 
     /// Whether it comes before all else: what keeps us, and what is owed.
     pub fn is_urgent(&self) -> bool {
-        matches!(self, Self::Extend | Self::Load | Self::Checkpoint(_)) || self.is_owed()
+        let keeps = matches!(self, Self::Extend | Self::Load | Self::Checkpoint(_));
+        keeps || (self.is_owed() && !matches!(self, Self::Records(_)))
     }
 
     /// What it works on; of a tag that is to be read, a batch of nothing.

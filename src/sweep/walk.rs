@@ -208,6 +208,11 @@ impl Walk {
         self.whole
     }
 
+    /// Share of the table between its beginning and a place that it came by, 0 to 1.
+    pub fn passed_to(&self, place: Place) -> f64 {
+        fraction(position(place.cursor).wrapping_sub(position(self.from)))
+    }
+
     /// Share of the table that this walk has passed, 0 to 1.
     pub fn passed(&self) -> f64 {
         match self.state {

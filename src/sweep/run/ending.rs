@@ -15,6 +15,8 @@ pub(super) const STOPPING: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Ending {
     pub reason: Option<Reason>,
+    /// Since when there is one.
+    pub since: Option<Moment>,
     /// The caller wants it.
     pub called_off: bool,
     /// The error of it, while what was removed is verified.
@@ -45,7 +47,7 @@ impl Running<'_> {
         if self.is_ending() {
             return;
         }
-        self.ending.reason = Some(reason);
+        (self.ending.reason, self.ending.since) = (Some(reason), Some(Moment::now()));
         self.drop_what_waits();
         if self.is_hurried() {
             self.queue.unverified.hurry(Moment::now() + STOPPING);

@@ -77,7 +77,8 @@ impl Running<'_> {
             report: self.report.clone(),
         };
         let (lfu, rounds, errors) = (!self.idle.runs(), &self.wire.rounds, &self.wire.errors);
-        let entry = history::Entry { run: &run, lfu, rounds, errors };
+        let seen = self.report.complete || self.resume.round;
+        let entry = history::Entry { run: &run, seen, lfu, rounds, errors };
         entry.commands(&self.contender.keys().lock)
     }
 

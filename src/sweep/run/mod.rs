@@ -201,8 +201,9 @@ impl<'a> Running<'a> {
             self.launch(asks)?;
         }
         if !self.wire.flights.is_empty() {
-            self.land()?;
-            self.wire.outage = None;
+            if self.land()? {
+                self.wire.outage = None;
+            }
         } else if self.is_done() {
             return Ok(self.next_pass() || self.say_farewell());
         } else {

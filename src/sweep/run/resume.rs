@@ -19,12 +19,17 @@ pub(super) struct Resume {
     /// Pages of which something was given up: whoever goes on begins with them.
     given_up: Vec<Rc<Page>>,
     farewell: bool,
+    /// Share of the table that was seen before this run, see [`Checkpoint::seen`].
+    seen: f64,
+    /// With those before it, this run has gone round the whole table.
+    pub round: bool,
 }
 
 impl Resume {
     pub fn new(purpose: Option<String>, now: Moment) -> Self {
         let (before, given_up) = (Report::default(), Vec::new());
-        Self { purpose, checkpointed: now, before, given_up, farewell: false }
+        let (farewell, round) = (false, false);
+        Self { purpose, checkpointed: now, before, given_up, farewell, seen: 0.0, round }
     }
 }
 
@@ -36,18 +41,23 @@ impl Running<'_> {
         let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
         self.walk = checkpoint.walk(self.server_time(), self.options.grace);
         self.report.resumed_at = checkpoint.place.share();
-        self.resume.before = checkpoint.report;
+        (self.resume.before, self.resume.seen) = (checkpoint.report, checkpoint.seen);
         self.report.removed_before = self.resume.before.references_removed;
     }
 
-    /// Where another sweep could go on, with what was done before that; `None` while that would be
-    /// the beginning.
+    /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
         if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
             return None;
         }
         let purpose = self.resume.purpose.as_ref()?;
         let place = self.walk.settled();
+        let seen = self.resume.seen + self.walk.passed_to(place);
+        self.resume.round = seen >= 1.0;
+        if self.resume.round {
+            // What comes from here on belongs to another round.
+            return Some(Checkpoint::new(purpose, place, seen - 1.0, Report::default()));
+        }
         let mut report = self.resume.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
@@ -57,7 +67,8 @@ impl Running<'_> {
             report.tags_unchanged -= page.unchanged.get();
             report.references_checked -= page.checked.get();
         }
-        (place.cursor != 0).then(|| Checkpoint::new(purpose, place, report))
+        let done = place.cursor != 0 || report.references_removed > 0;
+        done.then(|| Checkpoint::new(purpose, place, seen, report))
     }
 
     /// Nothing more is done about something of this page.

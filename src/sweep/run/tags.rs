@@ -210,6 +210,12 @@ impl Running<'_> {
         let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
         let later = Later::Tag { key, page, record, was_aged, looked, tally };
         self.queue.waiting.put(later, size, Moment::now() + span);
+        // What is known of it is written now: whoever waits may be ended, and we have touched it.
+        if let Some(record) =
+            visit.record.get().filter(|_| self.records.aging && !self.options.dry_run)
+        {
+            self.records.due.push((visit.key.clone(), Some(record)));
+        }
     }
 
     /// Reads a tag anew, once, whatever was found of it so far; what was removed stays removed, and counts as
@@ -237,7 +243,7 @@ impl Running<'_> {
             self.report.tags_aged = self.report.tags_aged + now - before;
             visit.page.aged.set(visit.page.aged.get() + now - before);
         }
-        if idle.is_none() && self.options.max_tag_age.is_some() {
+        if !self.idle.runs() && self.options.max_tag_age.is_some() {
             self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
         }
     }

@@ -18,6 +18,10 @@ use std::time::Duration;
 /// Longest time in which a server may be out of reach, or refuse, while we are to stop.
 pub(super) const LAST_TRY: Duration = Duration::from_secs(1);
 
+/// How long a reply is waited for before whoever watches is asked again, and how long at least.
+const LOOK_UP: Duration = Duration::from_millis(50);
+const LEAST_LOOK: Duration = Duration::from_millis(10);
+
 /// Longest rest between two attempts to reach it.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -25,10 +29,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Flight {
     /// Each with the number of replies that are due.
     asks: VecDeque<(Ask, usize)>,
+    /// Those that came for the first of them.
+    came: Vec<Value>,
     units: usize,
     /// Tags read in it.
     pub reads: usize,
     sent: Moment,
+    /// Since when nothing is waited for but it.
+    awaited: Option<Moment>,
 }
 
 /// What is known of the connection and of what is under way on it.
@@ -90,11 +98,14 @@ impl Running<'_> {
             setup.extend(scripts.map(|script| script.load()));
             setup.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
         }
-        let replies = self.link.persist(|link, deadline| {
-            let replies = link.calls(&setup, deadline)?;
-            // What may fail for want of a permission comes first; scripts must be known.
-            replies.iter().skip(told).try_for_each(|r| checked(r.clone()).map(|_| ()))?;
-            Ok(replies)
+        let patience = if self.is_ending() { LAST_TRY } else { Duration::MAX };
+        let replies = self.link.hurry(patience, |link| {
+            link.persist(|link, deadline| {
+                let replies = link.calls(&setup, deadline)?;
+                // What may fail for want of a permission comes first; scripts must be known.
+                replies.iter().skip(told).try_for_each(|r| checked(r.clone()).map(|_| ()))?;
+                Ok(replies)
+            })
         })?;
         if let Some(Value::Array(refused)) = replies.get(told..).and_then(<[Value]>::last) {
             self.may_all_but(refused)?;
@@ -150,23 +161,33 @@ impl Running<'_> {
         if self.wire.flights.is_empty() {
             self.wire.aside = Duration::ZERO;
         }
-        self.wire.flights.push_back(Flight { asks: due, units, reads, sent: Moment::now() });
+        self.wire.flights.push_back(Flight {
+            asks: due,
+            came: Vec::new(),
+            units,
+            reads,
+            sent: Moment::now(),
+            awaited: None,
+        });
         let deadline = self.link.deadline();
         self.link.send(&pack, deadline)
     }
 
-    /// Reads the oldest round and follows its answers.
-    pub(super) fn land(&mut self) -> Result<()> {
-        let deadline = self.link.deadline();
-        let Some(flight) = self.wire.flights.front() else { return Ok(()) };
+    /// Reads the oldest round and follows its answers; false when they are not all there after a moment, in
+    /// which whoever watches may want something else.
+    pub(super) fn land(&mut self) -> Result<bool> {
+        let Some(flight) = self.wire.flights.front_mut() else { return Ok(true) };
         let (units, sent) = (flight.units, flight.sent);
-        while let Some(flight) = self.wire.flights.front_mut() {
-            let Some((_, due)) = flight.asks.front() else { break };
-            let replies = (0..*due).map(|_| self.link.receive(deadline));
-            let replies = replies.collect::<Result<Vec<_>>>()?;
-            if let Some((ask, _)) = flight.asks.pop_front() {
-                self.follow(ask, replies, sent)?;
-            }
+        let awaited = *flight.awaited.get_or_insert_with(Moment::now);
+        let mut deadline = awaited + self.link.config().timeout;
+        if let Some(since) = self.ending.since {
+            deadline = deadline.min(awaited.max(since) + LAST_TRY);
+        }
+        while let Some((ask, replies)) = self.next_answer(deadline)? {
+            self.follow(ask, replies, sent)?;
+        }
+        if self.wire.flights.front().is_some_and(|flight| !flight.asks.is_empty()) {
+            return Ok(false);
         }
         self.wire.flights.pop_front();
         let now = Moment::now();
@@ -176,7 +197,25 @@ impl Running<'_> {
         self.wire.rounds.record(took);
         self.pace.observe(units, took, now);
         self.wire.landed = now;
-        Ok(())
+        Ok(true)
+    }
+
+    /// The next question of the oldest round with its replies, once they are there.
+    fn next_answer(&mut self, deadline: Moment) -> Result<Option<(Ask, Vec<Value>)>> {
+        let Some(flight) = self.wire.flights.front_mut() else { return Ok(None) };
+        let Some((_, due)) = flight.asks.front() else { return Ok(None) };
+        while flight.came.len() < *due {
+            let (now, over) = (Moment::now(), deadline.passed());
+            // However late it is, what is there already is read.
+            let until = deadline.min(now + LOOK_UP).max(now + LEAST_LOOK);
+            match self.link.listen(until)? {
+                Some(reply) => flight.came.push(reply),
+                None if over => return self.link.receive(now).map(|_| None),
+                None => return Ok(None),
+            }
+        }
+        let ask = flight.asks.pop_front().map(|(ask, _)| ask);
+        Ok(ask.map(|ask| (ask, std::mem::take(&mut flight.came))))
     }
 
     /// After a fault that may pass: what was not answered is asked again. What may have been removed
