@@ -118,19 +118,31 @@ impl Text<'_> {
             ("token", |s| Some(s.status?.fence? as f64), "Fencing token of the last grant."),
             (
                 "ttl_seconds",
-                |s| Some(s.status?.holder.as_ref()?.ttl?.as_secs_f64()),
-                "Time that the lock key has left.",
+                |s| {
+                    let left = s.status?.holder.as_ref()?.ttl;
+                    Some(left.map_or(f64::INFINITY, |left| left.as_secs_f64()))
+                },
+                "Time that the lock key has left; +Inf if it never expires.",
             ),
             (
                 "ttl_configured_seconds",
-                |s| Some(s.stats.ttl).filter(|ttl| !ttl.is_zero()).map(|ttl| ttl.as_secs_f64()),
-                "TTL of the last grant.",
+                |s| {
+                    // A holder that is not ours has a TTL of its own.
+                    let strange = |status: &Status| {
+                        status.holder.as_ref().is_some_and(|holder| holder.fence.is_none())
+                    };
+                    let ttl = s.stats.ttl;
+                    let told = !ttl.is_zero() && !s.status.is_some_and(strange);
+                    told.then_some(ttl.as_secs_f64())
+                },
+                "TTL of the last grant, unless something else holds the lock.",
             ),
         ];
         for (what, of, help) in all {
             self.family(&format!("tagsweep_lock_{what}"), "gauge", help);
             self.each(|out, lock, name| {
                 if let Some(value) = of(lock) {
+                    let value = if value.is_infinite() { "+Inf".into() } else { value.to_string() };
                     line(out, &format!("lock_{what}"), name, &[], value);
                 }
             });
@@ -265,13 +277,15 @@ fn histogram(out: &mut String, what: &str, lock: &str, spans: &Histogram) {
     line(out, &format!("{what}_seconds_count"), lock, &[], spans.count());
 }
 
-/// A name as a label's value: quotes, backslashes and line ends escaped, what is no UTF-8 as `\xNN`, so
-/// that such names stay apart.
+/// What stands for a byte that is no UTF-8, before its two digits.
+const STRANGE: &str = "\u{fffd}";
+
+/// A name as a label's value: quotes, backslashes and line ends escaped; names that are no UTF-8 stay apart.
 fn label(name: &[u8]) -> String {
     let mut text = String::new();
     for chunk in name.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+        text.push_str(&chunk.valid().replace(STRANGE, &STRANGE.repeat(2)));
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("{STRANGE}{byte:02x}")));
     }
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -291,7 +305,7 @@ mod tests {
         let has = |end: &str| {
             let line = text.lines().find(|line| line.ends_with(end));
             assert!(
-                line.is_some_and(|line| line.contains("lock=\"a\\\"\\\\\\n\\\\xff\"")),
+                line.is_some_and(|line| line.contains("lock=\"a\\\"\\\\\\n\u{fffd}ff\"")),
                 "{end}\n{text}"
             );
         };
@@ -299,10 +313,29 @@ mod tests {
         has(",le=\"0.004096\"} 1");
         has(",le=\"4.194304\"} 2");
         has(",le=\"+Inf\"} 2");
-        has("hold_seconds_sum{lock=\"a\\\"\\\\\\n\\\\xff\"} 3.003");
-        has("waiters{lock=\"a\\\"\\\\\\n\\\\xff\"} 2");
+        has("hold_seconds_sum{lock=\"a\\\"\\\\\\n\u{fffd}ff\"} 3.003");
+        has("waiters{lock=\"a\\\"\\\\\\n\u{fffd}ff\"} 2");
         assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("tagsweep_")));
         assert!(!text.contains("ttl_seconds{"), "nobody holds it");
+        let names = [b"\xff".as_slice(), b"\\xff", "\u{fffd}ff".as_bytes(), b"ff", b"xff"];
+        let labels: std::collections::BTreeSet<String> = names.map(label).into();
+        assert_eq!(labels.len(), names.len(), "{labels:?}");
+    }
+
+    #[test]
+    fn what_never_expires_and_what_is_not_ours_is_told() {
+        use crate::lock::Holder;
+        let stats = Stats { ttl: Duration::from_secs(30), ..Stats::default() };
+        let told = |fence, ttl| {
+            let holder = Some(Holder { fence, ttl, ..Holder::default() });
+            let status = Status { holder, ..Status::default() };
+            let sample = LockSample { name: b"l", stats: &stats, status: Some(&status) };
+            open_metrics(&[sample], &[])
+        };
+        let forever = told(Some(7), None);
+        assert!(forever.contains("lock_ttl_seconds{lock=\"l\"} +Inf\n"), "{forever}");
+        assert!(forever.contains("ttl_configured_seconds{"), "{forever}");
+        assert!(!told(None, None).contains("ttl_configured_seconds{"));
     }
 
     #[test]

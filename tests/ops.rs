@@ -38,7 +38,8 @@ fn family(name: &str) -> &str {
 fn sample() -> String {
     let mut stats = Stats { ttl: Duration::from_secs(30), ..Stats::default() };
     stats.holds.record(Duration::from_millis(3));
-    let holder = Some(Holder { ttl: Some(Duration::from_secs(9)), ..Holder::default() });
+    let ttl = Some(Duration::from_secs(9));
+    let holder = Some(Holder { ttl, fence: Some(7), ..Holder::default() });
     let status = Status { holder, fence: Some(7), ..Status::default() };
     let mut totals = tagsweep::sweep::Totals::default();
     totals.last_success = Some(1);

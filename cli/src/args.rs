@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use tagsweep::config::Address;
 use tagsweep::lock::Ttl;
 use tagsweep::sweep::{OnAged, Options};
 use tagsweep::{Config, Error};
@@ -35,20 +36,31 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Plan(SweepArgs),
     /// Run a command under a renewed lock and pass its exit code on.
-    #[command(after_help = LOCK_EXIT_CODES)]
+    ///
+    /// The command finds the fence of its grant in TAGSWEEP_FENCE: what it writes elsewhere can be refused there
+    /// when a larger fence has been seen.
+    #[command(
+        after_help = LOCK_EXIT_CODES,
+        override_usage = "tagsweep lock [OPTIONS] <NAME> -- <COMMAND>..."
+    )]
     Lock(LockArgs),
     /// Become a command that does not outlive its parent.
     #[command(hide = true)]
     Run(RunArgs),
     /// Show who holds a lock, who waits for it, and what happened to it.
+    #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
     /// Take a lock away from its holder and hand it to the first who waits.
+    #[command(after_help = EXIT_CODES)]
     ForceRelease(ForceReleaseArgs),
     /// Show the last fifty sweeps.
+    #[command(after_help = EXIT_CODES)]
     History(HistoryArgs),
     /// Print the statistics of locks and sweeps as OpenMetrics text.
+    #[command(after_help = EXIT_CODES)]
     Metrics(MetricsArgs),
     /// Look at a server, and say what stands in the way of locks and sweeps.
+    #[command(after_help = EXIT_CODES)]
     Doctor(DoctorArgs),
     /// Print the rule that gives a user of the server what tagsweep needs, and no more.
     Acl(AclArgs),
@@ -64,7 +76,7 @@ const DEFAULT_URL: &str = "redis://127.0.0.1:6379";
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServerArgs {
     /// redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N]. In the
-    /// environment a password is hidden from other users of the machine.
+    /// environment (REDIS_URL) a password is hidden from other users of the machine.
     #[arg(
         long,
         env = "REDIS_URL",
@@ -95,6 +107,11 @@ impl ServerArgs {
         let url = if self.url.is_empty() { DEFAULT_URL } else { &self.url };
         let mut config =
             Config::from_url(url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
+        let asks_for_tls = self.tls_ca.is_some() || self.tls_cert.is_some();
+        if asks_for_tls && !matches!(config.address, Address::Tcp { tls: true, .. }) {
+            let told = "--tls-ca, --tls-cert and --tls-key are for rediss:// only: this would not be encrypted";
+            return Err(Error::bad_argument(told));
+        }
         config.tls.ca = self.tls_ca.as_ref().map(pem).transpose()?;
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             config.tls.identity = Some((pem(cert)?, pem(key)?));
@@ -146,7 +163,7 @@ pub(crate) struct SweepArgs {
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_tag_age: Option<Duration>,
     /// What to do with aged tags that still have live entries.
-    #[arg(long, value_enum, default_value = "keep")]
+    #[arg(long, value_enum, default_value = "keep", requires_if("invalidate", "max_tag_age"))]
     pub on_aged: Aged,
     /// Stop when more than this share of the references would go (1 = never).
     #[arg(long, default_value_t = 1.0)]
@@ -190,7 +207,7 @@ pub(crate) struct SweepArgs {
     /// Judge, write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// One JSON object a line, the report last.
+    /// One JSON object a line, the report last; after that the error, if there was one.
     #[arg(long)]
     pub json: bool,
 }
@@ -307,7 +324,7 @@ pub(crate) struct MetricsArgs {
     pub names: Vec<OsString>,
     #[command(flatten)]
     pub server: ServerArgs,
-    /// Replace this file at once, for a textfile collector, instead of printing.
+    /// Replace this file at once, for a textfile collector, instead of printing; "-" for standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

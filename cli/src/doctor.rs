@@ -5,12 +5,13 @@ use crate::args::{DoctorArgs, Role, bytes};
 use crate::monitor::link;
 use crate::output::span;
 use crate::{Done, exit};
-use redis::{Value, cmd, from_redis_value};
+use redis::{Cmd, Value, cmd, from_redis_value};
 use serde_json::json;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tagsweep::connect::Link;
 use tagsweep::error::plain;
+use tagsweep::lock::protocol::Keys;
 use tagsweep::lock::{self, SharedLink, Status};
 use tagsweep::reply::Info;
 use tagsweep::sweep;
@@ -21,14 +22,19 @@ const TRIPS: usize = 9;
 /// A round trip from which on it is worth a word.
 const FAR: Duration = Duration::from_millis(5);
 
-/// Commands on tags and entries that the user may not run; nothing where the server cannot tell.
+/// Which of these commands the user may not run on their keys; nothing where the server cannot tell. ARGV: a
+/// command, its key, and so on.
 const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
     if not may then return no end \
-    for _, name in ipairs({'SADD', 'SREM', 'SISMEMBER'}) do \
-      if not may(name, KEYS[1], '') then no[#no + 1] = name end end \
-    for _, name in ipairs({'TYPE', 'UNLINK', 'EXISTS'}) do \
-      if not may(name, KEYS[1]) then no[#no + 1] = name end end \
+    for n = 1, #ARGV, 2 do \
+      if not may(ARGV[n], ARGV[n + 1], '') then no[#no + 1] = ARGV[n] .. ' on ' .. ARGV[n + 1] end end \
     return no";
+
+/// What a lock writes, besides what its scripts' first command shows.
+const LOCKING: [&str; 2] = ["SET", "DEL"];
+
+/// And a sweep to tags, and to entries.
+const SWEEPING: [&str; 5] = ["SREM", "SADD", "SISMEMBER", "TYPE", "UNLINK"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Grade {
@@ -70,11 +76,7 @@ struct Seen {
 pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let link = link(&args.server)?;
     let (seen, server) = look(&link, args)?;
-    let rights = match args.role {
-        Role::Sweep | Role::Lock => rights(&seen, args.role),
-        Role::Plan | Role::Watch => Vec::new(),
-    };
-    let findings = [about(&seen, args.role), rights, past(&seen)].concat();
+    let findings = [about(&seen, args.role), rights(&seen, args.role), past(&seen)].concat();
     let mut out = std::io::stdout().lock();
     if !args.json {
         writeln!(
@@ -110,14 +112,19 @@ fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)
         let link = &mut *link;
         seen.trip = trip(link)?;
         seen.info = text(link.bare(&cmd("INFO")))?;
-        seen.scripts = refusal(link.bare(cmd("EVAL").arg("return 1").arg(0)))?;
-        let prefix = args.server.prefix.as_encoded_bytes();
-        let nobody = [prefix, b"lock:tagsweep-doctor"].concat();
-        seen.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody).arg("0.01")))?;
-        if seen.scripts.is_none() {
-            let tag = [prefix, b"tag:tagsweep-doctor"].concat();
-            let refused = link.bare(cmd("EVAL").arg(REFUSED).arg(1).arg(tag));
-            seen.refused = refused.ok().and_then(|v| from_redis_value(v).ok()).unwrap_or_default();
+        let keys = Keys::new(args.server.prefix.as_encoded_bytes(), &name)?;
+        let tag = [args.server.prefix.as_encoded_bytes(), b"tag:tagsweep-doctor"].concat();
+        for read in reads(args.role, &keys, &tag) {
+            seen.refused.extend(refusal(link.bare(&read))?);
+        }
+        if matches!(args.role, Role::Lock | Role::Sweep) {
+            seen.scripts = refusal(link.bare(cmd("EVAL").arg("return 1").arg(0)))?;
+            // Of a lock that nobody has.
+            let nobody = Keys::new(args.server.prefix.as_encoded_bytes(), b"tagsweep-doctor")?;
+            seen.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody.baton).arg("0.01")))?;
+            if seen.scripts.is_none() {
+                seen.refused.extend(refused_writes(link, args.role, &keys, &tag)?);
+            }
         }
         link.config().label()
     };
@@ -138,6 +145,47 @@ fn trip(link: &mut Link) -> tagsweep::Result<Duration> {
     }
     trips.sort();
     Ok(trips[TRIPS / 2])
+}
+
+/// What a role reads, as commands that do no harm.
+fn reads(role: Role, keys: &Keys, tag: &[u8]) -> Vec<Cmd> {
+    let on = |name: &str, key: &[u8]| cmd(name).arg(key).to_owned();
+    let mut reads = vec![cmd("TIME"), on("GET", &keys.lock)];
+    if role == Role::Watch {
+        reads.extend([on("PTTL", &keys.lock), on("HGETALL", &keys.stats)]);
+        reads.push(on("ZCARD", &keys.waiters));
+        reads.push(cmd("LRANGE").arg(&keys.runs).arg(0).arg(0).to_owned());
+    }
+    if matches!(role, Role::Plan | Role::Sweep) {
+        reads.extend([cmd("DBSIZE"), on("EXISTS", tag)]);
+        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
+        reads.push(cmd("SSCAN").arg(tag).arg(0).to_owned());
+    }
+    reads
+}
+
+/// What a role writes and the user may not, asked in a script that writes nothing.
+fn refused_writes(
+    link: &mut Link,
+    role: Role,
+    keys: &Keys,
+    tag: &[u8],
+) -> tagsweep::Result<Vec<String>> {
+    let mut ask = cmd("EVAL");
+    ask.arg(REFUSED).arg(0);
+    for name in LOCKING {
+        ask.arg(name).arg(&keys.lock).arg(name).arg(&keys.fence);
+    }
+    if role == Role::Sweep {
+        for name in SWEEPING {
+            ask.arg(name).arg(tag);
+        }
+    }
+    match link.bare(&ask) {
+        Ok(told) => Ok(from_redis_value(told).unwrap_or_default()),
+        Err(e) if e.code().is_some() => Ok(vec![e.to_string()]),
+        Err(e) => Err(e),
+    }
 }
 
 /// An error of the server as text; what keeps it from answering is ours.
@@ -190,7 +238,7 @@ fn is_alone(info: &Info) -> bool {
 type Check = (fn(&Info) -> bool, Grade, &'static str, &'static str);
 
 /// What matters to everybody.
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     (
         |info| info.is("role", "slave"),
         Grade::Bad,
@@ -219,7 +267,7 @@ const CHECKS: [Check; 8] = [
         |info| is_full(info) && !evicts(info),
         Grade::Bad,
         "memory is nearly all used",
-        "locks are refused when it is; sweeping needs none and gives some back",
+        "when it is, applications cannot write; locks and sweeps can, and sweeps give some back",
     ),
     (
         |info| info.is("rdb_last_bgsave_status", "err"),
@@ -232,6 +280,12 @@ const CHECKS: [Check; 8] = [
         Grade::Bad,
         "the last write of the AOF failed",
         "nobody can write until it succeeds: see the server's log",
+    ),
+    (
+        |info| info.number("min_slaves_good_slaves").is_some_and(|good: u64| good == 0),
+        Grade::Bad,
+        "it wants replicas (min-replicas-to-write), and none is good",
+        "nobody can write until one is",
     ),
     (
         |info| info.is("loading", "1"),
@@ -291,10 +345,15 @@ fn about(seen: &Seen, role: Role) -> Vec<Finding> {
 fn rights(seen: &Seen, role: Role) -> Vec<Finding> {
     use Grade::{Bad, Good, Note};
     let advice = "grant it: `tagsweep acl` prints what is needed";
-    let mut found = vec![match &seen.scripts {
+    let refused = |what: &String| Finding::new(Bad, format!("the user may not: {what}"), advice);
+    let mut found: Vec<Finding> = seen.refused.iter().map(refused).collect();
+    if matches!(role, Role::Plan | Role::Watch) {
+        return found;
+    }
+    found.push(match &seen.scripts {
         None => Finding::new(Good, "scripts run", ""),
         Some(e) => Finding::new(Bad, format!("scripts do not run: {e}"), advice),
-    }];
+    });
     found.push(match &seen.blocking {
         None => Finding::new(Good, "commands may block, so locks are waited for in line", ""),
         Some(e) => Finding::new(
@@ -303,10 +362,6 @@ fn rights(seen: &Seen, role: Role) -> Vec<Finding> {
             "locks are waited for by asking again, in no order",
         ),
     });
-    if role == Role::Sweep && !seen.refused.is_empty() {
-        let what = format!("the user may not run {} on tags", seen.refused.join(", "));
-        found.push(Finding::new(Bad, what, advice));
-    }
     found
 }
 
@@ -387,8 +442,8 @@ mod tests {
         };
         let grades: Vec<Grade> =
             rights(&seen, Role::Sweep).iter().map(|finding| finding.grade).collect();
-        assert_eq!(grades, [Grade::Bad, Grade::Note, Grade::Bad]);
-        assert_eq!(rights(&seen, Role::Lock).len(), 2);
+        assert_eq!(grades, [Grade::Bad, Grade::Bad, Grade::Note]);
+        assert_eq!(rights(&seen, Role::Plan).len(), 1);
         assert_eq!(about(&seen, Role::Sweep)[1].grade, Grade::Note, "INFO is not told");
         assert_eq!(about(&seen, Role::Watch).len(), 1, "and not missed");
     }

@@ -15,10 +15,7 @@ pub(crate) fn history(args: &HistoryArgs) -> Done {
     let mut out = std::io::stdout().lock();
     if let Some(path) = &args.html {
         let page = page(&runs, &args.lock.to_string_lossy());
-        match path.as_os_str() == "-" {
-            true => write!(out, "{page}")?,
-            false => replace(path, page)?,
-        }
+        replace(path, page)?;
     } else if args.json {
         for run in &runs {
             writeln!(out, "{}", serde_json::to_string(run)?)?;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tagsweep::Error;
 use tagsweep::connect::Link;
 use tagsweep::error::plain;
 use tagsweep::lock::{Lock, LossReason, Options, Outcome, WaitMode, Watchdog};
@@ -53,7 +54,10 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
         Outcome::Acquired { fence } => fence,
         Outcome::Held(holder) => {
             let name = plain(&args.name.to_string_lossy());
-            complain!("tagsweep: the lock {name} is {holder}{}", way_out(&name, &holder));
+            complain!(
+                "tagsweep: the lock {name} is {holder}{}",
+                way_out(&args.server, &args.name, &holder)
+            );
             let waited = !interrupted.load(Ordering::Relaxed);
             return Ok(if waited { args.conflict_exit_code } else { exit::PARTIAL });
         }
@@ -61,6 +65,10 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     if interrupted.load(Ordering::Relaxed) {
         return Ok(exit::PARTIAL);
     }
+    // What was to be told to a command that did not run yet is no news to this one.
+    let losses: Vec<Event> =
+        events.try_iter().filter(|event| matches!(event, Event::Lost(_))).collect();
+    losses.into_iter().for_each(|event| drop(tell.send(event)));
     let granted = Instant::now();
     let family = start(args, fence, tell)?;
     let code = watch(&family, Ends::of(args, granted), &events)?;
@@ -107,6 +115,9 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
         record: true,
         ..Options::new(Duration::from_secs(30))
     };
+    if args.max_hold == Some(Duration::ZERO) {
+        return Err(Error::bad_argument("--max-hold must be longer than nothing"));
+    }
     let link = Link::new(args.server.config()?)?;
     let mut lock = Lock::on(Arc::new(Mutex::new(link)), &bytes(&args.name), options)?;
     // Nobody listens any more when the command has ended.
@@ -116,7 +127,8 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
 
 fn listen(tell: Sender<Event>, interrupted: Arc<AtomicBool>) -> std::io::Result<()> {
     signals::listen(&signals::forwarded(), move |signal, sent| {
-        let ends = signals::ENDING.contains(&signal);
+        // Of a wait; a command has them all.
+        let ends = signals::ENDING.contains(&signal) || signal == Signal::SIGQUIT;
         interrupted.fetch_or(ends, Ordering::Relaxed);
         let _ = tell.send(Event::Signal(signal, sent));
     })
@@ -186,7 +198,11 @@ fn runs(file: &Path) -> std::io::Result<()> {
 
 /// Says so, with the code that shells use for it.
 fn not_started(command: &OsStr, e: std::io::Error) -> u8 {
-    complain!("tagsweep: {} could not be started: {e}", command.to_string_lossy());
+    let name = plain(&command.to_string_lossy());
+    match e.kind() {
+        std::io::ErrorKind::NotFound => complain!("tagsweep: there is no command {name}"),
+        _ => complain!("tagsweep: {name} could not be started: {e}"),
+    }
     match e.kind() {
         std::io::ErrorKind::NotFound => exit::NO_COMMAND,
         _ => exit::CANNOT_RUN,
@@ -214,6 +230,7 @@ fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Fa
 struct Ends {
     term_at: Option<Instant>,
     kill_at: Option<Instant>,
+    told: bool,
     /// Time between the two.
     grace: Duration,
 }
@@ -223,26 +240,27 @@ impl Ends {
     /// next holder must not begin before it has ended.
     fn of(args: &LockArgs, granted: Instant) -> Self {
         let term_at = args.max_hold.and_then(|most| granted.checked_add(most));
-        Self { term_at, kill_at: None, grace: args.kill_after }
+        Self { term_at, kill_at: None, told: false, grace: args.kill_after }
     }
 
     /// What comes next.
     fn next(&self) -> Option<Instant> {
-        self.kill_at.or(self.term_at)
+        if self.told { self.kill_at } else { self.term_at }
     }
 
     /// The command is told to end, once.
     fn term(&mut self, family: &Family, why: &str) {
-        if self.kill_at.is_none() {
+        if !self.told {
             family.send(Signal::SIGTERM);
-            self.kill_at = Some(Instant::now() + self.grace);
+            self.kill_at = Instant::now().checked_add(self.grace);
+            self.told = true;
             complain!("tagsweep: {why}; ending the command");
         }
     }
 
     /// The next has come.
     fn go_on(&mut self, family: &Family) {
-        if self.kill_at.is_some() {
+        if self.told {
             family.send(Signal::SIGKILL);
             self.kill_at = Some(Instant::now() + AGAIN);
         } else {
@@ -257,7 +275,7 @@ fn watch(family: &Family, mut ends: Ends, events: &Receiver<Event>) -> Done {
     loop {
         let next = ends.next().map(|at| at.saturating_duration_since(Instant::now()));
         match events.recv_timeout(next.unwrap_or(IDLE).min(IDLE)) {
-            Ok(Event::Exited(status)) if ends.kill_at.is_none() => return Ok(code(status?)),
+            Ok(Event::Exited(status)) if !ends.told => return Ok(code(status?)),
             Ok(Event::Exited(_)) => {
                 // What the command started must not outlive the lock either, but has its grace, too.
                 family.wait_until(ends.kill_at);

@@ -1,9 +1,13 @@
 //! What people and machines are shown of a sweep.
 
+use crate::args::ServerArgs;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tagsweep::error::plain;
 use tagsweep::lock::Holder;
 use tagsweep::sweep::{Progress, Report, Sample};
 
@@ -140,12 +144,22 @@ fn figures(report: &Report) -> Vec<String> {
 }
 
 /// What an operator can do about a holder that is gone for good.
-pub(crate) fn way_out(lock: &str, holder: &Holder) -> String {
-    match holder.fence {
-        Some(fence @ 1..) => {
-            format!("; if that is wrong: tagsweep force-release {lock} --fence {fence}")
-        }
-        _ => String::new(),
+pub(crate) fn way_out(server: &ServerArgs, lock: &OsStr, holder: &Holder) -> String {
+    let Some(fence @ 1..) = holder.fence else { return String::new() };
+    let mut words = format!("tagsweep force-release {} --fence {fence}", for_shell(lock));
+    if !server.prefix.is_empty() {
+        words.push_str(&format!(" --prefix {}", for_shell(&server.prefix)));
+    }
+    format!("; if that is wrong: {words} (on the same server)")
+}
+
+/// A word as a shell takes it.
+fn for_shell(word: &OsStr) -> String {
+    let word = plain(&word.to_string_lossy());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word,
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -173,13 +187,35 @@ pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress
     say!("{}", serde_json::Value::Object(line));
 }
 
-/// Writes a file in place of an older one: whoever reads it finds the old text or the new, never a part.
+/// Writes a file in place of an older one: whoever reads it finds the old text or the new, never a part,
+/// however many write it at once. What is no file is written into; "-" is standard output.
 pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
+    if path == Path::new("-") {
+        return std::io::stdout().write_all(text.as_ref());
+    }
+    let written = match std::fs::metadata(path) {
+        Ok(known) if !known.is_file() => {
+            File::options().write(true).open(path).and_then(|mut it| it.write_all(text.as_ref()))
+        }
+        // What a link leads to is replaced, not the link.
+        Ok(known) => path.canonicalize().and_then(|path| swap(&path, text.as_ref(), Some(known))),
+        Err(_) => swap(path, text.as_ref(), None),
+    };
     written
         .map_err(|e| std::io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
+}
+
+/// Writes beside a file, under a name that no other process takes, and puts that in its place.
+fn swap(path: &Path, text: &[u8], known: Option<Metadata>) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&beside);
+    let written = File::create_new(&beside).and_then(|mut file| {
+        known.map_or(Ok(()), |known| file.set_permissions(known.permissions()))?;
+        file.write_all(text)?;
+        std::fs::rename(&beside, path)
+    });
+    written.inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
 /// A span as people say it.

@@ -36,6 +36,9 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
         }
         Err(e) => {
             sweep.report().into_iter().for_each(show);
+            if args.json {
+                say!("{}", serde_json::json!({ "type": "error", "error": e.to_string() }));
+            }
             Err(e.into())
         }
     }
@@ -50,5 +53,8 @@ fn held(args: &SweepArgs, holder: &Holder) {
         });
         say!("{line}");
     }
-    complain!("tagsweep: skipped: the lock {lock} is {holder}{}", way_out(&lock, holder));
+    complain!(
+        "tagsweep: skipped: the lock {lock} is {holder}{}",
+        way_out(&args.server, &args.lock, holder)
+    );
 }

@@ -3,7 +3,7 @@
 
 use crate::clock::Moment;
 use crate::connect::Link;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::escape_glob;
 use crate::lock::lease::{Holder, names as random_names, transit};
 use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS, has_hash_tag};
@@ -12,7 +12,7 @@ use crate::lock::ttl::{Past, Ttl};
 use crate::lock::{SharedLink, guard};
 use crate::reply::{Info, checked, understood};
 use crate::script::{Args, FORCE};
-use redis::Value;
+use redis::{Cmd, Value};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -201,37 +201,49 @@ fn companion_of(rest: &[u8]) -> Option<&[u8]> {
 
 /// All that is known of a lock.
 pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
-    let mut range = redis::cmd("ZRANGE");
-    range.arg(&keys.waiters).arg(0).arg(99).arg("WITHSCORES");
-    let mut runs = redis::cmd("LRANGE");
-    runs.arg(&keys.runs).arg(0).arg(9);
-    let of = |command: &str, key: &[u8]| redis::cmd(command).arg(key).to_owned();
-    let commands = [
-        of("GET", &keys.lock),
-        of("PTTL", &keys.lock),
-        range,
-        of("ZCARD", &keys.waiters),
-        runs,
-        of("GET", &keys.fence),
-        of("HGETALL", &keys.stats),
-        redis::cmd("TIME"),
-    ];
+    let questions = questions(keys);
+    let commands = questions.each_ref().map(|(ask, _)| ask.clone());
     let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
-    let named = |e: Error| e.key(&keys.lock).server(&link.config().label());
-    let mut replies = replies.into_iter().map(|reply| checked(reply).map_err(named));
-    let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+    let server = link.config().label();
+    let mut replies = replies
+        .into_iter()
+        .zip(questions)
+        .map(|(reply, (_, key))| checked(reply).map_err(|e| e.key(key).server(&server)));
+    told(&mut || replies.next().unwrap_or(Ok(Value::Nil)))
+}
+
+/// What is asked of a lock, each with the key that it is about.
+fn questions(keys: &Keys) -> [(Cmd, &[u8]); 8] {
+    let of = |command: &str, key: &Vec<u8>| redis::cmd(command).arg(key).to_owned();
+    let (mut waiters, mut runs) = (of("ZRANGE", &keys.waiters), of("LRANGE", &keys.runs));
+    waiters.arg(0).arg(99).arg("WITHSCORES");
+    runs.arg(0).arg(9);
+    [
+        (of("GET", &keys.lock), &keys.lock),
+        (of("PTTL", &keys.lock), &keys.lock),
+        (waiters, &keys.waiters),
+        (of("ZCARD", &keys.waiters), &keys.waiters),
+        (runs, &keys.runs),
+        (of("GET", &keys.fence), &keys.fence),
+        (of("HGETALL", &keys.stats), &keys.stats),
+        (redis::cmd("TIME"), &keys.lock),
+    ]
+}
+
+/// What the answers say, in the order of the questions.
+fn told(next: &mut dyn FnMut() -> Result<Value>) -> Result<Status> {
     let (value, ttl): (Option<Vec<u8>>, i64) = (understood(next()?)?, understood(next()?)?);
-    let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
+    let left = u64::try_from(ttl).ok().map(Duration::from_millis);
     let waiters: Vec<(String, f64)> = understood(next()?)?;
     let waiting = understood(next()?)?;
     let runs: Vec<String> = understood(next()?)?;
-    let fence: Option<String> = understood(next()?)?;
+    let grant: String = understood::<Option<String>>(next()?)?.unwrap_or_default();
     let fields: Vec<(String, String)> = understood(next()?)?;
     let (seconds, micros): (u64, u64) = understood(next()?)?;
-    let grant = fence.unwrap_or_default();
     let ttl_ms = grant.rsplit('|').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
     Ok(Status {
-        holder: value.map(|value| Holder::read(&value, ttl)),
+        // Between the two questions it may have expired.
+        holder: value.filter(|_| ttl != -2).map(|value| Holder::read(&value, left)),
         waiters: waiters.iter().map(|(who, ticket)| waiter(who, *ticket)).collect(),
         waiting,
         runs: runs.iter().filter_map(|run| past(run)).collect(),

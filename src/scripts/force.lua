@@ -13,7 +13,7 @@
 -- ARGV[4] TTL of the fence key in ms, and of statistics and runs
 -- Returns {1, value it had, TTL it had left in ms}, {0, value of another grant, its TTL}, or {0} when nobody
 --   holds it; a TTL of -1 is none.
--- Cost: O(1), at most 13 commands.
+-- Cost: O(1), at most 14 commands.
 local held = redis.call('GET', KEYS[1])
 if not held then return {0} end
 local left = redis.call('PTTL', KEYS[1])
@@ -25,12 +25,15 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('RPUSH', KEYS[4], ARGV[2])
   redis.call('PEXPIRE', KEYS[4], ARGV[3])
 end
-if fence and fence ~= '0' then
+local grant = redis.pcall('GET', KEYS[2])
+local closed = fence and type(grant) == 'string' and string.sub(grant, 1, #fence + 1) == fence .. '|'
+-- What was given back already, and only stays taken for a while, is nobody's loss; nor is what is not ours.
+if fence and fence ~= '0' and not closed then
   redis.call('SET', KEYS[2], fence .. '|0', 'PX', ARGV[4])
   redis.pcall('LPUSH', KEYS[6], fence .. '|' .. who .. '|-2')
   redis.pcall('LTRIM', KEYS[6], 0, 9)
   redis.pcall('PEXPIRE', KEYS[6], ARGV[4])
+  redis.pcall('HINCRBY', KEYS[5], 'lost.forced', 1)
+  redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
 end
-redis.pcall('HINCRBY', KEYS[5], 'lost.forced', 1)
-redis.pcall('PEXPIRE', KEYS[5], ARGV[4])
 return {1, held, left}

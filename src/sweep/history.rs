@@ -5,7 +5,7 @@ use crate::connect::Link;
 use crate::error::Result;
 use crate::lock::protocol::Keys;
 use crate::lock::{Histogram, SharedLink, companion, guard};
-use crate::reply::understood;
+use crate::reply::{checked, understood};
 use crate::sweep::report::{Reason, Report};
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
@@ -195,10 +195,11 @@ fn grow(lock_key: &[u8], fields: Vec<(String, u64)>) -> Vec<Cmd> {
     fields.into_iter().filter(|(_, n)| *n > 0).map(by).chain([keep]).collect()
 }
 
-/// Writes without a word of what failed: the sweep is done, and its report is in the caller's hands.
-pub(super) fn write(link: &mut Link, commands: &[Cmd]) {
+/// Writes, and answers what kept that from being done: the sweep is over, whatever comes of this.
+pub(super) fn write(link: &mut Link, commands: &[Cmd]) -> Result<()> {
     let deadline = link.deadline();
-    let _ = link.calls(commands, deadline);
+    let replies = link.calls(commands, deadline)?;
+    replies.into_iter().try_for_each(|reply| checked(reply).map(drop))
 }
 
 #[cfg(test)]

@@ -128,24 +128,27 @@ impl Sweep {
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
             let busy = history::busy(&contender.keys().lock);
-            guard(&self.link).hurry(LAST_WORDS, |link| history::write(link, &busy));
+            let _ = guard(&self.link).hurry(LAST_WORDS, |link| history::write(link, &busy));
             return Ok(Ended::Held(holder));
         }
         let link = &mut guard(&self.link);
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Running::new(link, &mut contender, &self.options, &layout, survey);
         let swept = run.finish(watch);
-        let report = run.report();
+        let mut report = run.report();
         let commands = run.entry(swept.as_ref().err().map(ToString::to_string));
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
         if swept.is_err() {
             link.drop_connection(); // replies may be due on it
         }
-        link.hurry(LAST_WORDS, |link| {
+        let written = link.hurry(LAST_WORDS, |link| {
             // Others wait for the lock; nobody waits for the history.
             let _ = release(&mut contender, link);
-            history::write(link, &commands);
+            history::write(link, &commands)
         });
+        if let Err(e) = written {
+            report.warnings.push(format!("no history and no metric knows of this sweep: {e}"));
+        }
         self.report = Some(report.clone());
         swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))
     }
