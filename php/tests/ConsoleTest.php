@@ -36,9 +36,17 @@ final class ConsoleTest extends TestCase
         foreach (array_keys(Tagsweep\Console\Options::TABLE) as $name) {
             self::assertStringContainsString("--$name", $help);
         }
-        exec(PHP_BINARY . ' ' . escapeshellarg(self::BIN) . ' 2>&1', $lines, $status);
-        self::assertSame(Cleanup::ERROR, $status);
-        self::assertStringContainsString('extension=tagsweep.so', implode("\n", $lines));
+    }
+
+    public function testWithoutTheExtensionTheCommandsSayHowToLoadIt(): void
+    {
+        foreach ([[self::BIN], [$this->application(), 'cache:tags:cleanup']] as $command) {
+            $process = proc_open([PHP_BINARY, ...$command, '--json'], [1 => ['pipe', 'w'], ['pipe', 'w']], $pipes);
+            [$output, $errors] = [stream_get_contents($pipes[1]), stream_get_contents($pipes[2])];
+            self::assertSame([Cleanup::ERROR, ''], [proc_close($process), $output]);
+            self::assertStringStartsWith('Error: the extension tagsweep is not loaded; add extension=tagsweep.so to php.ini', $errors);
+            self::assertStringContainsString($command[0], $errors);
+        }
     }
 
     public function testTextAndJson(): void
@@ -117,21 +125,36 @@ final class ConsoleTest extends TestCase
         $tester = new CommandTester(new CacheTagsCleanupCommand());
         self::assertSame(Cleanup::DONE, $tester->execute(['--url' => $this->server->dsn()]));
         self::assertStringStartsWith("Cleaned up 1 orphaned cache tags.\n", $tester->getDisplay());
-        self::assertSame(Cleanup::USAGE, $tester->execute(['--grace' => 'soon']));
+    }
+
+    public function testTheSymfonyCommandShowsWrongUsageAsItWasTypedAndAside(): void
+    {
+        $run = new Run([$this->application(), 'cache:tags:cleanup', '--json', '--ansi', '--grace=<info>soon</info>']);
+        [$status, $output, $errors] = $run->end();
+        self::assertSame([Cleanup::USAGE, ''], [$status, $output]);
+        self::assertStringStartsWith('Error: --grace must be a span ', $errors);
+        self::assertStringEndsWith("not \"<info>soon</info>\"\n", $errors);
+    }
+
+    /** A program with the command. */
+    private function application(): string
+    {
+        $file = $this->server->folder . '/app.php';
+        file_put_contents($file, "<?php require '/usr/share/php/Symfony/Component/Console/autoload.php'; require '" . __DIR__ . "/../glue/autoload.php';"
+            . '$a = new Symfony\Component\Console\Application(); $a->add(new Tagsweep\Console\CacheTagsCleanupCommand()); $a->run();');
+
+        return $file;
     }
 
     public function testTheSymfonyCommandShowsABar(): void
     {
         $this->redis->sAdd('tag:young', 'item:gone');
-        $script = "require '/usr/share/php/Symfony/Component/Console/autoload.php'; require '" . __DIR__ . "/../glue/autoload.php';"
-            . '$a = new Symfony\Component\Console\Application(); $a->add(new Tagsweep\Console\CacheTagsCleanupCommand()); $a->run();';
-        $file = $this->server->folder . '/app.php';
-        file_put_contents($file, "<?php $script");
+        $file = $this->application();
         $run = new Run([$file, 'cache:tags:cleanup', '--ansi', '--url=' . $this->server->dsn(), '--grace=1s']);
         [$status, $output, $errors] = $run->end();
         self::assertSame(0, $status, $errors);
         self::assertStringContainsString('Cleaned up 2 orphaned cache tags.', $output);
-        self::assertStringContainsString('% ', $errors);
+        self::assertMatchesRegularExpression('/\d+ %  \d+ tags, /', $errors);
 
         foreach (['--progress' => true, '--no-interaction' => false] as $option => $tells) {
             $this->redis->sAdd('tag:young', 'item:gone');

@@ -10,7 +10,7 @@ final class FrameworksTest extends TestCase
     /** @return iterable<string, array{string, string, int}> */
     public static function versions(): iterable
     {
-        foreach (['symfony' => 33, 'laravel' => 35] as $framework => $checks) {
+        foreach (['symfony' => 38, 'laravel' => 40] as $framework => $checks) {
             foreach (['bookworm', 'trixie'] as $suite) {
                 yield "$framework of $suite" => [$framework, $suite, $checks];
             }
@@ -20,7 +20,7 @@ final class FrameworksTest extends TestCase
     /** @dataProvider versions */
     public function testTheFrameworksOwnLocksWorkOnTopOfOurs(string $framework, string $suite, int $checks): void
     {
-        $server = new Server();
+        $server = new Server(tcp: true);
         $folder = dirname(__DIR__, 2) . "/target/packages/$framework-$suite";
         self::assertFileExists("$folder/complete", 'run tools/packages.sh');
         $run = new Run(['-d', 'error_reporting=' . (E_ALL & ~E_DEPRECATED), __DIR__ . "/frameworks/$framework.php", $folder, $server->dsn()]);

@@ -32,6 +32,7 @@ final class LaravelLock extends Lock
         ?string $owner,
         private readonly array $options,
         private readonly int|float $forEver,
+        private readonly ?string $connection = null,
     ) {
         parent::__construct($name, $seconds, $owner);
         if (self::mayBeOurs($owner)) {
@@ -45,7 +46,7 @@ final class LaravelLock extends Lock
     }
 
     /**
-     * Waits in line.
+     * Waits in line; while this process itself holds it, as Laravel does: by asking again and again.
      *
      * @param int|float $seconds
      *
@@ -53,15 +54,7 @@ final class LaravelLock extends Lock
      */
     public function block($seconds, $callback = null): mixed
     {
-        try {
-            $taken = $this->take((float) $seconds);
-        } catch (ReentrantLockException $e) {
-            // This process has it, for longer than it would wait: in Laravel's words that is a timeout.
-            throw new LockTimeoutException($e->getMessage(), 0, $e);
-        }
-        if (!$taken) {
-            throw new LockTimeoutException();
-        }
+        $this->takeBefore(microtime(true) + (float) $seconds);
         if (!is_callable($callback)) {
             return true;
         }
@@ -101,6 +94,12 @@ final class LaravelLock extends Lock
         return ($owner === null || self::mayBeOurs($owner)) && $this->anybodys()->isOwnedBy($owner);
     }
 
+    /** As of Laravel's own Redis lock; null when the lock is of no connection of Laravel. */
+    public function getConnectionName(): ?string
+    {
+        return $this->connection;
+    }
+
     public function isOwnedByCurrentProcess(): bool
     {
         return $this->unlessLost(static fn (DistributedLock $lock) => $lock->verify());
@@ -129,6 +128,23 @@ final class LaravelLock extends Lock
         } catch (LockLostException) {
             return false;
         }
+    }
+
+    /** @throws LockTimeoutException */
+    private function takeBefore(float $end): void
+    {
+        do {
+            $ours = null;
+            try {
+                if ($this->take($end - microtime(true))) {
+                    return;
+                }
+            } catch (ReentrantLockException $ours) {
+                // It would wait for itself, unless another process was given the owner, to release it.
+                usleep((int) max(0, min($this->sleepMilliseconds * 1e3, ($end - microtime(true)) * 1e6)));
+            }
+        } while ($ours !== null && microtime(true) < $end);
+        throw new LockTimeoutException($ours?->getMessage() ?? '', 0, $ours);
     }
 
     private function take(float $wait): bool

@@ -18,12 +18,14 @@ final class LaravelLockProvider implements LockProvider
      * @param int|float                          $forEver TTL of a lock that is asked for with 0 seconds,
      *                                                    Laravel's "until released": a crash must not
      *                                                    block for ever
+     * @param string|null                        $connection what Laravel calls the connection, if it does
      */
     public function __construct(
         #[\SensitiveParameter] private readonly \Redis|string|array $redis,
         private readonly string $prefix = '',
         private readonly array $options = [],
         private readonly int|float $forEver = 86_400,
+        private readonly ?string $connection = null,
     ) {
     }
 
@@ -36,7 +38,7 @@ final class LaravelLockProvider implements LockProvider
     {
         $owner = $owner === null ? null : (string) $owner;
 
-        return new LaravelLock($this->redis, $this->prefix . $name, $seconds + 0, $owner, $this->options, $this->forEver);
+        return new LaravelLock($this->redis, $this->prefix . $name, $seconds + 0, $owner, $this->options, $this->forEver, $this->connection);
     }
 
     public function restoreLock($name, $owner): LaravelLock

@@ -9,9 +9,7 @@ use Illuminate\Cache\RedisStore;
 /**
  * Laravel's own Redis store, with our locks behind Cache::lock(). In a service provider:
  *
- *     Cache::extend('tagsweep', fn ($app, $config) => Cache::repository(
- *         (new LaravelStore($app['redis'], $config['prefix'] ?? '', $config['connection'] ?? 'default'))
- *             ->setLockConnection($config['lock_connection'] ?? 'default')));
+ *     Cache::extend('tagsweep', fn ($app, $config) => Cache::repository(LaravelStore::make($app, $config)));
  *
  * The connection of the locks is one of phpredis.
  */
@@ -19,6 +17,20 @@ class LaravelStore extends RedisStore
 {
     /** @var array<string, mixed> */
     private array $lockOptions = [];
+
+    /**
+     * With the prefix and the connections that Laravel's own store would have.
+     *
+     * @param \ArrayAccess<string, mixed> $app    the application
+     * @param array<string, mixed>        $config of the store, in config/cache.php
+     */
+    public static function make(\ArrayAccess $app, array $config): static
+    {
+        $connection = $config['connection'] ?? 'default';
+        $store = new static($app['redis'], $config['prefix'] ?? $app['config']['cache.prefix'], $connection);
+
+        return $store->setLockConnection($config['lock_connection'] ?? $connection);
+    }
 
     /** @param array<string, mixed> $options of Tagsweep\DistributedLock */
     public function setLockOptions(array $options): static
@@ -40,11 +52,12 @@ class LaravelStore extends RedisStore
 
     private function locks(): LaravelLockProvider
     {
-        $client = $this->lockConnection()->client();
+        $connection = $this->lockConnection();
+        $client = $connection->client();
         if (!$client instanceof \Redis) {
             throw new \LogicException('locks of Tagsweep need a connection of phpredis, not ' . get_debug_type($client));
         }
 
-        return new LaravelLockProvider($client, $this->prefix, $this->lockOptions);
+        return new LaravelLockProvider($client, $this->prefix, $this->lockOptions, connection: $connection->getName());
     }
 }

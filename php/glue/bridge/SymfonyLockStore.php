@@ -17,8 +17,8 @@ use Tagsweep\Exception\ExceptionInterface;
  * A store for symfony/lock: the application keeps its LockFactory, and acquire(true) waits in line
  * instead of asking ten times a second.
  *
- * The state of a Key is the owner of its lease, so a serialised Key works in another process. With
- * the option "renew" the lease is extended as long as the Key object lives.
+ * A Key has the owners of its leases, so a serialised Key works in another process. With the option
+ * "renew" the lease is extended as long as the Key object lives.
  */
 final class SymfonyLockStore implements BlockingStoreInterface
 {
@@ -34,9 +34,6 @@ final class SymfonyLockStore implements BlockingStoreInterface
     /** @var \WeakMap<Key, DistributedLock> */
     private \WeakMap $locks;
 
-    /** Where a Key keeps the owner: a CombinedStore has one Key for several stores. */
-    private readonly string $state;
-
     /**
      * @param \Redis|string|array<string, mixed> $redis      as Tagsweep\DistributedLock takes it
      * @param float                              $initialTtl seconds; a Lock sets its own TTL right after
@@ -51,10 +48,23 @@ final class SymfonyLockStore implements BlockingStoreInterface
             throw new InvalidTtlException("the initial TTL must be greater than 0 seconds, not $initialTtl");
         }
         $this->locks = new \WeakMap();
-        $this->state = self::class.':'.substr(hash('sha256', $this->target()), 0, 16);
     }
 
-    /** Which server, database and prefix, however they are told, without secrets: the same in every process. */
+    /** @return array<string, string> by target: a CombinedStore has one Key for several stores */
+    private function owners(Key $key): array
+    {
+        return $key->hasState(self::class) ? $key->getState(self::class) : [];
+    }
+
+    /** One that is alone is tried, too: another process may call our server otherwise, and the server compares. */
+    private function owner(Key $key): ?string
+    {
+        $owners = $this->owners($key);
+
+        return \count($owners) === 1 ? reset($owners) : $owners[$this->target()] ?? null;
+    }
+
+    /** Which server, database and prefix, without secrets; a socket and a port of one server are two. */
     private function target(): string
     {
         $prefix = (string) ($this->options['prefix'] ?? '');
@@ -70,7 +80,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
         }
         $tcp = strtolower((string) ($told['host'] ?? '127.0.0.1')).' '.(int) ($told['port'] ?? 6379);
 
-        return ($told['path'] ?? $tcp).' '.(int) ($told['database'] ?? 0).' '.$prefix;
+        return substr(hash('sha256', ($told['path'] ?? $tcp).' '.(int) ($told['database'] ?? 0).' '.$prefix), 0, 16);
     }
 
     /** @return array<string, mixed> what a DSN tells of the place */
@@ -111,9 +121,12 @@ final class SymfonyLockStore implements BlockingStoreInterface
 
     public function delete(Key $key): void
     {
-        $this->of($key, static fn (DistributedLock $lock) => $lock->release());
+        $owners = $this->owners($key);
+        $released = $this->of($key, static fn (DistributedLock $lock) => $lock->release());
         unset($this->locks[$key]);
-        $key->removeState($this->state);
+        // Another store's owner stays.
+        $gone = $released ? $this->owner($key) : $owners[$this->target()] ?? null;
+        $key->setState(self::class, array_diff($owners, [$gone]));
     }
 
     public function exists(Key $key): bool
@@ -138,7 +151,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
                 throw new LockConflictedException();
             }
             $this->locks[$key] = $lock;
-            $key->setState($this->state, $lock->owner());
+            $key->setState(self::class, [$this->target() => $lock->owner()] + $this->owners($key));
             if ($wait > 0) {
                 // Waiting does not count: the lease began when it was granted.
                 $key->resetLifetime();
@@ -151,11 +164,12 @@ final class SymfonyLockStore implements BlockingStoreInterface
     /** @param callable(DistributedLock): bool $act */
     private function of(Key $key, callable $act): bool
     {
-        if (!$key->hasState($this->state)) {
+        $owner = $this->owner($key);
+        if ($owner === null) {
             return false;
         }
         try {
-            $this->locks[$key] ??= DistributedLock::restore($this->redis, (string) $key, $key->getState($this->state), $this->options);
+            $this->locks[$key] ??= DistributedLock::restore($this->redis, (string) $key, $owner, $this->options);
 
             return $act($this->locks[$key]);
         } catch (\Tagsweep\Exception\LockLostException) {

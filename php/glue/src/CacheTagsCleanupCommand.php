@@ -30,7 +30,7 @@ final class CacheTagsCleanupCommand extends Command
         try {
             $options = new Options(array_intersect_key($input->getOptions(), Options::TABLE));
         } catch (UsageError $e) {
-            $output->writeln('<error>' . $e->getMessage() . '</error>');
+            $this->screen($output, false)->error('Error: ' . $e->getMessage());
 
             return Cleanup::USAGE;
         }
@@ -69,7 +69,7 @@ final class CacheTagsCleanupCommand extends Command
                 }
                 if ($this->bar === null) {
                     $this->bar = new ProgressBar($this->aside, 1000);
-                    $this->bar->setFormat("[%bar%] %percent:3s% %%  %message%");
+                    $this->bar->setFormat('[%bar%] %percent:3s% %  %message%');
                 }
                 $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed" . ($left === null ? '' : sprintf(', %d s left', ceil($left))));
                 $this->bar->setProgress((int) ($share * 1000));

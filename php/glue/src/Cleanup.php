@@ -35,6 +35,12 @@ final class Cleanup
 
     public function run(): int
     {
+        if (!extension_loaded('tagsweep')) {
+            $this->output->error('Error: the extension tagsweep is not loaded; add extension=tagsweep.so to php.ini,'
+                . " or run php -d extension=/path/to/tagsweep.so {$_SERVER['SCRIPT_NAME']}");
+
+            return self::ERROR;
+        }
         try {
             $manager = new TagCleanupManager($this->options->url, $this->options->maxTagAge, $this->options->manager);
         } catch (InvalidArgumentException|\TypeError $e) {

@@ -24,13 +24,6 @@ final class CommandLine
 
             return Cleanup::USAGE;
         }
-        if (!extension_loaded('tagsweep')) {
-            fwrite(STDERR, "Error: the extension tagsweep is not loaded; add extension=tagsweep.so to php.ini,"
-                . " or run php -d extension=/path/to/tagsweep.so {$_SERVER['SCRIPT_NAME']}\n");
-
-            return Cleanup::ERROR;
-        }
-
         $terminal = new Terminal($options->json, $options->progress);
         $status = (new Cleanup($options, $terminal))->run();
         if ($terminal->unwritten() !== null) {

@@ -27,8 +27,8 @@ function thrown(callable $act): ?string
     return null;
 }
 
-/** Runs code in another process of the same kind; what it printed. */
-function elsewhere(string $code, string ...$arguments): string
+/** Starts code in another process of the same kind. */
+function started(string $code, string ...$arguments): array
 {
     global $framework, $dsn;
     $extension = getenv('TAGSWEEP_EXTENSION') ?: dirname(__DIR__, 3) . '/target/release/libtagsweep_php.so';
@@ -36,28 +36,27 @@ function elsewhere(string $code, string ...$arguments): string
     file_put_contents($file, "<?php require '" . __DIR__ . "/common.php';\n$code");
     $command = [PHP_BINARY, '-d', "extension=$extension", $file, $framework, $dsn, ...$arguments];
     $process = proc_open($command, [['file', '/dev/null', 'r'], ['pipe', 'w'], STDERR], $pipes);
-    $printed = stream_get_contents($pipes[1]);
-    proc_close($process);
-    unlink($file);
 
-    return $printed;
+    return [$process, $pipes[1], $file];
+}
+
+/** Runs code in another process; what it printed. */
+function elsewhere(string $code, string ...$arguments): string
+{
+    return ended(started($code, ...$arguments));
 }
 
 /** Starts code in another process, and goes on when it waits for the lock. */
 function waiting(Redis $redis, string $key, string $code): array
 {
-    global $framework, $dsn;
-    $extension = getenv('TAGSWEEP_EXTENSION') ?: dirname(__DIR__, 3) . '/target/release/libtagsweep_php.so';
-    $file = tempnam(sys_get_temp_dir(), 'tagsweep');
-    file_put_contents($file, "<?php require '" . __DIR__ . "/common.php';\n$code");
-    $process = proc_open([PHP_BINARY, '-d', "extension=$extension", $file, $framework, $dsn], [['file', '/dev/null', 'r'], ['pipe', 'w'], STDERR], $pipes);
+    $process = started($code);
     $end = microtime(true) + 10;
     while ($redis->zCard("{lock:$key}:waiters") === 0) {
         microtime(true) < $end || exit("failed: nobody waits for $key\n");
         usleep(1_000);
     }
 
-    return [$process, $pipes[1], $file];
+    return $process;
 }
 
 function ended(array $process): string

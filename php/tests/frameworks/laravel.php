@@ -64,11 +64,22 @@ check('expiry', $provider->lock('short', 5)->block(2) === true && $short->releas
 $own = $provider->lock('own', 30);
 check('nobody owns what is free', $own->isOwnedBy(null) && $own->get() && !$own->isOwnedBy(null) && $own->isOwnedBy($own->owner()));
 check('got twice', $own->get() === false && $provider->lock('own', 30)->get() === false);
+$begun = microtime(true);
 try {
     $provider->lock('own', 30)->block(1);
 } catch (LockTimeoutException $e) {
-    check('blocked by itself', str_contains($e->getMessage(), 'app:own') && $own->release());
+    $waited = microtime(true) - $begun;
+    check('blocked by itself, for its time', str_contains($e->getMessage(), 'app:own') && $waited >= 1.0 && $waited < 3.0);
 }
+// The other process releases when a question of ours has been and is over.
+$handed = started('foreach ([0, 1] as $before) {
+        while ($redis->zCard("{lock:app:own}:waiters") === $before) {
+            usleep(1_000);
+        }
+    }
+    echo json_encode((new Tagsweep\Bridge\LaravelLockProvider($dsn, "app:"))->restoreLock("own", $argv[3])->release());', $own->owner());
+$next = $provider->lock('own', 30)->betweenBlockedAttemptsSleepFor(10);
+check('blocked by what it handed on', $next->block(20) === true && ended($handed) === 'true' && $next->release());
 check('a blocking callback that throws', (function () use ($own, $redis) {
     try {
         return $own->block(1, fn () => throw new DomainException());
@@ -93,24 +104,68 @@ check('an owner that is none', $provider->restoreLock('job', 'nonsense')->releas
 check('numbers as configurations have them', $provider->lock('text', '10')->get() && abs($redis->pttl('lock:app:text') - 10_000) < 1_000);
 check('an owner that is a number', $provider->lock('text', 5, 77)->release() === false);
 
+/** Connections of Laravel to one server, each to a database of its own. */
 final class Connections implements Illuminate\Contracts\Redis\Factory
 {
-    public function __construct(private readonly Redis $redis)
+    public const DATABASES = ['default' => 0, 'cache' => 1, 'locks' => 2];
+
+    public function __construct(private readonly string $socket)
     {
+    }
+
+    public function redis(string $name): Redis
+    {
+        $redis = new Redis();
+        $redis->connect($this->socket);
+        $redis->select(self::DATABASES[$name]);
+
+        return $redis;
     }
 
     public function connection($name = null)
     {
-        return new Illuminate\Redis\Connections\PhpRedisConnection($this->redis);
+        return (new Illuminate\Redis\Connections\PhpRedisConnection($this->redis($name)))->setName($name);
     }
 }
-$cache = new Illuminate\Cache\Repository(new Tagsweep\Bridge\LaravelStore(new Connections($redis), 'cache'));
+
+/** As much of an application as a cache needs. */
+final class App extends ArrayObject
+{
+    public function bound(string $abstract): bool
+    {
+        return isset($this[$abstract]);
+    }
+}
+
+$connections = new Connections(substr($dsn, strlen('unix://')));
+$cache = new Illuminate\Cache\Repository(new Tagsweep\Bridge\LaravelStore($connections, 'cache'));
 $prefix = $cache->getStore()->getPrefix();
 $locked = $cache->lock('job', 10);
 check('Cache::lock', $locked instanceof Tagsweep\Bridge\LaravelLock && $locked->get() && $redis->exists("lock:{$prefix}job") === 1);
 check('its waiters wait in line', thrown(fn () => $cache->lock('job', 10)->block(0)) === LockTimeoutException::class);
 check('Cache::restoreLock', $cache->restoreLock('job', $locked->owner())->release() && $redis->exists("lock:{$prefix}job") === 0);
 check('its cache is Laravel\'s', $cache->put('entry', 42, 60) && (int) $cache->get('entry') === 42 && $redis->exists("{$prefix}entry") === 1);
+
+/** What a store of the cache's configuration leaves behind, by connection, and what it says of itself. */
+$traces = function (string $driver, array $config) use ($connections): array {
+    $connections->redis('default')->flushAll();
+    $settings = new ArrayObject(['cache.prefix' => 'app_cache', 'cache.stores.tested' => ['driver' => $driver] + $config]);
+    $manager = new Illuminate\Cache\CacheManager(new App(['config' => $settings, 'redis' => $connections]));
+    $manager->extend('tagsweep', fn ($app, $config) => $manager->repository(Tagsweep\Bridge\LaravelStore::make($app, $config)));
+    $cache = $manager->store('tested');
+    $lock = $cache->lock('job', 10);
+    $traces = [$cache->getStore()->getPrefix(), $cache->put('entry', 42, 60), $lock->get(), $lock->getConnectionName()];
+    foreach (array_keys(Connections::DATABASES) as $name) {
+        // Our locks have a room of their own, and a fence.
+        $traces[$name] = preg_filter('/^(lock:)?(?=\w)/', '', $connections->redis($name)->keys('*'));
+        sort($traces[$name]);
+    }
+
+    return $traces;
+};
+foreach ([[], ['connection' => 'cache'], ['connection' => 'cache', 'lock_connection' => 'locks'], ['prefix' => 'own']] as $config) {
+    check('as Laravel makes its store: ' . json_encode($config), $traces('tagsweep', $config) === $traces('redis', $config));
+}
 
 $secret = new LaravelLockProvider('redis://app:canary@127.0.0.1:1', 'app:');
 ob_start();
