@@ -3,8 +3,8 @@
 //! Nothing can be said to a server from within a signal handler. Ours asks the engine for an interrupt,
 //! as pcntl does, which comes before the next opcode: there the leases are released, each within a second
 //! and once, and the signal is let do what it would have done. Sleeps and waits of PHP are cut short by
-//! the signal. One that comes just before such a wait would be noticed only after it: a timer sends it
-//! again, as a nudge, until the interrupt has come; a process that does not come to it within a second, for it
+//! the signal. One that comes just before such a wait would be noticed only after it: a timer nudges it,
+//! with a signal of its own, until the interrupt has come; a process that does not come to it within a second, for it
 //! waits for somebody else, ends without. A second signal, or one without any lease, ends the process at once.
 
 use crate::gate::{Interrupt, chain_interrupt, handler, sigaction, stand_for_default};
@@ -35,13 +35,13 @@ static ENDING: AtomicI32 = AtomicI32::new(0);
 /// The engine's flag for an interrupt: one byte.
 static FLAG: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The timers that nudge, one for each signal; [`NO_TIMER`] where there is none.
-static TIMERS: [AtomicPtr<libc::c_void>; 3] = [const { AtomicPtr::new(NO_TIMER) }; 3];
+/// The timer that nudges; [`NO_TIMER`] where there is none.
+static TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(NO_TIMER);
 
 /// No kernel gives out this number.
 const NO_TIMER: *mut libc::c_void = std::ptr::without_provenance_mut(usize::MAX);
 
-/// The process that has the timers: a fork does not.
+/// The process that has the timer: a fork does not.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
 /// Releases all leases of this process.
@@ -70,7 +70,7 @@ pub(crate) fn watch() {
         let flag = &raw const ExecutorGlobals::get().vm_interrupt;
         FLAG.store(flag.cast_mut().cast(), Ordering::Release);
     });
-    create_timers();
+    create_timer();
     for signal in SIGNALS.into_iter().filter(|signal| handler(*signal) == libc::SIG_DFL) {
         sigaction(signal, on_signal as *const () as libc::sighandler_t);
     }
@@ -85,31 +85,38 @@ fn is_alone() -> bool {
     })
 }
 
+/// The signal of the nudges, one that nobody else uses: the engine keeps those that it knows in a queue, and
+/// what it says of them later is not to be relied on.
+fn nudging() -> libc::c_int {
+    libc::SIGRTMAX() - 7
+}
+
 /// Once in each process. Without a timer, a signal just before a wait is noticed after it.
-fn create_timers() {
+fn create_timer() {
     let process = std::process::id();
     if OWNER.swap(process, Ordering::AcqRel) == process {
         return;
     }
-    for (signal, timer) in SIGNALS.into_iter().zip(&TIMERS) {
-        let mut event = MaybeUninit::<libc::sigevent>::zeroed();
-        let mut made = NO_TIMER;
-        // SAFETY: a whole struct, zero where it does not matter.
-        unsafe {
-            (*event.as_mut_ptr()).sigev_notify = libc::SIGEV_SIGNAL;
-            (*event.as_mut_ptr()).sigev_signo = signal;
-            if libc::timer_create(libc::CLOCK_MONOTONIC, event.as_mut_ptr(), &raw mut made) != 0 {
-                made = NO_TIMER;
-            }
+    let mut event = MaybeUninit::<libc::sigevent>::zeroed();
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    let mut made = NO_TIMER;
+    // SAFETY: whole structs, zero where it does not matter, and a handler that lives as long as the program.
+    unsafe {
+        (*action.as_mut_ptr()).sa_sigaction = on_nudge as *const () as libc::sighandler_t;
+        (*event.as_mut_ptr()).sigev_notify = libc::SIGEV_SIGNAL;
+        (*event.as_mut_ptr()).sigev_signo = nudging();
+        let heard = libc::sigaction(nudging(), action.as_ptr(), std::ptr::null_mut()) == 0;
+        let timed = libc::timer_create(libc::CLOCK_MONOTONIC, event.as_mut_ptr(), &raw mut made);
+        if !heard || timed != 0 {
+            made = NO_TIMER;
         }
-        timer.store(made, Ordering::Release);
     }
+    TIMER.store(made, Ordering::Release);
 }
 
-/// Has the timer of a signal send it again and again, or, with zero, no more.
-fn nudge(signal: libc::c_int, every: Duration) {
-    let known = SIGNALS.iter().position(|known| *known == signal);
-    let Some(timer) = known.map(|n| TIMERS[n].load(Ordering::Acquire)) else { return };
+/// Has the timer cut short what the process waits for, again and again, or, with zero, no more.
+fn nudge(every: Duration) {
+    let timer = TIMER.load(Ordering::Acquire);
     if timer == NO_TIMER || OWNER.load(Ordering::Acquire) != std::process::id() {
         return;
     }
@@ -121,26 +128,36 @@ fn nudge(signal: libc::c_int, every: Duration) {
 
 unsafe extern "C" fn on_signal(
     signal: libc::c_int,
-    info: *const libc::siginfo_t,
+    _info: *const libc::siginfo_t,
     _context: *const libc::c_void,
 ) {
-    // SAFETY: what the kernel says of this signal, if anything.
-    let nudged = unsafe { info.as_ref() }.is_some_and(|info| info.si_code == libc::SI_TIMER);
     let first = ENDING.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Acquire).is_ok();
-    let flag = FLAG.load(Ordering::Acquire);
-    // Leases are those of the process that has the timers, too: a fork holds none until it takes one.
+    // Leases are those of the process that has the timer, too: a fork holds none until it takes one.
     let ours = OWNER.load(Ordering::Acquire) == std::process::id();
-    let waits = !nudged || NUDGES.fetch_add(1, Ordering::AcqRel) < PATIENCE;
-    let asks = (first || nudged) && waits && ours;
-    if asks && LEASES.load(Ordering::Acquire) > 0 && !flag.is_null() {
-        // SAFETY: one byte of the engine's, made to be written by signal handlers.
-        unsafe { flag.write_volatile(1) };
-        if !nudged {
-            nudge(signal, NUDGE);
-        }
+    if first && ours && LEASES.load(Ordering::Acquire) > 0 && interrupt() {
+        nudge(NUDGE);
     } else {
         end(signal);
     }
+}
+
+unsafe extern "C" fn on_nudge(_signal: libc::c_int) {
+    let signal = ENDING.load(Ordering::Acquire);
+    let waits = NUDGES.fetch_add(1, Ordering::AcqRel) < PATIENCE && interrupt();
+    if signal != 0 && !waits {
+        end(signal);
+    }
+}
+
+/// Asks the engine for an interrupt; false where it has no such flag.
+fn interrupt() -> bool {
+    let flag = FLAG.load(Ordering::Acquire);
+    if flag.is_null() {
+        return false;
+    }
+    // SAFETY: one byte of the engine's, made to be written by signal handlers.
+    unsafe { flag.write_volatile(1) };
+    true
 }
 
 /// Lets a signal do what it would have done.
@@ -156,7 +173,7 @@ fn end(signal: libc::c_int) {
 unsafe extern "C" fn on_interrupt(frame: *mut ExecuteData) {
     let signal = ENDING.load(Ordering::Acquire);
     if signal != 0 && LEASES.load(Ordering::Acquire) > 0 {
-        nudge(signal, Duration::ZERO);
+        nudge(Duration::ZERO);
         // A panic must not cross into the engine, and the process ends in any case.
         let _ =
             std::panic::catch_unwind(|| RELEASE.get().into_iter().for_each(|release| release()));

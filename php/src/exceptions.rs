@@ -74,11 +74,9 @@ pub(crate) enum Class {
 
 /// After the interface, before anything can throw.
 pub(crate) fn register() -> Result<()> {
-    for (at, (name, parent)) in CLASSES.into_iter().enumerate() {
+    for (name, parent) in CLASSES {
         let interface =
             (marker as fn() -> &'static ClassEntry, "Tagsweep\\Exception\\ExceptionInterface");
-        // The registration hook is a plain function and cannot know the position, hence the look-up.
-        let _ = at;
         ClassBuilder::new(format!("Tagsweep\\Exception\\{name}"))
             .extends(parent)
             .implements(interface)
@@ -95,6 +93,7 @@ fn marker() -> &'static ClassEntry {
     PhpInterfaceExceptionInterface::get_metadata().ce()
 }
 
+/// A plain function: it cannot know the position, and looks it up.
 fn remember(class: &'static mut ClassEntry) {
     let name = class.name().unwrap_or_default().to_owned();
     let known = CLASSES.iter().position(|(short, _)| name.ends_with(&format!("\\{short}")));
@@ -112,7 +111,12 @@ fn entry(class: Class) -> &'static ClassEntry {
 
 /// An exception of a class, with a message.
 pub(crate) fn exception(class: Class, message: impl Into<String>) -> PhpException {
-    PhpException::new(message.into(), 0, entry(class))
+    PhpException::new(whole(message.into()), 0, entry(class))
+}
+
+/// A message as it can be thrown: without the byte at which C's strings end.
+fn whole(message: String) -> String {
+    message.replace('\0', "\\0")
 }
 
 /// A wrong argument.
@@ -122,7 +126,7 @@ pub(crate) fn invalid(message: impl Into<String>) -> PhpException {
 
 /// A wrong type, worded as PHP does.
 pub(crate) fn type_error(message: String) -> PhpException {
-    PhpException::new(message, 0, ce::type_error())
+    PhpException::new(whole(message), 0, ce::type_error())
 }
 
 /// An error of the core.

@@ -198,8 +198,12 @@ pub(crate) fn handler(signal: libc::c_int) -> libc::sighandler_t {
     }
 }
 
-/// Sets what a signal does; system calls are cut short by it.
+/// Sets what a signal does; system calls are cut short by it. Whether it is blocked stays as it was: the
+/// engine's own call lets it through.
 pub(crate) fn sigaction(signal: libc::c_int, handler: libc::sighandler_t) {
+    let mut before = empty_set();
+    // SAFETY: reads the mask into a set of this frame.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut before) };
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a whole struct, with an empty mask, and a handler that lives as long as the program.
     unsafe {
@@ -211,6 +215,7 @@ pub(crate) fn sigaction(signal: libc::c_int, handler: libc::sighandler_t) {
                 libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut());
             }
         }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
     }
 }
 

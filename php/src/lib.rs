@@ -82,6 +82,12 @@ unsafe extern "C" fn module_info(module: *mut ModuleEntry) {
     unsafe { display_ini_entries(module) };
 }
 
+unsafe extern "C" fn request_shutdown(_: c_int, _: c_int) -> c_int {
+    // As below.
+    let _ = std::panic::catch_unwind(target::close_unused);
+    0
+}
+
 unsafe extern "C" fn module_shutdown(_: c_int, number: c_int) -> c_int {
     // A panic must not cross into the engine, and there is nobody left to tell.
     let _ = std::panic::catch_unwind(options::dismiss_watchdog);
@@ -125,6 +131,7 @@ fn module() -> ModuleBuilder<'static> {
     ModuleBuilder::new("tagsweep", env!("CARGO_PKG_VERSION"))
         .info_function(module_info)
         .shutdown_function(module_shutdown)
+        .request_shutdown_function(request_shutdown)
         .interface::<PhpInterfaceExceptionInterface>()
         .interface::<PhpInterfaceLockInterface>()
         .class::<DistributedLock>()

@@ -143,21 +143,21 @@ impl DistributedLock {
             !by_ourselves && !gate.must_stop()
         });
         let outcome = outcome.map_err(from_core)?;
-        if by_ourselves {
+        let mut acquired = matches!(outcome, Outcome::Acquired { .. });
+        if by_ourselves && !acquired {
             let told = format!(
                 "this process itself holds the lock {}, and would wait for itself; release it first",
                 name(&lock)
             );
             return Err(exception(Class::Reentrant, told));
         }
-        let mut acquired = matches!(outcome, Outcome::Acquired { .. });
         if acquired && (ExecutorGlobals::has_exception() || gate::is_fatal()) {
             // A signal handler ended the wait, at the very moment.
             let _ = lock.release_within(AT_ONCE);
             acquired = false;
         }
         self.register(acquired.then(|| lock.fence()).flatten());
-        Ok(outcome)
+        Ok(if acquired { outcome } else { given_back(outcome) })
     }
 
     /// Notes which lease we hold, or that we hold none.
@@ -185,8 +185,9 @@ impl DistributedLock {
     fn still(&self, lock: &Lock, ours: bool) -> bool {
         let fence = lock.fence().filter(|_| ours);
         if fence != self.registered.get() {
-            watch();
+            // In this order: a signal that comes in between finds what is to be given back.
             self.register(fence);
+            watch();
         }
         ours
     }
@@ -240,6 +241,14 @@ fn called_class() -> Option<&'static ClassEntry> {
     };
     let ours = class.instance_of(DistributedLock::get_metadata().ce());
     (ours && !class.flags().contains(ClassFlags::Abstract)).then_some(class)
+}
+
+/// An outcome without the lease: what was granted was given back.
+fn given_back(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Acquired { .. } => Outcome::Held(Holder::default()),
+        held => held,
+    }
 }
 
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {

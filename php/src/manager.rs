@@ -183,7 +183,10 @@ impl TagCleanupManager {
             Ok(Ended::Swept(report)) => (level(report), sentence(report)),
         };
         let context = self.report.borrow().clone().map(SweepReport::from);
-        let context = context.unwrap_or_else(|| Report::default().into()).json_serialize()?;
+        let mut context = context.unwrap_or_else(|| Report::default().into()).json_serialize()?;
+        if matches!(ended, Ok(Ended::Held(_))) {
+            context.insert("reason", "held").map_err(PhpException::from)?;
+        }
         let Some(call) = log_of(&logger) else { return Ok(()) };
         ZendCallable::new_owned(call)
             .and_then(|call| call.try_call(vec![&level, &message, &context]))

@@ -4,7 +4,7 @@ use crate::exceptions::{invalid, type_error};
 use crate::weak::{Array, Bytes, Int, Number, type_name};
 use ext_php_rs::convert::FromZval;
 use ext_php_rs::exception::PhpResult;
-use ext_php_rs::types::{ArrayKey, ZendHashTable, Zval};
+use ext_php_rs::types::{ZendHashTable, Zval};
 use std::sync::OnceLock;
 use std::time::Duration;
 use tagsweep::lock::{self, Ttl, WaitMode, Watchdog};
@@ -22,11 +22,16 @@ impl<'a> Given<'a> {
     }
 
     pub fn new(array: &'a ZendHashTable) -> PhpResult<Self> {
-        let values = array.iter().map(|(key, value)| match key {
-            ArrayKey::Long(at) => Err(invalid(format!("options have names, {at} is none"))),
-            key => Ok((key.to_string(), value)),
-        });
-        Ok(Self { values: values.collect::<PhpResult<_>>()? })
+        let (mut values, mut all) = (Vec::with_capacity(array.len()), array.iter());
+        // Keys as they are: the other iterator panics where one is no UTF-8.
+        while let Some((key, value)) = all.next_zval() {
+            let Some(name) = key.zend_str() else {
+                let at = key.long().unwrap_or_default();
+                return Err(invalid(format!("options have names, {at} is none")));
+            };
+            values.push((String::from_utf8_lossy(name.as_bytes()).into_owned(), value));
+        }
+        Ok(Self { values })
     }
 
     /// Complains about a name that is not known.
@@ -37,6 +42,11 @@ impl<'a> Given<'a> {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether something other than null has that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.values.iter().any(|(known, value)| known == name && !value.is_null())
     }
 
     fn get<T>(

@@ -9,7 +9,7 @@ use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::types::{ZendObject, Zval};
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tagsweep::Config;
@@ -29,6 +29,7 @@ pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Co
     let mut config = where_to(redis, class, timeout)?;
     config.prefix = options.string("prefix")?.unwrap_or(config.prefix);
     config.timeout = timeout.unwrap_or(config.timeout);
+    config.check().map_err(from_core)?;
     Ok(config)
 }
 
@@ -74,7 +75,26 @@ const KEYS: &[&str] = &[
 
 fn from_array(given: &Given) -> PhpResult<Config> {
     given.only(KEYS)?;
-    let text = |key| given.string(key).map(|v| v.map(|v| String::from_utf8_lossy(&v).into_owned()));
+    let text = |key| {
+        let bytes = given.string(key)?;
+        let utf8 = |_| invalid(format!("option \"{key}\" must be UTF-8"));
+        bytes.map(|bytes| String::from_utf8(bytes).map_err(utf8)).transpose()
+    };
+    // What would be passed over is refused: `tls` beside a URL that says no such thing would send a password
+    // in the open.
+    for (one, others) in
+        [("url", &["path", "host", "port", "tls"][..]), ("path", &["host", "port", "tls"])]
+    {
+        let other = others.iter().find(|other| given.has(one) && given.has(other));
+        if let Some(other) = other {
+            return Err(invalid(format!(
+                "\"{other}\" cannot be given beside \"{one}\", which says it"
+            )));
+        }
+    }
+    if given.has("tls_cert") != given.has("tls_key") {
+        return Err(invalid("\"tls_cert\" and \"tls_key\" belong together"));
+    }
     let mut config = match (text("url")?, text("path")?) {
         (Some(url), _) => Config::from_url(&url).map_err(from_core)?,
         (None, Some(path)) => Config::new(Address::Unix(path.into())),
@@ -151,7 +171,12 @@ fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     if ours.is_some_and(|ours| ours != theirs) {
         return Err(cannot_copy("it leads to another server"));
     }
-    PROVEN.with_borrow_mut(|proven| proven.insert(config.clone()));
+    PROVEN.with_borrow_mut(|proven| {
+        if proven.len() >= KNOWN {
+            proven.clear();
+        }
+        proven.insert(config.clone())
+    });
     Ok(())
 }
 
@@ -165,7 +190,10 @@ fn asked_by_ourselves(config: &Config) -> PhpResult<Option<String>> {
     let asked = Link::new(config.clone()).and_then(|mut link| link.server_id());
     let id = asked.map_err(|e| cannot_copy(&e.to_string()))?;
     let answer = (Moment::now(), id.clone());
-    ANSWERED.with_borrow_mut(|answered| answered.insert(config.clone(), answer));
+    ANSWERED.with_borrow_mut(|answered| {
+        answered.retain(|_, (at, _)| Moment::now().since(*at) < FRESH);
+        answered.insert(config.clone(), answer)
+    });
     Ok(id)
 }
 
@@ -177,6 +205,9 @@ fn cannot_copy(why: &str) -> PhpException {
         ),
     )
 }
+
+/// Configurations that are known at most: there may be one for each tenant of an application.
+const KNOWN: usize = 64;
 
 /// For how long a server that answered is not asked again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -242,15 +273,38 @@ fn credentials(auth: &Zval) -> PhpResult<(Option<String>, Option<Secret>)> {
     })
 }
 
+/// Links that are kept while no lock uses them.
+const KEPT_MOST: usize = 4;
+
 thread_local! {
     /// Links in use, one for each server: a connection for every lock would cost more than its use.
     static LINKS: RefCell<HashMap<Config, Weak<Mutex<Link>>>> = RefCell::default();
+    /// The last ones that were asked for, used last at the end.
+    static KEPT: RefCell<VecDeque<SharedLink>> = RefCell::default();
     /// Links to one server are given up together, whatever else they differ in.
     static FATES: RefCell<HashMap<Address, Fate>> = RefCell::default();
 }
 
-/// The link to a server that this thread's locks share; closed with the last of them.
+/// The link to a server that this thread's locks share; closed with the last of them, and not before the end
+/// of the request if it is one of the last few: applications make a lock for each use.
 pub(crate) fn shared_link(config: Config) -> PhpResult<SharedLink> {
+    let link = found_or_made(config)?;
+    KEPT.with_borrow_mut(|kept| {
+        kept.retain(|other| !Arc::ptr_eq(other, &link));
+        kept.push_back(Arc::clone(&link));
+        if kept.len() > KEPT_MOST {
+            kept.pop_front();
+        }
+    });
+    Ok(link)
+}
+
+/// At the end of a request: connections that nobody uses are closed.
+pub(crate) fn close_unused() {
+    KEPT.take();
+}
+
+fn found_or_made(config: Config) -> PhpResult<SharedLink> {
     LINKS.with_borrow_mut(|links| {
         links.retain(|_, link| link.strong_count() > 0);
         if let Some(link) = links.get(&config).and_then(Weak::upgrade) {

@@ -170,7 +170,10 @@ impl FromZval<'_> for Bytes {
 /// The type of a value, as PHP's own messages name it.
 pub(crate) fn type_name(zval: &Zval) -> String {
     match zval.object() {
-        Some(object) => object.get_class_name().unwrap_or_else(|_| "object".to_owned()),
+        // Behind a zero byte, anonymous classes have where they are.
+        Some(object) => object.get_class_name().map_or("object".to_owned(), |name| {
+            name.split('\0').next().unwrap_or_default().to_owned()
+        }),
         None if zval.is_null() => "null".to_owned(),
         None if zval.is_long() => "int".to_owned(),
         None if zval.is_double() => "float".to_owned(),

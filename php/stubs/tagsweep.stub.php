@@ -279,7 +279,7 @@ namespace Tagsweep {
         /**
          * What happened around this lock, in all processes, in the last month. One round trip.
          *
-         * @return array<string, mixed> acquired, held, timeouts, unknown, takeovers, renewed, renewFailed, lost
+         * @return array<string, mixed> acquired, held, timeouts, unknown, errors, takeovers, renewed, renewFailed, lost
          * (by reason), ttl, and of wait, hold and renewGap count, sum, p50, p99, p999 (s)
          *
          * @throws Exception\ExceptionInterface
@@ -349,7 +349,7 @@ namespace Tagsweep {
             throw new \Error('the extension tagsweep is not loaded');
         }
 
-        /** Figures of the last run, also of one that threw; null before the first. */
+        /** Figures of the last run, also of one that threw; null before the first, and of one that did not begin. */
         public function lastReport(): ?SweepReport
         {
             throw new \Error('the extension tagsweep is not loaded');

@@ -259,4 +259,43 @@ final class DistributedLockTest extends TestCase
         self::assertStringStartsWith("1\n", $output);
         self::assertSame(0, $server->redis()->exists('lock:job'));
     }
+
+    public function testWhatIsWrongIsSaidWhateverItsBytes(): void
+    {
+        $dsn = "redis://:canary-secret@127.0.0.1:{$this->server->port}";
+        $wrong = [
+            [['url' => $dsn, 'tls' => true], [], '"tls" cannot be given beside "url"'],
+            [['path' => '/s', 'host' => 'h'], [], '"host" cannot be given beside "path"'],
+            [['tls_cert' => '/nowhere'], [], 'belong together'],
+            [['password' => "\xff"], [], '"password" must be UTF-8'],
+            [['path' => "/no\0where", 'timeout' => 0], [], 'timeouts'],
+            [$dsn, ["\xff" => 1], 'unknown option'],
+            [$dsn, ["a\0b" => 1], 'unknown option'],
+            [$dsn, ['timeout' => 0], 'timeouts'],
+        ];
+        foreach ($wrong as [$redis, $options, $told]) {
+            try {
+                new DistributedLock($redis, 'job', 60, $options);
+                self::fail("taken: $told");
+            } catch (InvalidArgumentException $e) {
+                self::assertStringContainsString($told, $e->getMessage());
+            }
+        }
+        $this->expectException(TypeError::class);
+        $this->expectExceptionMessage('class@anonymous given');
+        new DistributedLock(new class () {}, 'job');
+    }
+
+    public function testLocksThatComeAndGoShareAConnection(): void
+    {
+        $dsn = "redis://:canary-secret@127.0.0.1:{$this->server->port}";
+        $connections = fn (): int => (int) $this->redis->info('stats')['total_connections_received'];
+        $before = $connections();
+        for ($n = 0; $n < 20; ++$n) {
+            $lock = new DistributedLock($dsn, "job$n");
+            self::assertTrue($lock->acquire());
+            unset($lock);
+        }
+        self::assertSame($before + 1, $connections());
+    }
 }
