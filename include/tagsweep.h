@@ -715,7 +715,8 @@ void tagsweep_options_init(tagsweep_options *options);
  *   may be NULL.
  *
  * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST,
- * TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error.
+ * TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error. After TAGSWEEP_OK the
+ * text is what an operator should know of the sweep; most often nothing.
  *
  * # Safety
  * Pointers are NULL or valid; `error` is writable for `error_size` bytes; `progress` keeps its rules.

@@ -18,7 +18,7 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
     let text = format!("the server answered {code} {}", plain(e.details().unwrap_or_default()));
     let error = Error::new(kind, text.trim_end()).code_of(code);
     Err(match code {
-        "WRONGTYPE" => error.advice("another program uses this key; choose another name or prefix"),
+        "WRONGTYPE" => error.advice("another program uses this key or one that belongs to it; choose another name or prefix"),
         "NOAUTH" => error.advice("give a password"),
         "WRONGPASS" => error.advice("check user and password"),
         "NOPERM" => error.advice("grant the user this command and key"),

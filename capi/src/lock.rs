@@ -142,7 +142,12 @@ unsafe fn still(
     guarded(&error, || {
         // SAFETY: by the contract of this function.
         let handle = unsafe { mutable(lock, "lock")? };
-        Ok(if act(&mut handle.lock)? { TAGSWEEP_OK } else { TAGSWEEP_LOST })
+        if act(&mut handle.lock)? {
+            return Ok(TAGSWEEP_OK);
+        }
+        let why = handle.lock.last_loss().map_or("there is no lease", LossReason::text);
+        error.write(why);
+        Ok(TAGSWEEP_LOST)
     })
 }
 

@@ -79,10 +79,9 @@ pub unsafe extern "C" fn tagsweep_lock_new_with(
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
-        let (client, name, options) = unsafe {
-            (shared(client, "client")?, bytes(name, name_len, "name")?, options.as_ref())
-        };
-        let options = read(options)?;
+        let (client, name, options) =
+            unsafe { (shared(client, "client")?, bytes(name, name_len, "name")?, whole(options)?) };
+        let options = read(options);
         let make =
             || Ok(tagsweep_lock { lock: Lock::on(Arc::clone(&client.link), name, options)? });
         // SAFETY: the caller's promise, passed on.
@@ -121,11 +120,11 @@ pub unsafe extern "C" fn tagsweep_lock_restore(
                 shared(client, "client")?,
                 bytes(name, name_len, "name")?,
                 bytes(owner, owner_len, "owner")?,
-                options.as_ref(),
+                whole(options)?,
             )
         };
         let release_on_drop = options.is_some_and(|options| options.release_on_free);
-        let options = Options { release_on_drop, ..read(options)? };
+        let options = Options { release_on_drop, ..read(options) };
         let link = Arc::clone(&client.link);
         let make = || Ok(tagsweep_lock { lock: Lock::restore(link, name, owner, options)? });
         // SAFETY: the caller's promise, passed on.
@@ -139,17 +138,32 @@ fn watchdog() -> Watchdog {
     WATCHDOG.get_or_init(Watchdog::new).clone()
 }
 
-fn read(given: Option<&tagsweep_lock_options>) -> Result<Options, Fault> {
+/// The caller's options, once they are known to be as large as ours.
+///
+/// # Safety
+/// `options` is NULL or points to a struct that begins with its size, and is that large.
+unsafe fn whole<'a>(
+    options: *const tagsweep_lock_options,
+) -> Result<Option<&'a tagsweep_lock_options>, Fault> {
+    let ours = size_of::<tagsweep_lock_options>();
+    // SAFETY: by the contract of this function; nothing but the size is read before that is known.
+    match unsafe { options.is_null() || (&raw const (*options).size).read() == ours } {
+        // SAFETY: by the contract of this function.
+        true => Ok(unsafe { options.as_ref() }),
+        false => {
+            let what = "the options were not filled with tagsweep_lock_options_init";
+            Err(Error::bad_argument(what).into())
+        }
+    }
+}
+
+fn read(given: Option<&tagsweep_lock_options>) -> Options {
     let usual = Options::new(Duration::from_secs(30));
     let Some(given) = given else {
-        return Ok(Options { renew: Some(watchdog()), record: true, ..usual });
+        return Options { renew: Some(watchdog()), record: true, ..usual };
     };
-    if given.size != size_of::<tagsweep_lock_options>() {
-        let what = "the options were not filled with tagsweep_lock_options_init";
-        return Err(Error::bad_argument(what).into());
-    }
     let ms = Duration::from_millis;
-    Ok(Options {
+    Options {
         ttl: if given.ttl_ms == 0 { Ttl::AUTO } else { Ttl::Fixed(ms(given.ttl_ms)) },
         wait_mode: if given.backoff { WaitMode::Backoff } else { WaitMode::Line },
         renew: given.renew.then(watchdog),
@@ -158,5 +172,5 @@ fn read(given: Option<&tagsweep_lock_options>) -> Result<Options, Fault> {
         confirm: given.confirm,
         record: given.record,
         release_on_drop: given.release_on_free,
-    })
+    }
 }

@@ -208,7 +208,8 @@ pub unsafe extern "C" fn tagsweep_options_init(options: *mut tagsweep_options) {
 ///   may be NULL.
 ///
 /// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST,
-/// TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error.
+/// TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error. After TAGSWEEP_OK the
+/// text is what an operator should know of the sweep; most often nothing.
 ///
 /// # Safety
 /// Pointers are NULL or valid; `error` is writable for `error_size` bytes; `progress` keeps its rules.
@@ -227,7 +228,7 @@ pub unsafe extern "C" fn tagsweep_sweep(
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
         let (client, options) =
-            unsafe { (shared(client, "client")?, options.as_ref().map(|o| read(o)).transpose()?) };
+            unsafe { (shared(client, "client")?, whole(options)?.map(|o| read(o)).transpose()?) };
         let mut sweep = Sweep::on(Arc::clone(&client.link), options.unwrap_or_default())?;
         let ended = sweep.run(&mut |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
@@ -250,9 +251,9 @@ pub unsafe extern "C" fn tagsweep_sweep(
             Ended::Swept(figures) => {
                 // SAFETY: the caller's promise, passed on.
                 unsafe { put(report, tagsweep_report::from(&figures)) };
-                if !figures.complete {
-                    error.write(figures.reason.text());
-                }
+                let reason = (!figures.complete).then(|| figures.reason.text().to_owned());
+                let told: Vec<String> = reason.into_iter().chain(figures.warnings).collect();
+                error.write(&told.join("; "));
                 Ok(status(figures.reason))
             }
         }
@@ -267,13 +268,29 @@ fn status(reason: Reason) -> i32 {
     }
 }
 
+/// The caller's options, once they are known to be as large as ours.
+///
+/// # Safety
+/// `options` is NULL or points to a struct that begins with its size, and is that large.
+unsafe fn whole<'a>(
+    options: *const tagsweep_options,
+) -> Result<Option<&'a tagsweep_options>, Fault> {
+    // SAFETY: by the contract of this function; nothing but the size is read before that is known.
+    match unsafe {
+        options.is_null() || (&raw const (*options).size).read() == size_of::<tagsweep_options>()
+    } {
+        // SAFETY: by the contract of this function.
+        true => Ok(unsafe { options.as_ref() }),
+        false => {
+            Err(Error::bad_argument("the options were not filled with tagsweep_options_init")
+                .into())
+        }
+    }
+}
+
 /// # Safety
 /// The names in `given` are NULL or valid for their lengths.
 unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
-    if given.size != size_of::<tagsweep_options>() {
-        let what = "the options were not filled with tagsweep_options_init";
-        return Err(Error::bad_argument(what).into());
-    }
     let name = |pointer: *const c_char, length| {
         // SAFETY: the caller's promise, passed on.
         let named = (!pointer.is_null()).then(|| unsafe { bytes(pointer, length, "name") });

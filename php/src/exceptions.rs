@@ -140,5 +140,22 @@ pub(crate) fn from_core(e: Error) -> PhpException {
         ErrorKind::Unproven => Class::UnprovenMapping,
         _ => Class::Server,
     };
-    exception(class, e.to_string())
+    exception(class, spelled(e.to_string()))
+}
+
+/// Options that the core names in its own way.
+const OPTIONS: [(&str, &str); 8] = [
+    ("max_hold", "maxHold"),
+    ("at_least", "atLeast"),
+    ("max_share", "maxShare"),
+    ("max_tag_age", "maxTagAge"),
+    ("max_latency", "maxLatency"),
+    ("max_removals", "maxRemovals"),
+    ("max_duration", "maxDuration"),
+    ("lock_ttl", "lockTtl"),
+];
+
+/// A message of the core as PHP's options are spelled.
+fn spelled(message: String) -> String {
+    OPTIONS.iter().fold(message, |text, (core, php)| text.replace(core, php))
 }

@@ -252,16 +252,7 @@ fn given_back(outcome: Outcome) -> Outcome {
 }
 
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {
-    let why = match reason {
-        LossReason::Expired => "its key is gone (expired, or deleted)",
-        LossReason::Evicted => "the server evicted its key",
-        LossReason::Failover => "the server lost it (a failover, a restart, or it was emptied)",
-        LossReason::Stolen => "somebody else has it",
-        LossReason::Forced => "an operator took it away",
-        LossReason::MaxHold => "it was held for as long as maxHold allows",
-        _ => "the server could not be reached in time",
-    };
-    exception(Class::LockLost, format!("the lock {} was lost: {why}", name(lock)))
+    exception(Class::LockLost, format!("the lock {} was lost: {}", name(lock), reason.text()))
 }
 
 /// A lock as messages name it.

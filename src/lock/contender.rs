@@ -41,6 +41,7 @@ pub struct Contender {
     /// Spans that the server was not told of, by the field in which it counts them.
     spans: BTreeMap<String, u64>,
     told: Option<Moment>,
+    last_loss: Option<LossReason>,
 }
 
 impl Contender {
@@ -65,6 +66,7 @@ impl Contender {
             untold,
             spans: BTreeMap::new(),
             told: None,
+            last_loss: None,
         })
     }
 
@@ -118,7 +120,7 @@ impl Contender {
 
     /// Takes a lease in, for which we waited so long.
     pub fn granted(&mut self, lease: Lease, ttl: Duration, waited: Duration) -> &Arc<Pulse> {
-        (self.pid, self.restored) = (std::process::id(), false);
+        (self.pid, self.restored, self.last_loss) = (std::process::id(), false, None);
         for stats in [&mut self.total, &mut self.untold] {
             stats.acquired += 1;
             stats.waits.record(waited);
@@ -326,8 +328,14 @@ impl Contender {
         request
     }
 
+    /// Why the last lease was lost, if it was.
+    pub fn last_loss(&self) -> Option<LossReason> {
+        self.last_loss
+    }
+
     /// Counts a lost lease.
     pub fn count_loss(&mut self, reason: LossReason) {
+        self.last_loss = Some(reason);
         self.total.lose(reason);
         // An operator's act was counted when it was done.
         if reason != LossReason::Forced {

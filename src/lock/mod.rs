@@ -307,6 +307,11 @@ impl Lock {
         self.contender.pulse()?.lost()
     }
 
+    /// Why the last lease was lost, if it was.
+    pub fn last_loss(&self) -> Option<LossReason> {
+        self.contender.last_loss()
+    }
+
     /// Gives the lease up on this side only: it ends with its TTL.
     pub fn forget(&mut self) {
         self.contender.forget();

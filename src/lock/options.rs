@@ -62,7 +62,9 @@ impl Options {
             }
         }
         if let Some(most) = self.max_hold {
-            lasting(most).map_err(|_| Error::invalid("max_hold must be at least 3 ms"))?;
+            lasting(most).map_err(|_| {
+                Error::invalid("max_hold must be at least 3 ms, and at most 2^53 ms")
+            })?;
         }
         if self.at_least > YEAR {
             return Err(Error::invalid("at_least must be at most a year"));

@@ -49,6 +49,19 @@ impl LossReason {
             Self::MaxHold => "max_hold",
         }
     }
+
+    /// In words, for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Expired => "its key is gone (expired, or deleted)",
+            Self::Evicted => "the server evicted its key",
+            Self::Failover => "the server lost it (a failover, a restart, or it was emptied)",
+            Self::Stolen => "somebody else has it",
+            Self::Forced => "an operator took it away",
+            Self::Unknown => "the server could not be reached in time",
+            Self::MaxHold => "it was held for as long as it may be",
+        }
+    }
 }
 
 /// Spans, counted by their logarithm: four buckets an octave, from a microsecond on.

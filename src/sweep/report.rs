@@ -127,21 +127,32 @@ pub struct Report {
 impl Report {
     /// Adds the counts of another part of the same sweep.
     pub(crate) fn add(&mut self, part: &Self) {
-        self.tags_seen += part.tags_seen;
-        self.tags_removed += part.tags_removed;
-        self.tags_pruned += part.tags_pruned;
-        self.tags_aged += part.tags_aged;
-        self.tags_skipped += part.tags_skipped;
-        self.tags_unchanged += part.tags_unchanged;
-        self.references_checked += part.references_checked;
-        self.references_removed += part.references_removed;
-        self.references_skipped += part.references_skipped;
-        self.references_restored += part.references_restored;
-        self.entries_invalidated += part.entries_invalidated;
-        self.bytes_reclaimed += part.bytes_reclaimed;
-        self.pages += part.pages;
-        self.duration += part.duration;
-        self.server += part.server;
+        let mut part = part.clone();
+        for (sum, more) in self.counts().into_iter().zip(part.counts()) {
+            *sum = sum.saturating_add(*more);
+        }
+        self.duration = self.duration.saturating_add(part.duration);
+        self.server = self.server.saturating_add(part.server);
+    }
+
+    /// What is counted.
+    fn counts(&mut self) -> [&mut u64; 14] {
+        [
+            &mut self.tags_seen,
+            &mut self.tags_removed,
+            &mut self.tags_pruned,
+            &mut self.tags_aged,
+            &mut self.tags_skipped,
+            &mut self.tags_unchanged,
+            &mut self.references_checked,
+            &mut self.references_removed,
+            &mut self.references_skipped,
+            &mut self.references_restored,
+            &mut self.scores_healed,
+            &mut self.entries_invalidated,
+            &mut self.bytes_reclaimed,
+            &mut self.pages,
+        ]
     }
 }
 

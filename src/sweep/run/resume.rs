@@ -7,6 +7,7 @@ use crate::sweep::page::Page;
 use crate::sweep::report::Report;
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// What checkpoints are made of.
@@ -61,11 +62,13 @@ impl Running<'_> {
         let mut report = self.resume.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
-            report.tags_seen -= page.seen.get();
-            report.tags_aged -= page.aged.get();
-            report.tags_skipped -= page.skipped.get();
-            report.tags_unchanged -= page.unchanged.get();
-            report.references_checked -= page.checked.get();
+            // What was kept may be nonsense.
+            let take = |sum: &mut u64, n: &Cell<u64>| *sum = sum.saturating_sub(n.get());
+            take(&mut report.tags_seen, &page.seen);
+            take(&mut report.tags_aged, &page.aged);
+            take(&mut report.tags_skipped, &page.skipped);
+            take(&mut report.tags_unchanged, &page.unchanged);
+            take(&mut report.references_checked, &page.checked);
         }
         let done = place.cursor != 0 || report.references_removed > 0;
         done.then(|| Checkpoint::new(purpose, place, seen, report))
