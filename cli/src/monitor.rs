@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tagsweep::ErrorKind;
 use tagsweep::connect::Link;
 use tagsweep::error::plain;
 use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
@@ -18,40 +19,55 @@ pub(crate) fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
     Ok(Arc::new(Mutex::new(Link::new(server.config()?)?)))
 }
 
-/// The locks that were named, or all.
-fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Vec<(Vec<u8>, Status)>> {
-    let look = |name: Vec<u8>| lock::status(link, &name).map(|status| (name, status));
-    if names.is_empty() {
-        return Ok(lock::names(link)?
-            .into_iter()
-            .filter_map(|name| look_or_say(name, look))
-            .collect());
-    }
-    let mut named: Vec<Vec<u8>> = names.iter().map(|name| bytes(name)).collect();
-    named.sort();
-    named.dedup();
-    named.into_iter().map(look).collect()
+/// What was seen of locks, and whether one that was named could not be looked at.
+struct Looked {
+    locks: Vec<(Vec<u8>, Status)>,
+    passed_over: bool,
 }
 
-/// Of all locks, one that is none (`lock:cart` of another program) is told of, and passed over.
-fn look_or_say<T>(name: Vec<u8>, look: impl Fn(Vec<u8>) -> tagsweep::Result<T>) -> Option<T> {
-    look(name).inspect_err(|e| complain!("tagsweep: passed over: {e}")).ok()
+impl Looked {
+    fn code(&self) -> u8 {
+        if self.passed_over { exit::ERROR } else { exit::DONE }
+    }
+}
+
+/// The locks that were named, or all. One that is none (`lock:cart` of another program) is told of, and passed
+/// over.
+fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Looked> {
+    let mut named: Vec<Vec<u8>> = names.iter().map(|name| bytes(name)).collect();
+    if names.is_empty() {
+        named.extend(lock::names(link)?);
+    }
+    named.sort();
+    named.dedup();
+    let mut looked = Looked { locks: Vec::new(), passed_over: false };
+    for name in named {
+        match lock::status(link, &name) {
+            Ok(status) => looked.locks.push((name, status)),
+            Err(e) if matches!(e.kind(), ErrorKind::WrongType | ErrorKind::Refused) => {
+                complain!("tagsweep: passed over: {e}");
+                looked.passed_over |= !names.is_empty();
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(looked)
 }
 
 pub(crate) fn status(args: &StatusArgs) -> Done {
-    let locks = looked_at(&link(&args.server)?, &args.names)?;
+    let looked = looked_at(&link(&args.server)?, &args.names)?;
     let mut out = std::io::stdout().lock();
-    for (name, status) in &locks {
+    for (name, status) in &looked.locks {
         if args.json {
             writeln!(out, "{}", as_json(name, status))?;
         } else {
             write!(out, "{}", as_text(name, status))?;
         }
     }
-    if locks.is_empty() && !args.json {
+    if looked.locks.is_empty() && !looked.passed_over && !args.json {
         writeln!(out, "no locks")?;
     }
-    Ok(exit::DONE)
+    Ok(looked.code())
 }
 
 pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
@@ -74,11 +90,12 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
 
 pub(crate) fn metrics(args: &MetricsArgs) -> Done {
     let link = link(&args.server)?;
-    let locks = looked_at(&link, &args.names)?;
-    let sweeps = swept_under(&link, &locks)?;
+    let looked = looked_at(&link, &args.names)?;
+    let sweeps = swept_under(&link, &looked.locks)?;
     let sweeps: Vec<SweepSample> =
         sweeps.iter().map(|(lock, totals)| SweepSample { lock, totals }).collect();
-    let samples: Vec<LockSample> = locks
+    let samples: Vec<LockSample> = looked
+        .locks
         .iter()
         .map(|(name, status)| LockSample { name, stats: &status.stats, status: Some(status) })
         .collect();
@@ -87,7 +104,7 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Done {
         None => std::io::stdout().write_all(text.as_bytes())?,
         Some(path) => replace(path, text)?,
     }
-    Ok(exit::DONE)
+    Ok(looked.code())
 }
 
 /// The locks under which anything was ever swept.
@@ -185,42 +202,43 @@ fn counts(status: &Status) -> String {
 }
 
 fn as_json(name: &[u8], status: &Status) -> Value {
-    let seconds = |span: Duration| span.as_secs_f64();
-    let holder = status.holder.as_ref().map(|holder| {
-        json!({
-            "fence": holder.fence, "host": holder.host, "pid": holder.pid,
-            "program": holder.program, "ttl_s": holder.ttl.map(seconds),
-            "since": holder.since().map(seconds),
-        })
-    });
-    let waiter = |waiter: &Waiter| {
-        json!({ "host": waiter.host, "pid": waiter.pid, "program": waiter.program,
-                "since": seconds(waiter.since) })
-    };
-    let run = |run: &Run| {
-        let (held, end) = match run.end {
-            RunEnd::Released(held) => (Some(seconds(held)), "released"),
-            RunEnd::Abandoned => (None, "abandoned"),
-            RunEnd::Forced => (None, "forced"),
-        };
-        json!({ "fence": run.fence, "host": run.host, "pid": run.pid,
-                "held_s": held, "end": end })
-    };
     let stats = &status.stats;
     let lost: serde_json::Map<String, Value> = LossReason::ALL
         .into_iter()
         .map(|why| (why.name().to_owned(), json!(stats.lost.get(&why).copied().unwrap_or(0))))
         .collect();
     json!({
-        "type": "lock", "name": String::from_utf8_lossy(name), "holder": holder,
-        "overlong": status.is_overlong(), "fence": status.fence,
-        "waiting": status.waiting,
-        "waiters": status.waiters.iter().map(waiter).collect::<Vec<_>>(),
-        "runs": status.runs.iter().map(run).collect::<Vec<_>>(),
-        "ttl_configured_s": seconds(stats.ttl), "acquired": stats.acquired, "held": stats.held,
-        "timeouts": stats.timeouts, "unknown": stats.unknown,
+        "type": "lock", "name": String::from_utf8_lossy(name),
+        "holder": status.holder.as_ref().map(holder_as_json),
+        "overlong": status.is_overlong(), "fence": status.fence, "waiting": status.waiting,
+        "waiters": status.waiters.iter().map(waiter_as_json).collect::<Vec<_>>(),
+        "runs": status.runs.iter().map(run_as_json).collect::<Vec<_>>(),
+        "ttl_configured_s": stats.ttl.as_secs_f64(), "acquired": stats.acquired,
+        "held": stats.held, "timeouts": stats.timeouts, "unknown": stats.unknown,
         "errors": stats.errors, "takeovers": stats.takeovers,
         "renewed": stats.renewed, "renew_failed": stats.renew_failed, "lost": lost,
-        "time": seconds(status.time),
+        "time": status.time.as_secs_f64(),
     })
+}
+
+fn holder_as_json(holder: &Holder) -> Value {
+    json!({
+        "fence": holder.fence, "host": holder.host, "pid": holder.pid, "program": holder.program,
+        "ttl_s": holder.ttl.map(|ttl| ttl.as_secs_f64()),
+        "since": holder.since().map(|since| since.as_secs_f64()),
+    })
+}
+
+fn waiter_as_json(waiter: &Waiter) -> Value {
+    json!({ "host": waiter.host, "pid": waiter.pid, "program": waiter.program,
+            "since": waiter.since.as_secs_f64() })
+}
+
+fn run_as_json(run: &Run) -> Value {
+    let (held, end) = match run.end {
+        RunEnd::Released(held) => (Some(held.as_secs_f64()), "released"),
+        RunEnd::Abandoned => (None, "abandoned"),
+        RunEnd::Forced => (None, "forced"),
+    };
+    json!({ "fence": run.fence, "host": run.host, "pid": run.pid, "held_s": held, "end": end })
 }

@@ -21,42 +21,27 @@ impl Running<'_> {
             return Err(fault);
         }
         match ask {
-            Ask::Page { count, .. } => self.paged(count, replies),
-            Ask::Recall(visit) => {
-                self.recalled(visit, &replies, sent);
-                Ok(())
+            Ask::Page { count, .. } => self.paged(count, replies)?,
+            Ask::Recall(visit) => self.recalled(visit, &replies, sent),
+            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent)?,
+            Ask::Look(batch) => self.looked(batch, replies)?,
+            Ask::Sift(batch, group) => self.sifted(batch, group, &replies),
+            Ask::Lifetimes(batch) => self.vouched(batch, &replies),
+            Ask::Prune(batches) => self.pruned(batches, replies)?,
+            Ask::Invalidate { batch, live, again } => {
+                self.invalidated(batch, live, again, replies)?
             }
-            Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent),
-            Ask::Look(batch) => self.looked(batch, replies),
-            Ask::Sift(batch, group) => {
-                self.sifted(batch, group, &replies);
-                Ok(())
-            }
-            Ask::Lifetimes(batch) => {
-                self.vouched(batch, &replies);
-                Ok(())
-            }
-            Ask::Prune(batches) => self.pruned(batches, replies),
-            Ask::Invalidate { batch, live, again } => self.invalidated(batch, live, again, replies),
-            Ask::Verify(removed) => {
-                self.verified(removed, first(replies));
-                Ok(())
-            }
-            Ask::Restore(batch) => self.restored(batch, replies),
-            Ask::Extend => self.extended(replies, sent),
-            Ask::Recover { .. } => self.recovered(replies),
-            Ask::Tidy { first } => self.tidied_up(first, replies),
-            Ask::Untouch(on) => {
-                self.untouching &= !on || replies.first() == Some(&Value::Okay);
-                Ok(())
-            }
-            Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => Ok(()),
-            Ask::Records(_) | Ask::Forget { .. } => Ok(()),
-            Ask::Load => {
-                self.loaded(&replies, sent);
-                Ok(())
-            }
+            Ask::Verify(removed) => self.verified(removed, first(replies)),
+            Ask::Restore(batch) => self.restored(batch, replies)?,
+            Ask::Extend => self.extended(replies, sent)?,
+            Ask::Load => self.loaded(&replies, sent),
+            Ask::Recover { .. } => self.recovered(replies)?,
+            Ask::Tidy { first } => self.tidied_up(first, replies)?,
+            Ask::Untouch(on) => self.untouching &= !on || replies.first() == Some(&Value::Okay),
+            Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => {}
+            Ask::Records(_) | Ask::Forget { .. } => {}
         }
+        Ok(())
     }
 
     /// How the server is: whether it saves, and how busy it is. Who may not ask knows neither.

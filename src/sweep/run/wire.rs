@@ -11,7 +11,7 @@ use crate::sweep::history;
 use crate::sweep::report::Reason;
 use crate::sweep::round::{Ask, Terms};
 use crate::sweep::run::{LOAD_EVERY, Running};
-use redis::Value;
+use redis::{Cmd, Value};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -82,48 +82,64 @@ impl Wire {
 impl Running<'_> {
     /// Sets a connection up: scripts, idle times left alone, the bare round trip.
     pub(super) fn prepare(&mut self) -> Result<()> {
-        let mut setup = vec![self.kept("mapping"), self.kept("checkpoint")];
-        setup.push(history::last_lfu(&self.contender.keys().lock));
-        if self.untouching {
-            // On for the answer, and off at once: see `in_its_mode`.
-            for mode in ["ON", "OFF"] {
-                let mut cmd = redis::cmd("CLIENT");
-                cmd.arg("NO-TOUCH").arg(mode);
-                setup.push(cmd);
-            }
-        }
-        let told = setup.len();
-        if !self.options.dry_run {
-            let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
-            setup.extend(scripts.map(|script| script.load()));
-            setup.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
-        }
+        let (asked, needed) = (self.what_is_known(), self.what_is_needed());
+        let setup = [asked.as_slice(), &needed].concat();
         let patience = if self.is_ending() { LAST_TRY } else { Duration::MAX };
-        let replies = self.link.hurry(patience, |link| {
+        let mut told = self.link.hurry(patience, |link| {
             link.persist(|link, deadline| {
                 let replies = link.calls(&setup, deadline)?;
                 // What may fail for want of a permission comes first; scripts must be known.
-                replies.iter().skip(told).try_for_each(|r| checked(r.clone()).map(|_| ()))?;
+                replies
+                    .iter()
+                    .skip(asked.len())
+                    .try_for_each(|r| checked(r.clone()).map(|_| ()))?;
                 Ok(replies)
             })
         })?;
-        if let Some(Value::Array(refused)) = replies.get(told..).and_then(<[Value]>::last) {
+        if let Some(Value::Array(refused)) = told.split_off(asked.len()).last() {
             self.may_all_but(refused)?;
         }
-        if let Some(Value::BulkString(fingerprint)) = replies.first() {
-            self.proof.recognise(fingerprint);
-        }
-        if let Some(Value::BulkString(kept)) = replies.get(1) {
-            self.go_on_from(kept);
-        }
-        if let Some(Ok(at)) = replies.get(2).map(redis::from_redis_value_ref::<u64>) {
-            self.idle.not_before(at);
-        }
-        self.untouching &= matches!(replies.get(3), Some(Value::Okay));
-        self.records.aging =
-            self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
+        self.take_in(&told);
         self.pace.connected(self.link.round_trip()?);
         Ok(())
+    }
+
+    /// What is asked of a server before anything is judged; see [`Running::take_in`].
+    fn what_is_known(&self) -> Vec<Cmd> {
+        let last_lfu = history::last_lfu(&self.contender.keys().lock);
+        let mut asked = vec![self.kept("mapping"), self.kept("checkpoint"), last_lfu];
+        if self.untouching {
+            // On for the answer, and off at once: see `in_its_mode`.
+            let mode = |on: &str| redis::cmd("CLIENT").arg("NO-TOUCH").arg(on).to_owned();
+            asked.extend([mode("ON"), mode("OFF")]);
+        }
+        asked
+    }
+
+    /// Scripts, and last the question which commands on tags we may not run.
+    fn what_is_needed(&self) -> Vec<Cmd> {
+        if self.options.dry_run {
+            return Vec::new();
+        }
+        let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
+        let mut needed: Vec<Cmd> = scripts.map(|script| script.load()).into();
+        needed.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
+        needed
+    }
+
+    fn take_in(&mut self, told: &[Value]) {
+        if let Some(Value::BulkString(fingerprint)) = told.first() {
+            self.proof.recognise(fingerprint);
+        }
+        if let Some(Value::BulkString(kept)) = told.get(1) {
+            self.go_on_from(kept);
+        }
+        if let Some(Ok(at)) = told.get(2).map(redis::from_redis_value_ref::<u64>) {
+            self.idle.not_before(at);
+        }
+        self.untouching &= matches!(told.get(3), Some(Value::Okay));
+        self.records.aging =
+            self.options.max_tag_age.is_some() && !self.untouching && self.idle.runs();
     }
 
     /// Nothing is begun that could not be undone.
@@ -140,7 +156,7 @@ impl Running<'_> {
     }
 
     /// Asks for what an earlier run left.
-    fn kept(&self, what: &str) -> redis::Cmd {
+    fn kept(&self, what: &str) -> Cmd {
         let mut cmd = redis::cmd("GET");
         cmd.arg(companion(&self.contender.keys().lock, what));
         cmd
