@@ -233,6 +233,20 @@ impl Text<'_> {
     }
 }
 
+/// The same text with more labels at every sample: where the metrics of several servers or prefixes come
+/// together, locks of one name stay apart.
+pub fn labelled(text: &str, labels: &[(String, String)]) -> String {
+    let more: String = labels
+        .iter()
+        .map(|(name, value)| format!("{name}=\"{}\",", label(value.as_bytes())))
+        .collect();
+    let lines = text.split_inclusive('\n').map(|line| match line.starts_with('#') {
+        true => line.to_owned(),
+        false => line.replacen('{', &format!("{{{more}"), 1),
+    });
+    lines.collect()
+}
+
 /// Values of the label `result`.
 const RESULTS: [&str; 5] = ["complete", "partial", "lost", "busy", "error"];
 
@@ -336,6 +350,21 @@ mod tests {
         assert!(forever.contains("lock_ttl_seconds{lock=\"l\"} +Inf\n"), "{forever}");
         assert!(forever.contains("ttl_configured_seconds{"), "{forever}");
         assert!(!told(None, None).contains("ttl_configured_seconds{"));
+    }
+
+    #[test]
+    fn more_labels_come_first() {
+        let totals = Totals::default();
+        let text = open_metrics(&[], &[SweepSample { lock: b"l{", totals: &totals }]);
+        let more = labelled(&text, &[("server".into(), "a\"b".into())]);
+        assert!(
+            more.contains("run_total{server=\"a\\\"b\",lock=\"l{\",result=\"lost\"} 0\n"),
+            "{more}"
+        );
+        assert_eq!(
+            more.lines().filter(|line| line.starts_with('#')).count(),
+            text.lines().filter(|line| line.starts_with('#')).count()
+        );
     }
 
     #[test]

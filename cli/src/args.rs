@@ -120,6 +120,20 @@ impl ServerArgs {
     }
 }
 
+/// A label of a metric, which must be none of ours.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is wanted")?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !begins || !name.chars().all(is_name) || name.starts_with("__") {
+        return Err(format!("{name} cannot be the name of a label"));
+    }
+    match ["lock", "result", "reason", "code", "le"].contains(&name) {
+        true => Err(format!("the label {name} is there already")),
+        false => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
 fn pem(path: &PathBuf) -> tagsweep::Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::bad_argument(format!("{}: {e}", path.display())))
 }
@@ -327,6 +341,9 @@ pub(crate) struct MetricsArgs {
     /// Replace this file at once, for a textfile collector, instead of printing; "-" for standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// A label for every sample, such as server=cache1: where several servers or prefixes are scraped together.
+    #[arg(long, value_parser = label, value_name = "NAME=VALUE")]
+    pub label: Vec<(String, String)>,
 }
 
 /// What is looked back at.

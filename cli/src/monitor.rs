@@ -12,7 +12,7 @@ use tagsweep::ErrorKind;
 use tagsweep::connect::Link;
 use tagsweep::error::plain;
 use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
-use tagsweep::metrics::{LockSample, SweepSample, open_metrics};
+use tagsweep::metrics::{LockSample, SweepSample, labelled, open_metrics};
 use tagsweep::sweep::{self, Totals};
 
 pub(crate) fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
@@ -99,7 +99,7 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Done {
         .iter()
         .map(|(name, status)| LockSample { name, stats: &status.stats, status: Some(status) })
         .collect();
-    let text = open_metrics(&samples, &sweeps);
+    let text = labelled(&open_metrics(&samples, &sweeps), &args.label);
     match &args.output {
         None => std::io::stdout().write_all(text.as_bytes())?,
         Some(path) => replace(path, text)?,

@@ -6,9 +6,11 @@ mod support;
 
 use redis::Commands;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use support::{Server, age, run, signal, until};
+use tagsweep::lock::Lock;
 
 const TAGSWEEP: &str = env!("CARGO_BIN_EXE_tagsweep");
 
@@ -927,4 +929,107 @@ fn a_command_may_speak_to_the_terminal_behind_its_input() {
     }
     let said = run.wait_with_output().unwrap().stdout;
     assert!(String::from_utf8_lossy(&said).contains("got yes"), "{said:?}");
+}
+
+#[test]
+fn what_is_written_replaces_files_and_nothing_else() {
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let write = |to: &str| tagsweep(&["metrics", "--url", &server.url(), "--output", to]);
+    std::fs::write(path("real"), "old").unwrap();
+    std::fs::set_permissions(path("real"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(path("real"), path("link")).unwrap();
+    assert_eq!(write(&path("link")).0, 0);
+    let kept = std::fs::symlink_metadata(path("link")).unwrap();
+    let text = std::fs::read_to_string(path("real")).unwrap();
+    assert!(kept.is_symlink() && text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(std::fs::metadata(path("real")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(write("/dev/null").0, 0);
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    let (_, out, _) = tagsweep(&[
+        "metrics",
+        "job",
+        "--url",
+        &server.url(),
+        "--output",
+        "-",
+        "--label",
+        "server=a",
+    ]);
+    assert!(out.contains("tagsweep_lock_held{server=\"a\",lock=\"job\"} 0\n"), "{out}");
+    assert_eq!(tagsweep(&["metrics", "--label", "lock=a"]).0, 2);
+    let (code, _, err) = write(&place.path().display().to_string());
+    assert!(code == 1 && err.contains("cannot write"), "{err}");
+    let mut left: Vec<_> =
+        std::fs::read_dir(place.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["link", "real"], "nothing beside");
+}
+
+#[test]
+fn the_way_out_of_a_held_lock_can_be_pasted() {
+    let server = Server::start();
+    let url = server.url();
+    let name = "it's; echo $HOME";
+    let mut holder = Command::new(TAGSWEEP);
+    holder.args([
+        "lock", name, "--url", &url, "--prefix", "a b:", "--ttl", "2s", "--", "sleep", "60",
+    ]);
+    let mut holder = holder.spawn().unwrap();
+    let mut con = server.connect();
+    until("it is held", || con.exists(format!("a b:lock:{name}")).unwrap());
+    let (code, _, err) = tagsweep(&["lock", name, "--url", &url, "--prefix", "a b:", "--", "true"]);
+    assert_eq!(code, 3, "{err}");
+    let words = err.split("tagsweep force-release").nth(1).unwrap();
+    let words = words.split(" (on the same server)").next().unwrap();
+    let mut pasted = Command::new("sh");
+    pasted.args(["-c", &format!("{TAGSWEEP} force-release{words}")]).env("REDIS_URL", &url);
+    let (code, out, err) = read(&mut pasted);
+    assert!(code == 0 && out.contains("taken away"), "{words}: {out}{err}");
+    assert_eq!(holder.wait().unwrap().code(), Some(4));
+}
+
+#[test]
+fn signals_of_a_wait_are_none_to_the_command_and_quit_ends_it() {
+    let server = Server::start();
+    let url = server.url();
+    let mut con = server.connect();
+    let waiting = |con: &mut redis::Connection, n: u64| {
+        until("it waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == n);
+    };
+    let wait = |command: &[&str]| {
+        let mut waiter = Command::new(TAGSWEEP);
+        waiter.args(["lock", "job", "--url", &url, "--wait", "60s", "--"]).args(command);
+        waiter.spawn().unwrap()
+    };
+    let mut holder = Lock::new(server.config(), b"job", Duration::from_secs(60)).unwrap();
+    holder.acquire().unwrap();
+    let mut told = wait(&["true"]);
+    waiting(&mut con, 1);
+    signal(told.id(), "USR1");
+    let mut quits = wait(&["true"]);
+    waiting(&mut con, 2);
+    signal(quits.id(), "QUIT");
+    assert_eq!(quits.wait().unwrap().code(), Some(4));
+    holder.release().unwrap();
+    assert_eq!(told.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_would_be_passed_over_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let ca = place.path().join("ca.pem").display().to_string();
+    std::fs::write(&ca, "").unwrap();
+    for (arguments, told) in [
+        (&["status", "--url", "redis://127.0.0.1:1", "--tls-ca", &ca][..], "rediss://"),
+        (&["plan", "--url", "redis://127.0.0.1:1", "--on-aged", "invalidate"], "max-tag-age"),
+        (
+            &["lock", "a", "--url", "redis://127.0.0.1:1", "--max-hold", "0", "--", "true"],
+            "max-hold",
+        ),
+    ] {
+        let (code, _, err) = tagsweep(arguments);
+        assert!(code == 2 && err.contains(told), "{code} {err}");
+    }
 }
