@@ -211,15 +211,15 @@ impl Request {
                 (&EXTEND, if *note { args.number(MEMORY_MS) } else { args })
             }
             Self::Release { value, fence: number, ttl, transit, keep, run, counts } => {
-                let args = on(&[lock, fence, waiters, baton, stats, runs]).arg(value);
+                let mut args = on(&[lock, fence, waiters, baton]).arg(value);
                 let grant = format!("{number}|{}", ttl.max(keep).as_millis());
-                let args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
-                let args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
+                args = args.arg(if *number == 0 { "0".to_owned() } else { grant });
+                args = args.number(MEMORY_MS).arg(transit).number(ms(CLAIM));
                 let Some(run) = run else {
                     let keep = (!keep.is_zero()).then_some(keep.as_millis());
                     return (&RELEASE, keep.into_iter().fold(args, Args::number));
                 };
-                let args = args.number(keep.as_millis()).arg(run);
+                args = args.key(stats).key(runs).number(keep.as_millis()).arg(run);
                 let grow = |args: Args, (field, by): &(String, u64)| args.arg(field).number(by);
                 (&RELEASE, counts.iter().fold(args, grow))
             }

@@ -11,8 +11,8 @@
 -- KEYS[2] fence key
 -- KEYS[3] waiters
 -- KEYS[4] baton
--- KEYS[5] statistics
--- KEYS[6] runs
+-- KEYS[5] statistics, with ARGV[7]
+-- KEYS[6] runs, with ARGV[7]
 -- ARGV[1] our value
 -- ARGV[2] our fence and TTL, '<fence>|<TTL>', or '0' for a lock in transit that is handed on
 -- ARGV[3] TTL of the fence key in ms, and of statistics and runs
