@@ -2,6 +2,7 @@
 
 use crate::boundary::Fault;
 use std::ffi::c_char;
+use tagsweep::Error;
 
 /// A handle for C; `out` receives it.
 ///
@@ -71,5 +72,20 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) {
     if !out.is_null() {
         // SAFETY: by the contract of this function.
         unsafe { out.write(value) };
+    }
+}
+
+/// The caller's options, once they are known to be as large as ours.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of that layout, which begins with its size, and is that large.
+pub(crate) unsafe fn whole<'a, T>(options: *const T, init: &str) -> Result<Option<&'a T>, Fault> {
+    // SAFETY: by the contract of this function; nothing but the size is read before that is known.
+    match unsafe { options.is_null() || options.cast::<usize>().read() == size_of::<T>() } {
+        // SAFETY: by the contract of this function.
+        true => Ok(unsafe { options.as_ref() }),
+        false => {
+            Err(Error::bad_argument(format!("the options were not filled with {init}")).into())
+        }
     }
 }

@@ -1,13 +1,12 @@
 //! What a lock is told, as C sees it.
 
-use crate::boundary::{ErrorText, Fault, done, guarded, infallible};
+use crate::boundary::{ErrorText, done, guarded, infallible};
 use crate::client::tagsweep_client;
-use crate::handle::{bytes, give, put, shared};
+use crate::handle::{bytes, give, put, shared, whole};
 use crate::lock::tagsweep_lock;
 use std::ffi::c_char;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tagsweep::Error;
 use tagsweep::lock::{Lock, Options, Ttl, WaitMode, Watchdog};
 
 /// How a lock is contended for. Fill it with tagsweep_lock_options_init, then change what should differ.
@@ -79,8 +78,13 @@ pub unsafe extern "C" fn tagsweep_lock_new_with(
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
-        let (client, name, options) =
-            unsafe { (shared(client, "client")?, bytes(name, name_len, "name")?, whole(options)?) };
+        let (client, name, options) = unsafe {
+            (
+                shared(client, "client")?,
+                bytes(name, name_len, "name")?,
+                whole(options, "tagsweep_lock_options_init")?,
+            )
+        };
         let options = read(options);
         let make =
             || Ok(tagsweep_lock { lock: Lock::on(Arc::clone(&client.link), name, options)? });
@@ -120,7 +124,7 @@ pub unsafe extern "C" fn tagsweep_lock_restore(
                 shared(client, "client")?,
                 bytes(name, name_len, "name")?,
                 bytes(owner, owner_len, "owner")?,
-                whole(options)?,
+                whole(options, "tagsweep_lock_options_init")?,
             )
         };
         let release_on_drop = options.is_some_and(|options| options.release_on_free);
@@ -136,25 +140,6 @@ pub unsafe extern "C" fn tagsweep_lock_restore(
 fn watchdog() -> Watchdog {
     static WATCHDOG: OnceLock<Watchdog> = OnceLock::new();
     WATCHDOG.get_or_init(Watchdog::new).clone()
-}
-
-/// The caller's options, once they are known to be as large as ours.
-///
-/// # Safety
-/// `options` is NULL or points to a struct that begins with its size, and is that large.
-unsafe fn whole<'a>(
-    options: *const tagsweep_lock_options,
-) -> Result<Option<&'a tagsweep_lock_options>, Fault> {
-    let ours = size_of::<tagsweep_lock_options>();
-    // SAFETY: by the contract of this function; nothing but the size is read before that is known.
-    match unsafe { options.is_null() || (&raw const (*options).size).read() == ours } {
-        // SAFETY: by the contract of this function.
-        true => Ok(unsafe { options.as_ref() }),
-        false => {
-            let what = "the options were not filled with tagsweep_lock_options_init";
-            Err(Error::bad_argument(what).into())
-        }
-    }
 }
 
 fn read(given: Option<&tagsweep_lock_options>) -> Options {

@@ -2,12 +2,11 @@
 
 use crate::boundary::{ErrorText, Fault, guarded, infallible};
 use crate::client::tagsweep_client;
-use crate::handle::{bytes, put, shared};
+use crate::handle::{bytes, put, shared, whole};
 use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
-use tagsweep::Error;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
 /// What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
@@ -227,8 +226,12 @@ pub unsafe extern "C" fn tagsweep_sweep(
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
-        let (client, options) =
-            unsafe { (shared(client, "client")?, whole(options)?.map(|o| read(o)).transpose()?) };
+        let (client, options) = unsafe {
+            (
+                shared(client, "client")?,
+                whole(options, "tagsweep_options_init")?.map(|o| read(o)).transpose()?,
+            )
+        };
         let mut sweep = Sweep::on(Arc::clone(&client.link), options.unwrap_or_default())?;
         let ended = sweep.run(&mut |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
@@ -265,26 +268,6 @@ fn status(reason: Reason) -> i32 {
         Reason::Complete => TAGSWEEP_OK,
         Reason::Lost => TAGSWEEP_LOST,
         _ => TAGSWEEP_STOPPED,
-    }
-}
-
-/// The caller's options, once they are known to be as large as ours.
-///
-/// # Safety
-/// `options` is NULL or points to a struct that begins with its size, and is that large.
-unsafe fn whole<'a>(
-    options: *const tagsweep_options,
-) -> Result<Option<&'a tagsweep_options>, Fault> {
-    // SAFETY: by the contract of this function; nothing but the size is read before that is known.
-    match unsafe {
-        options.is_null() || (&raw const (*options).size).read() == size_of::<tagsweep_options>()
-    } {
-        // SAFETY: by the contract of this function.
-        true => Ok(unsafe { options.as_ref() }),
-        false => {
-            Err(Error::bad_argument("the options were not filled with tagsweep_options_init")
-                .into())
-        }
     }
 }
 
