@@ -7,7 +7,7 @@
  *     never changes its meaning; unknown ones may appear in later versions.
  *   Error text. The last two parameters of such a function are a buffer for a text in words and its
  *     size; NULL and 0 to go without. The text is NUL-terminated, cut to fit, complete in itself, and
- *     never holds a secret. After success the buffer holds an empty string.
+ *     never holds a secret. After success it is empty, unless a function says otherwise.
  *   Names are bytes: a pointer and a length, without a terminating NUL. They may hold any byte.
  *   Outputs are written only on success. A pointer to an output may be NULL where that is said.
  *   Threads. A handle may move between threads but serves one call at a time. Locks and sweeps of

@@ -584,3 +584,21 @@ fn a_wait_for_ever_is_one() {
     let server = Server::start();
     fence(lock(&server).acquire_within(Duration::MAX, &mut |_| true).unwrap());
 }
+
+#[test]
+fn who_waited_for_the_link_has_its_own_time_then() {
+    let server = Server::start();
+    let config = server.config().timeout(Duration::from_millis(300));
+    let link = Arc::new(Mutex::new(tagsweep::connect::Link::new(config).unwrap()));
+    let mut lock = Lock::on(Arc::clone(&link), b"job", Options::new(TTL)).unwrap();
+    fence(lock.acquire().unwrap());
+    for act in [|lock: &mut Lock| lock.extend(None), Lock::verify, Lock::release] {
+        let busy = link.lock().unwrap();
+        std::thread::scope(|scope| {
+            let done = scope.spawn(|| act(&mut lock));
+            std::thread::sleep(Duration::from_millis(500));
+            drop(busy);
+            assert!(done.join().unwrap().unwrap());
+        });
+    }
+}

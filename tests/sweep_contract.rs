@@ -1469,3 +1469,63 @@ fn a_part_of_a_cluster_is_refused() {
         assert!(e.unwrap_err().to_string().contains("Cluster"));
     }
 }
+
+#[test]
+fn a_limit_that_is_reached_leaves_a_server_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3, 4, 2);
+    let options = Options { max_removals: Some(1), ..quick() };
+    let mut stalled = None;
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed > 0 && stalled.is_none() {
+            server.signal("STOP");
+            let pid = server.pid();
+            stalled = Some(std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(2600));
+                support::signal(pid, "CONT");
+            }));
+        }
+        Flow::Continue
+    });
+    stalled.unwrap().join().unwrap();
+    assert_eq!((report.reason, report.warnings.len()), (Reason::MaxRemovals, 0), "{report:?}");
+}
+
+#[test]
+fn who_may_not_ask_for_idle_times_knows_of_no_policy() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3, 4, 2);
+    let config = restricted(&server, "~* &* +@all -object");
+    let max_tag_age = Some(Duration::from_secs(60));
+    let grace = Duration::from_millis(100);
+    let report = sweep(config, Options { max_tag_age, grace, ..quick() });
+    assert_eq!((report.complete, report.references_removed, report.tags_aged), (true, 6, 0));
+    assert!(report.warnings.iter().any(|w| w.contains("NOPERM")), "{report:?}");
+    let lfu: bool = con.hexists("{lock:cache_tag_cleanup}:sweeps", "last_lfu").unwrap();
+    assert!(!lfu);
+}
+
+#[test]
+fn what_a_refused_script_left_is_found_by_the_next_sweep() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3000, 4, 2);
+    let grace = Duration::from_secs(30);
+    let config = restricted(&server, "~* &* +@all");
+    let mut refused = false;
+    let options = || Options { grace, ..quick() };
+    let ended = Sweep::new(config.clone(), options()).unwrap().run(&mut |progress| {
+        if progress.report.references_removed > 0 && !std::mem::replace(&mut refused, true) {
+            run::<()>(&mut con, "ACL SETUSER some -evalsha");
+        }
+        Flow::Continue
+    });
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Denied);
+    run::<()>(&mut con, "ACL SETUSER some +evalsha");
+    // Nor could it give its lock back.
+    let _: () = con.del("lock:cache_tag_cleanup").unwrap();
+    assert!(sweep(config, options()).complete);
+    assert_eq!(references(&mut con), 6000);
+}

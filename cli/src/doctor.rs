@@ -26,8 +26,10 @@ const FAR: Duration = Duration::from_millis(5);
 /// command, its key, and so on.
 const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
     if not may then return no end \
+    local with_value = {SET = 1, SADD = 1, SREM = 1, SISMEMBER = 1} \
     for n = 1, #ARGV, 2 do \
-      if not may(ARGV[n], ARGV[n + 1], '') then no[#no + 1] = ARGV[n] .. ' on ' .. ARGV[n + 1] end end \
+      local ask = with_value[ARGV[n]] and {ARGV[n], ARGV[n + 1], ''} or {ARGV[n], ARGV[n + 1]} \
+      if not may(unpack(ask)) then no[#no + 1] = ARGV[n] .. ' on ' .. ARGV[n + 1] end end \
     return no";
 
 /// What a lock writes, besides what its scripts' first command shows.
@@ -76,7 +78,8 @@ struct Seen {
 pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let link = link(&args.server)?;
     let (seen, server) = look(&link, args)?;
-    let findings = [about(&seen, args.role), rights(&seen, args.role), past(&seen)].concat();
+    let past = if args.role == Role::Plan { Vec::new() } else { past(&seen) };
+    let findings = [about(&seen, args.role), rights(&seen, args.role), past].concat();
     let mut out = std::io::stdout().lock();
     if !args.json {
         writeln!(
@@ -111,7 +114,9 @@ fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)
         let mut link = link.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let link = &mut *link;
         seen.trip = trip(link)?;
-        seen.info = text(link.bare(&cmd("INFO")))?;
+        if args.role != Role::Watch {
+            seen.info = text(link.bare(&cmd("INFO")))?;
+        }
         let keys = Keys::new(args.server.prefix.as_encoded_bytes(), &name)?;
         let tag = [args.server.prefix.as_encoded_bytes(), b"tag:tagsweep-doctor"].concat();
         for read in reads(args.role, &keys, &tag) {
@@ -128,6 +133,9 @@ fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)
         }
         link.config().label()
     };
+    if args.role == Role::Plan {
+        return Ok((seen, server)); // it is not there to look at locks
+    }
     // A user without the permission is told nothing.
     seen.lock = lock::status(link, &name).ok();
     seen.swept = sweep::totals(link, &name).ok().and_then(|totals| totals.last_success);

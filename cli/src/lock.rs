@@ -25,6 +25,9 @@ use tagsweep::lock::{Lock, LossReason, Options, Outcome, WaitMode, Watchdog};
 /// Time between two attempts to kill.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// Longest grace for a command that is to end.
+const YEAR: Duration = Duration::from_secs(366 * 86_400);
+
 /// Longest sleep.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -62,13 +65,13 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
             return Ok(if waited { args.conflict_exit_code } else { exit::PARTIAL });
         }
     };
-    if interrupted.load(Ordering::Relaxed) {
-        return Ok(exit::PARTIAL);
-    }
-    // What was to be told to a command that did not run yet is no news to this one.
+    // What was to be told to a command that did not run yet is no news to this one; but for an end.
     let losses: Vec<Event> =
         events.try_iter().filter(|event| matches!(event, Event::Lost(_))).collect();
     losses.into_iter().for_each(|event| drop(tell.send(event)));
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(exit::PARTIAL);
+    }
     let granted = Instant::now();
     let family = start(args, fence, tell)?;
     let code = watch(&family, Ends::of(args, granted), &events)?;
@@ -118,6 +121,9 @@ fn contend(args: &LockArgs, tell: Sender<Event>) -> tagsweep::Result<Lock> {
     if args.max_hold == Some(Duration::ZERO) {
         return Err(Error::bad_argument("--max-hold must be longer than nothing"));
     }
+    if args.kill_after > YEAR {
+        return Err(Error::bad_argument("--kill-after must be at most a year"));
+    }
     let link = Link::new(args.server.config()?)?;
     let mut lock = Lock::on(Arc::new(Mutex::new(link)), &bytes(&args.name), options)?;
     // Nobody listens any more when the command has ended.
@@ -156,7 +162,7 @@ impl Family {
     /// Waits until nobody is left, at most until then.
     fn wait_until(&self, then: Option<Instant>) {
         let Self::Group(group) = self else { return };
-        while killpg(*group, None).is_ok() && then.is_some_and(|then| Instant::now() < then) {
+        while killpg(*group, None).is_ok() && then.is_none_or(|then| Instant::now() < then) {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

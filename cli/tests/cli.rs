@@ -854,8 +854,13 @@ fn the_printed_rules_give_what_is_needed_and_no_more() {
         }
         let refused: Vec<redis::Value> = run(&mut con, "ACL LOG");
         assert!(refused.is_empty(), "{role}: {refused:?}");
-        // Statistics of weeks ago are forgotten with HDEL; a connection without a password begins with PING.
+        // After it is asked which rights are idle: the doctor uses others' as well.
         let idle = idle_rights(&server, &rule);
+        let prefix = if more.is_empty() { "" } else { "app:" };
+        done(&["doctor", "--for", role, "--prefix", prefix]);
+        let refused: Vec<redis::Value> = run(&mut con, "ACL LOG");
+        assert!(refused.is_empty(), "{role}: {refused:?}");
+        // Statistics of weeks ago are forgotten with HDEL; a connection without a password begins with PING.
         assert!(
             idle.iter().all(|name| ["hdel", "ping"].contains(&name.as_str())),
             "{role}: {idle:?}"

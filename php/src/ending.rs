@@ -85,10 +85,10 @@ fn is_alone() -> bool {
     })
 }
 
-/// The signal of the nudges, one that nobody else uses: the engine keeps those that it knows in a queue, and
-/// what it says of them later is not to be relied on.
-fn nudging() -> libc::c_int {
-    libc::SIGRTMAX() - 7
+/// The signal of the nudges, one that nobody handles: the engine keeps those that it knows in a queue, and what
+/// it says of them later is not to be relied on. None where all are in use.
+fn nudging() -> Option<libc::c_int> {
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev().find(|signal| handler(*signal) == libc::SIG_DFL)
 }
 
 /// Once in each process. Without a timer, a signal just before a wait is noticed after it.
@@ -97,6 +97,8 @@ fn create_timer() {
     if OWNER.swap(process, Ordering::AcqRel) == process {
         return;
     }
+    TIMER.store(NO_TIMER, Ordering::Release);
+    let Some(signal) = nudging() else { return };
     let mut event = MaybeUninit::<libc::sigevent>::zeroed();
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     let mut made = NO_TIMER;
@@ -104,8 +106,8 @@ fn create_timer() {
     unsafe {
         (*action.as_mut_ptr()).sa_sigaction = on_nudge as *const () as libc::sighandler_t;
         (*event.as_mut_ptr()).sigev_notify = libc::SIGEV_SIGNAL;
-        (*event.as_mut_ptr()).sigev_signo = nudging();
-        let heard = libc::sigaction(nudging(), action.as_ptr(), std::ptr::null_mut()) == 0;
+        (*event.as_mut_ptr()).sigev_signo = signal;
+        let heard = libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut()) == 0;
         let timed = libc::timer_create(libc::CLOCK_MONOTONIC, event.as_mut_ptr(), &raw mut made);
         if !heard || timed != 0 {
             made = NO_TIMER;
@@ -143,8 +145,11 @@ unsafe extern "C" fn on_signal(
 
 unsafe extern "C" fn on_nudge(_signal: libc::c_int) {
     let signal = ENDING.load(Ordering::Acquire);
+    if signal == 0 {
+        return;
+    }
     let waits = NUDGES.fetch_add(1, Ordering::AcqRel) < PATIENCE && interrupt();
-    if signal != 0 && !waits {
+    if !waits {
         end(signal);
     }
 }

@@ -140,7 +140,8 @@ pub(crate) fn from_core(e: Error) -> PhpException {
         ErrorKind::Unproven => Class::UnprovenMapping,
         _ => Class::Server,
     };
-    exception(class, spelled(e.to_string()))
+    let text = e.to_string();
+    exception(class, if e.kind() == ErrorKind::Invalid { spelled(text) } else { text })
 }
 
 /// Options that the core names in its own way.

@@ -17,10 +17,10 @@
 //! | | time for a look | Queued | look |
 //! | | the line broke | *on* | |
 //! | | our place is another's | Straying | hang up |
-//! | Straying | a baton came at the last moment | Claiming | claim |
-//! | | no baton came | *on* | |
 //! | | blocking is refused | Leaving | leave, for back-off from now on |
 //! | | time up, or cancelled | HangingUp | hang up |
+//! | Straying | a baton came at the last moment | Claiming | claim |
+//! | | no baton came | *on* | |
 //! | HangingUp | no baton came | Leaving | leave |
 //! | | a baton came at the last moment | Claiming | claim |
 //! | | the same, but cancelled | Leaving | leave, and hand it on |

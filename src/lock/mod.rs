@@ -218,10 +218,9 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let begun = Moment::now();
-        self.date();
+        let spent = self.date();
         match self.contender.extend(ttl, Moment::now())? {
-            Some(request) => self.extended(&request, begun),
+            Some(request) => self.extended(&request, spent),
             None => {
                 self.give_up_held_too_long();
                 Ok(false)
@@ -266,10 +265,9 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let begun = Moment::now();
-        self.date();
+        let spent = self.date();
         match self.contender.verify() {
-            Some(request) => self.extended(&request, begun),
+            Some(request) => self.extended(&request, spent),
             None => Ok(false),
         }
     }
@@ -288,12 +286,10 @@ impl Lock {
     /// # Errors
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
-        let begun = Moment::now();
         self.contender.end();
-        self.date();
+        let spent = self.date();
         let mut link = guard(&self.link);
-        let patience = patience.min(link.config().timeout);
-        let patience = patience.saturating_sub(Moment::now().since(begun));
+        let patience = patience.min(link.config().timeout).saturating_sub(spent);
         link.hurry(patience, |link| release(&mut self.contender, link))
     }
 
@@ -382,15 +378,15 @@ impl Lock {
         monitor::look(&mut guard(&self.link), self.contender.keys())
     }
 
-    /// Asks for more time in a call that began then, and takes in the answer.
-    fn extended(&mut self, request: &Request, begun: Moment) -> Result<bool> {
+    /// Asks for more time, in a call of which so much is spent, and takes in the answer.
+    fn extended(&mut self, request: &Request, spent: Duration) -> Result<bool> {
         if let (Request::Extend { ttl, exact: true, .. }, Some(pulse)) =
             (request, self.contender.pulse())
         {
             pulse.ask_for(Moment::now(), *ttl);
             self.hasten();
         }
-        let asked = self.ask(request, begun)?;
+        let asked = self.ask(request, spent)?;
         if let (Answer::NotOurs(somebody), Some(fence)) = (&asked.answer, self.fence()) {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
             let until = self.contender.safe_until().unwrap_or(asked.sent);
@@ -417,10 +413,10 @@ impl Lock {
         Ok(ours)
     }
 
-    /// Asks within the time of a call that began then.
-    fn ask(&self, request: &Request, begun: Moment) -> Result<Asked> {
+    /// Asks within the time of a call of which so much is spent; it begins when the link is ours.
+    fn ask(&self, request: &Request, spent: Duration) -> Result<Asked> {
         let mut link = guard(&self.link);
-        let left = link.config().timeout.saturating_sub(Moment::now().since(begun));
+        let left = link.config().timeout.saturating_sub(spent);
         link.hurry(left, |link| ask(link, self.contender.keys(), request))
     }
 
@@ -434,20 +430,24 @@ impl Lock {
     }
 
     /// When a restored lease was granted, if something counts from then: its fence is the server's time of
-    /// that. One round trip more; without an answer it was granted when it was restored.
-    fn date(&mut self) {
+    /// that. One round trip more; without an answer it was granted when it was restored. How long that took.
+    fn date(&mut self) -> Duration {
         let Options { max_hold, at_least, .. } = self.contender.options();
         if (max_hold.is_none() && at_least.is_zero()) || !self.contender.is_restored() {
-            return;
+            return Duration::ZERO;
         }
-        let now = guard(&self.link).hurry(AFTER, |link| {
+        let mut link = guard(&self.link);
+        let begun = Moment::now();
+        let now = link.hurry(AFTER, |link| {
             let deadline = link.deadline();
             link.call(&redis::cmd("TIME"), deadline)
         });
+        drop(link);
         let now = now.ok().and_then(|told| redis::from_redis_value::<(u64, u64)>(told).ok());
         if let Some((seconds, micros)) = now {
             self.contender.date(Duration::from_secs(seconds) + Duration::from_micros(micros));
         }
+        Moment::now().since(begun)
     }
 
     /// Learns the TTL from the past, if it is to be learned.

@@ -86,16 +86,16 @@ impl Pulse {
 
     /// The holder has set another TTL, perhaps a shorter one.
     pub fn set(&self, sent: Moment, ttl: Duration) {
-        self.version.fetch_add(1, Ordering::AcqRel);
         self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
+        self.version.fetch_add(1, Ordering::AcqRel);
         self.heard(sent);
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
 
     /// The holder is about to ask for another TTL: whatever comes of that, no more is certain from here on.
     pub fn ask_for(&self, now: Moment, ttl: Duration) {
-        self.version.fetch_add(1, Ordering::AcqRel);
         self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
+        self.version.fetch_add(1, Ordering::AcqRel);
         self.safe_until.fetch_min(safe_until(now, ttl).micros(), Ordering::AcqRel);
     }
 

@@ -259,16 +259,18 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
     if ward.pulse.is_ended() || ward.pulse.lost().is_some() {
         return None;
     }
+    // Before the TTL: one that is set meanwhile is then known to have been.
+    let version = ward.pulse.version();
     let ttl = ward.pulse.ttl(ward.ttl);
     let left = ward.end.map_or(ttl, |end| end.since(now));
     if left < Duration::from_millis(1) || (ward.is_over(now) && ward.ends_with_its_hold()) {
         return lose(ward, LossReason::MaxHold);
     }
-    let version = ward.pulse.version();
     match renew(ward, ttl.min(left), links) {
         Ok(Answer::Extended(left)) => {
             ward.pulse.count(true);
-            ward.pulse.confirm(now, left, version);
+            // What is left beyond that may be about to be taken away, by a request of the holder's.
+            ward.pulse.confirm(now, left.min(ttl), version);
             ward.pulse.noted();
             Some(ward.next_due())
         }

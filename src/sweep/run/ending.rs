@@ -15,7 +15,7 @@ pub(super) const STOPPING: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Ending {
     pub reason: Option<Reason>,
-    /// Since when there is one.
+    /// Since when there is one, or somebody waits for the end.
     pub since: Option<Moment>,
     /// The caller wants it.
     pub called_off: bool,
@@ -39,6 +39,7 @@ impl Running<'_> {
         }
         self.ending.called_off = true;
         self.stop(Reason::Stopped);
+        self.ending.since = Some(Moment::now());
         self.queue.unverified.hurry(Moment::now() + STOPPING);
     }
 

@@ -38,7 +38,10 @@ impl Running<'_> {
         let counts = replies.into_iter().map(|reply| understood(checked(reply)?));
         let counts = counts.collect::<Result<Vec<u64>>>()?;
         let total = self.count_checked(&batch);
-        self.prove(&counts)?;
+        if let Err(e) = self.prove(&counts) {
+            self.leave(batch);
+            return Err(e);
+        }
         let live = counts.iter().copied().max().unwrap_or(total);
         let visit = &batch.visit;
         if visit.aged.get() && self.options.on_aged == OnAged::Invalidate && live > 0 {

@@ -40,7 +40,10 @@ impl Running<'_> {
             Ok(reply) => reply,
             Err(e) => {
                 // Somebody in between may say so after the script has run.
-                batches.into_iter().for_each(|batch| self.may_be_gone(batch));
+                for batch in batches {
+                    self.give_up(&batch.visit.page);
+                    self.may_be_gone(batch);
+                }
                 return Err(e);
             }
         };
@@ -183,7 +186,14 @@ impl Running<'_> {
         again: bool,
         replies: Vec<Value>,
     ) -> Result<()> {
-        let Some(items) = self.unless_fenced(checked(first(replies))?)? else {
+        let reply = match checked(first(replies)) {
+            Ok(reply) => reply,
+            Err(e) => {
+                self.leave(batch);
+                return Err(e);
+            }
+        };
+        let Some(items) = self.unless_fenced(reply)? else {
             self.let_go(batch.visit);
             return Ok(());
         };

@@ -12,7 +12,7 @@ use crate::sweep::round::Ask;
 use crate::sweep::run::answers::{first, last, number};
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::{Later, Running};
-use redis::Value;
+use redis::{ServerError, Value};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -103,7 +103,13 @@ impl Running<'_> {
                 self.is_no_tag(visit);
                 return Ok(());
             }
-            other => understood(other.map_err(|e| e.key(&visit.key))?)?,
+            other => match other.and_then(understood) {
+                Ok(answer) => answer,
+                Err(e) => {
+                    self.give_up(&visit.page);
+                    return Err(e.key(&visit.key));
+                }
+            },
         };
         visit.touch();
         if visit.reread.get() {
@@ -131,8 +137,8 @@ impl Running<'_> {
     /// The idle time that comes first among the replies about a tag.
     fn idle_time(&mut self, replies: &[Value]) -> Option<u64> {
         let reply = replies.first()?;
-        if matches!(reply, Value::ServerError(_)) && self.idle.runs() {
-            self.idle.ends(self.server_time());
+        if let Value::ServerError(e) = reply {
+            self.tells_no_idle_time(e);
         }
         let told = number(reply)?;
         let idle = self.idle.told(told, self.server_time());
@@ -140,6 +146,17 @@ impl Running<'_> {
             self.warn("idle times from before the LFU policy was given up are none: such tags have no age");
         }
         idle
+    }
+
+    fn tells_no_idle_time(&mut self, e: &ServerError) {
+        if e.details().is_some_and(|text| text.contains("LFU")) {
+            self.idle.ends(self.server_time());
+        } else {
+            self.warn(&format!(
+                "idle times cannot be asked for ({}): no tag counts as aged",
+                e.code()
+            ));
+        }
     }
 
     /// What is on record of a tag, among the replies about it.

@@ -84,7 +84,7 @@ impl Running<'_> {
     pub(super) fn prepare(&mut self) -> Result<()> {
         let (asked, needed) = (self.what_is_known(), self.what_is_needed());
         let setup = [asked.as_slice(), &needed].concat();
-        let patience = if self.is_ending() { LAST_TRY } else { Duration::MAX };
+        let patience = if self.is_hurried() { LAST_TRY } else { Duration::MAX };
         let mut told = self.link.hurry(patience, |link| {
             link.persist(|link, deadline| {
                 let replies = link.calls(&setup, deadline)?;
@@ -196,7 +196,7 @@ impl Running<'_> {
         let (units, sent) = (flight.units, flight.sent);
         let awaited = *flight.awaited.get_or_insert_with(Moment::now);
         let mut deadline = awaited + self.link.config().timeout;
-        if let Some(since) = self.ending.since {
+        if let Some(since) = self.ending.since.filter(|_| self.is_hurried()) {
             deadline = deadline.min(awaited.max(since) + LAST_TRY);
         }
         while let Some((ask, replies)) = self.next_answer(deadline)? {
