@@ -358,3 +358,25 @@ fn something_else_in_place_of_the_baton_ends_a_wait_and_says_so() {
     assert!(told.contains("{lock:job}:baton"), "{told}");
     assert!(!con.exists::<_, bool>("{lock:job}:waiters").unwrap(), "no ticket is left");
 }
+
+#[test]
+fn who_has_had_enough_need_not_wait_for_a_server_that_does_not_answer() {
+    let server = Server::start();
+    let mut holder = lock(&server, b"job", Duration::from_secs(60));
+    take(&mut holder, Duration::ZERO).unwrap();
+    let mut waiter = lock(&server, b"job", Duration::from_secs(60));
+    let (mut stopped, mut turns) = (None, 0);
+    let outcome = waiter.acquire_within(Duration::from_secs(30), &mut |_| {
+        turns += 1;
+        if turns == 10 {
+            server.signal("STOP");
+            stopped = Some(Instant::now());
+        }
+        // Long enough for a look that is not answered.
+        stopped.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(1500))
+    });
+    let took = stopped.unwrap().elapsed();
+    server.signal("CONT");
+    assert!(!matches!(outcome, Ok(Outcome::Acquired { .. })));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}

@@ -23,20 +23,45 @@ const TRIPS: usize = 9;
 const FAR: Duration = Duration::from_millis(5);
 
 /// Which of these commands the user may not run on their keys; nothing where the server cannot tell. ARGV: a
-/// command, its key, and so on.
+/// command, its key, how many arguments follow that, and so on.
 const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
     if not may then return no end \
-    local with_value = {SET = 1, SADD = 1, SREM = 1, SISMEMBER = 1} \
-    for n = 1, #ARGV, 2 do \
-      local ask = with_value[ARGV[n]] and {ARGV[n], ARGV[n + 1], ''} or {ARGV[n], ARGV[n + 1]} \
+    for n = 1, #ARGV, 3 do \
+      local ask = {ARGV[n], ARGV[n + 1]} \
+      for more = 1, tonumber(ARGV[n + 2]) do ask[#ask + 1] = '1' end \
       if not may(unpack(ask)) then no[#no + 1] = ARGV[n] .. ' on ' .. ARGV[n + 1] end end \
     return no";
 
-/// What a lock writes, besides what its scripts' first command shows.
-const LOCKING: [&str; 2] = ["SET", "DEL"];
+/// What a lock does to its keys, each with the number of arguments after the key.
+const LOCKING: [(&str, u8); 15] = [
+    ("DEL", 0),
+    ("EXISTS", 0),
+    ("HINCRBY", 2),
+    ("LINDEX", 1),
+    ("LPOP", 0),
+    ("LPUSH", 1),
+    ("LTRIM", 2),
+    ("PEXPIRE", 1),
+    ("PTTL", 0),
+    ("SET", 1),
+    ("ZADD", 2),
+    ("ZREM", 1),
+    ("ZREMRANGEBYSCORE", 2),
+    ("ZREVRANK", 1),
+    ("ZSCORE", 1),
+];
 
-/// And a sweep to tags, and to entries.
-const SWEEPING: [&str; 5] = ["SREM", "SADD", "SISMEMBER", "TYPE", "UNLINK"];
+/// And a sweep to tags, to entries, and to what it keeps.
+const SWEEPING: [(&str, u8); 8] = [
+    ("EXPIRE", 1),
+    ("HSCAN", 1),
+    ("HSET", 2),
+    ("SADD", 1),
+    ("SISMEMBER", 1),
+    ("SREM", 1),
+    ("TYPE", 0),
+    ("UNLINK", 0),
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Grade {
@@ -113,7 +138,10 @@ fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)
     let server = {
         let mut link = link.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let link = &mut *link;
-        seen.trip = trip(link)?;
+        match trip(link) {
+            Ok(trip) => seen.trip = trip,
+            Err(e) => seen.refused.extend(refusal(Err(e))?),
+        }
         if args.role != Role::Watch {
             seen.info = text(link.bare(&cmd("INFO")))?;
         }
@@ -129,6 +157,12 @@ fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)
             seen.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody.baton).arg("0.01")))?;
             if seen.scripts.is_none() {
                 seen.refused.extend(refused_writes(link, args.role, &keys, &tag)?);
+            }
+            let unknown = cmd("EVALSHA").arg("0".repeat(40)).arg(0).to_owned();
+            seen.refused.extend(refusal(link.bare(&unknown))?.filter(|e| !e.contains("NOSCRIPT")));
+            if args.role == Role::Sweep {
+                let load = cmd("SCRIPT").arg("LOAD").arg("return 1").to_owned();
+                seen.refused.extend(refusal(link.bare(&load))?);
             }
         }
         link.config().label()
@@ -163,6 +197,7 @@ fn reads(role: Role, keys: &Keys, tag: &[u8]) -> Vec<Cmd> {
         reads.extend([on("PTTL", &keys.lock), on("HGETALL", &keys.stats)]);
         reads.push(on("ZCARD", &keys.waiters));
         reads.push(cmd("LRANGE").arg(&keys.runs).arg(0).arg(0).to_owned());
+        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
     }
     if matches!(role, Role::Plan | Role::Sweep) {
         reads.extend([cmd("DBSIZE"), on("EXISTS", tag)]);
@@ -181,13 +216,12 @@ fn refused_writes(
 ) -> tagsweep::Result<Vec<String>> {
     let mut ask = cmd("EVAL");
     ask.arg(REFUSED).arg(0);
-    for name in LOCKING {
-        ask.arg(name).arg(&keys.lock).arg(name).arg(&keys.fence);
+    for (name, more) in LOCKING {
+        ask.arg(name).arg(&keys.lock).arg(more).arg(name).arg(&keys.fence).arg(more);
     }
-    if role == Role::Sweep {
-        for name in SWEEPING {
-            ask.arg(name).arg(tag);
-        }
+    for (name, more) in SWEEPING.into_iter().filter(|_| role == Role::Sweep) {
+        let key = if name.starts_with('H') || name == "EXPIRE" { &keys.stats } else { tag };
+        ask.arg(name).arg(key).arg(more);
     }
     match link.bare(&ask) {
         Ok(told) => Ok(from_redis_value(told).unwrap_or_default()),
@@ -353,7 +387,11 @@ fn about(seen: &Seen, role: Role) -> Vec<Finding> {
 fn rights(seen: &Seen, role: Role) -> Vec<Finding> {
     use Grade::{Bad, Good, Note};
     let advice = "grant it: `tagsweep acl` prints what is needed";
-    let refused = |what: &String| Finding::new(Bad, format!("the user may not: {what}"), advice);
+    let refused =
+        |what: &String| match what.contains("the server answered") && !what.contains("NOPERM") {
+            true => Finding::new(Bad, what.clone(), ""),
+            false => Finding::new(Bad, format!("the user may not: {what}"), advice),
+        };
     let mut found: Vec<Finding> = seen.refused.iter().map(refused).collect();
     if matches!(role, Role::Plan | Role::Watch) {
         return found;

@@ -4,16 +4,17 @@ use crate::args::{ForceReleaseArgs, MetricsArgs, ServerArgs, StatusArgs, bytes};
 use crate::output::{replace, span};
 use crate::{Done, exit};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tagsweep::ErrorKind;
 use tagsweep::connect::Link;
 use tagsweep::error::plain;
 use tagsweep::lock::{self, Forced, Holder, LossReason, Run, RunEnd, SharedLink, Status, Waiter};
 use tagsweep::metrics::{LockSample, SweepSample, labelled, open_metrics};
 use tagsweep::sweep::{self, Totals};
+use tagsweep::{Error, ErrorKind};
 
 pub(crate) fn link(server: &ServerArgs) -> tagsweep::Result<SharedLink> {
     Ok(Arc::new(Mutex::new(Link::new(server.config()?)?)))
@@ -89,6 +90,10 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
 }
 
 pub(crate) fn metrics(args: &MetricsArgs) -> Done {
+    let names: BTreeSet<&String> = args.label.iter().map(|(name, _)| name).collect();
+    if names.len() < args.label.len() {
+        return Err(Error::bad_argument("each --label needs a name of its own").into());
+    }
     let link = link(&args.server)?;
     let looked = looked_at(&link, &args.names)?;
     let sweeps = swept_under(&link, &looked.locks)?;

@@ -887,6 +887,18 @@ fn the_doctor_says_what_stands_in_the_way_and_changes_nothing() {
     let lines: Vec<serde_json::Value> =
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(code == 1 && lines.iter().filter(|line| bad(line)).count() == 1, "{out}");
+    for (role, missing) in [
+        ("lock", "evalsha"),
+        ("lock", "zadd"),
+        ("lock", "ping"),
+        ("sweep", "hset"),
+        ("watch", "scan"),
+    ] {
+        run::<()>(&mut con, &format!("ACL SETUSER some reset on >pw ~* +@all -{missing}"));
+        let (code, out, err) = tagsweep(&["doctor", "--url", &some, "--for", role]);
+        let told = out.to_lowercase().contains(missing) && out.contains("bad   the user may not");
+        assert!(code == 1 && told, "{role} {missing}: {out}{err}");
+    }
     run::<()>(&mut con, "REPLICAOF 127.0.0.1 1");
     let (code, out, _) = examine(&server.url());
     assert!(code == 1 && out.contains("bad   it is a replica"), "{out}");
@@ -964,6 +976,7 @@ fn what_is_written_replaces_files_and_nothing_else() {
     ]);
     assert!(out.contains("tagsweep_lock_held{server=\"a\",lock=\"job\"} 0\n"), "{out}");
     assert_eq!(tagsweep(&["metrics", "--label", "lock=a"]).0, 2);
+    assert_eq!(tagsweep(&["metrics", "--label", "a=1", "--label", "a=2"]).0, 2);
     let (code, _, err) = write(&place.path().display().to_string());
     assert!(code == 1 && err.contains("cannot write"), "{err}");
     let mut left: Vec<_> =

@@ -267,6 +267,8 @@ final class DistributedLockTest extends TestCase
             [['url' => $dsn, 'tls' => true], [], '"tls" cannot be given beside "url"'],
             [['path' => '/s', 'host' => 'h'], [], '"host" cannot be given beside "path"'],
             [['tls_cert' => '/nowhere'], [], 'belong together'],
+            [['tls_ca' => '/nowhere', 'password' => 'x'], [], '"tls_ca" is for TLS'],
+            [['path' => '/s', 'tls_ca' => '/nowhere'], [], '"tls_ca" is for TLS'],
             [['password' => "\xff"], [], '"password" must be UTF-8'],
             [['path' => "/no\0where", 'timeout' => 0], [], 'timeouts'],
             [$dsn, ["\xff" => 1], 'unknown option'],

@@ -84,7 +84,7 @@ impl<'a> Drive<'a> {
                     };
                 }
                 Step::Ask(request) => {
-                    let asked = self.ask(&request);
+                    let asked = self.ask(&request, attempt.holder());
                     self.or_bear(asked, &request, attempt)?
                 }
                 Step::Join(request) => {
@@ -104,13 +104,13 @@ impl<'a> Drive<'a> {
     }
 
     /// One request, repeated while its answer is lost.
-    fn ask(&mut self, request: &Request) -> Result<Event> {
+    fn ask(&mut self, request: &Request, holder: &Holder) -> Result<Event> {
         if let Request::Leave { .. } = request {
             return Ok(self.leave(request));
         }
         let patience = self.patience();
         if let Request::Wait { .. } = request {
-            return self.look(request, Moment::now() + patience);
+            return self.look(request, Moment::now() + patience, holder);
         }
         let mut link = guard(self.link);
         let asked = link.hurry(patience, |link| ask(link, self.keys, request))?;
@@ -118,7 +118,7 @@ impl<'a> Drive<'a> {
     }
 
     /// A look at the lock from the line, in which the baton may come while its answer does not.
-    fn look(&mut self, request: &Request, end: Moment) -> Result<Event> {
+    fn look(&mut self, request: &Request, end: Moment, holder: &Holder) -> Result<Event> {
         loop {
             let patience = LOOK.min(end.left());
             let asked = guard(self.link).hurry(patience, |link| ask_once(link, self.keys, request));
@@ -129,7 +129,12 @@ impl<'a> Drive<'a> {
             let until = (Moment::now() + LOOK_UP).min(end);
             match self.line.as_mut().filter(|_| !end.passed()).map(|line| line.listen(until)) {
                 Some(Ok(Heard::Baton(baton))) => return Ok(Event::Baton(baton)),
-                Some(Ok(_)) if is_bearable(&fault) => {}
+                Some(Ok(_)) if is_bearable(&fault) => {
+                    if !(self.go_on)(holder) {
+                        self.end = Moment::now();
+                        return Ok(Event::Cancel);
+                    }
+                }
                 _ => return Err(fault),
             }
         }

@@ -383,7 +383,7 @@ impl Lock {
         if let (Request::Extend { ttl, exact: true, .. }, Some(pulse)) =
             (request, self.contender.pulse())
         {
-            pulse.ask_for(Moment::now(), *ttl);
+            pulse.ask_for(Moment::now(), *ttl, self.contender.ttl);
             self.hasten();
         }
         let asked = self.ask(request, spent)?;

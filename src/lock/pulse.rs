@@ -92,8 +92,12 @@ impl Pulse {
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
 
-    /// The holder is about to ask for another TTL: whatever comes of that, no more is certain from here on.
-    pub fn ask_for(&self, now: Moment, ttl: Duration) {
+    /// The holder is about to ask for another TTL than the usual one: whatever comes of that, no more is certain
+    /// from here on. A longer one is none until it is granted.
+    pub fn ask_for(&self, now: Moment, ttl: Duration, usual: Duration) {
+        if ttl >= self.ttl(usual) {
+            return;
+        }
         self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
         self.safe_until.fetch_min(safe_until(now, ttl).micros(), Ordering::AcqRel);
@@ -210,6 +214,25 @@ mod tests {
         assert!(pulse.safe_until() > short);
         assert_eq!(pulse.longest_gap(t + s(2)), s(1));
         assert_eq!(pulse.longest_gap(t + s(10)), s(8));
+    }
+
+    #[test]
+    fn what_is_asked_for_counts_at_once_if_it_is_shorter_and_else_when_it_is_granted() {
+        let (t, s) = (Moment::at(Duration::from_secs(100)), Duration::from_secs);
+        let pulse = Pulse::new(t, s(30));
+        pulse.ask_for(t + s(1), s(60), s(30));
+        assert_eq!((pulse.ttl(s(30)), pulse.version()), (s(30), 0));
+        pulse.set(t + s(1), s(60));
+        assert_eq!(pulse.ttl(s(30)), s(60));
+        let before = pulse.version();
+        pulse.ask_for(t + s(2), s(10), s(30));
+        assert_eq!((pulse.ttl(s(30)), pulse.safe_until()), (s(10), safe_until(t + s(2), s(10))));
+        pulse.confirm(t + s(2), s(60), before);
+        assert_eq!(
+            pulse.safe_until(),
+            safe_until(t + s(2), s(10)),
+            "an older renewal says nothing"
+        );
     }
 
     #[test]

@@ -64,7 +64,9 @@ impl Running<'_> {
                 let size = batch.size();
                 self.queue.unverified.put((batch, Twice::Never), size, now);
             }
-            self.warn("an earlier sweep was cut off before it had verified; that was made up for");
+            self.warn(
+                "an earlier sweep had left what it removed to be looked at again; that was done",
+            );
         }
         if cursor != 0 {
             self.queue.waiting.put(Later::Recover(cursor), 0, now);
