@@ -39,16 +39,15 @@ impl Facts {
     /// the server's clock in seconds.
     pub fn read(info: &str, now: u64) -> Self {
         let info = Info(info);
-        let standalone =
-            ["redis_mode", "server_mode"].iter().any(|mode| info.is(mode, "standalone"));
+        let is = |mode| ["redis_mode", "server_mode"].iter().any(|name| info.is(name, mode));
         let running = |name| !info.is(name, "0");
         Self {
             lfu: info.text("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: info.is("role", "slave"),
-            cluster: ["redis_mode", "server_mode"].iter().any(|mode| info.is(mode, "cluster")),
+            cluster: is("cluster"),
             no_touch: info.is_since([7, 2]),
             time: now,
-            positions: standalone && !SPEAKERS.iter().any(|other| info.text(other).is_some()),
+            positions: is("standalone") && !SPEAKERS.iter().any(|other| info.text(other).is_some()),
             run_id: info.text("run_id").map(str::to_owned),
             child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
             children: info.number("total_forks").or_else(|| info.number("rdb_last_save_time")),
@@ -172,6 +171,7 @@ mod tests {
         let mode = |text: &str| with("role:master", &format!("role:master\r\n{text}")).positions;
         assert!(mode("redis_mode:standalone") && mode("server_mode:standalone"));
         assert!(!mode("redis_mode:cluster"));
+        assert!(with("role:master", "redis_mode:cluster").cluster && !facts.cluster);
         assert!(!mode("redis_mode:standalone\r\ndragonfly_version:df-v1.30"));
         assert!(with("bgsave_in_progress:0", "bgsave_in_progress:1").child);
         assert_eq!(with("connected_slaves:0", "connected_slaves:1").childless_for, None);

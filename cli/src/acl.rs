@@ -4,7 +4,7 @@ use crate::args::{AclArgs, Role, bytes};
 use crate::{Done, exit};
 
 /// What holding a lock takes, waiting for it, and looking after it.
-const LOCK: &str = "blpop client|id client|unblock del eval evalsha exists get hdel hgetall hincrby info \
+pub(crate) const LOCK: &str = "blpop client|id client|unblock del eval evalsha exists get hdel hgetall hincrby info \
     lindex lpop lpush lrange ltrim pexpire ping pttl rpush select set time wait zadd zcard zrange zrem \
     zremrangebyscore zrevrank zscore";
 
@@ -16,7 +16,8 @@ const PLAN: &str = "client|no-touch dbsize exists get hget info memory|usage obj
     scard select sscan time";
 
 /// What a sweep does besides what a plan reads and its lock takes.
-const SWEEP: &str = "expire hdel hscan hset pttl sadd script|load sismember srem type unlink";
+pub(crate) const SWEEP: &str =
+    "expire hdel hscan hset pttl sadd script|load sismember srem type unlink";
 
 /// What `status`, `metrics` and `history` read.
 const WATCH: &str = "get hgetall lrange ping pttl scan select time zcard zrange";

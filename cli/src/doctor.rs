@@ -197,12 +197,13 @@ fn reads(role: Role, keys: &Keys, tag: &[u8]) -> Vec<Cmd> {
         reads.extend([on("PTTL", &keys.lock), on("HGETALL", &keys.stats)]);
         reads.push(on("ZCARD", &keys.waiters));
         reads.push(cmd("LRANGE").arg(&keys.runs).arg(0).arg(0).to_owned());
-        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
     }
     if matches!(role, Role::Plan | Role::Sweep) {
         reads.extend([cmd("DBSIZE"), on("EXISTS", tag)]);
-        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
         reads.push(cmd("SSCAN").arg(tag).arg(0).to_owned());
+    }
+    if role != Role::Lock {
+        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
     }
     reads
 }
@@ -435,6 +436,7 @@ fn past(seen: &Seen) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acl;
 
     const INFO: &str = "redis_version:7.2.4\r\nredis_mode:standalone\r\nrole:master\r\n\
         maxmemory:0\r\nmaxmemory_policy:noeviction\r\nused_memory:1000\r\nloading:0\r\n\
@@ -476,6 +478,16 @@ mod tests {
             assert!(found.len() == 1 && found[0].0 == grade, "{to}: {found:?}");
             assert!(found[0].1.contains(what), "{to}: {found:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_that_the_printed_rule_does_not_give() {
+        let given = |name: &str, lists: &[&str]| {
+            let name = name.to_lowercase();
+            lists.iter().any(|list| list.split_whitespace().any(|given| given == name))
+        };
+        assert!(LOCKING.iter().all(|(name, _)| given(name, &[acl::LOCK])));
+        assert!(SWEEPING.iter().all(|(name, _)| given(name, &[acl::LOCK, acl::SWEEP])));
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl DistributedLock {
             !by_ourselves && !gate.must_stop()
         });
         let outcome = outcome.map_err(from_core)?;
-        let mut acquired = matches!(outcome, Outcome::Acquired { .. });
+        let acquired = matches!(outcome, Outcome::Acquired { .. });
         if by_ourselves && !acquired {
             let told = format!(
                 "this process itself holds the lock {}, and would wait for itself; release it first",
@@ -154,10 +154,11 @@ impl DistributedLock {
         if acquired && (ExecutorGlobals::has_exception() || gate::is_fatal()) {
             // A signal handler ended the wait, at the very moment.
             let _ = lock.release_within(AT_ONCE);
-            acquired = false;
+            self.register(None);
+            return Ok(Outcome::Held(Holder::default()));
         }
         self.register(acquired.then(|| lock.fence()).flatten());
-        Ok(if acquired { outcome } else { given_back(outcome) })
+        Ok(outcome)
     }
 
     /// Notes which lease we hold, or that we hold none.
@@ -241,14 +242,6 @@ fn called_class() -> Option<&'static ClassEntry> {
     };
     let ours = class.instance_of(DistributedLock::get_metadata().ce());
     (ours && !class.flags().contains(ClassFlags::Abstract)).then_some(class)
-}
-
-/// An outcome without the lease: what was granted was given back.
-fn given_back(outcome: Outcome) -> Outcome {
-    match outcome {
-        Outcome::Acquired { .. } => Outcome::Held(Holder::default()),
-        held => held,
-    }
 }
 
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {

@@ -275,8 +275,7 @@ impl<'a> Running<'a> {
         }
         if !self.is_ending() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
             self.resume.checkpointed = now;
-            let kept = self.checkpoint();
-            if let Some(kept) = kept {
+            if let Some(kept) = self.checkpoint() {
                 self.queue.ask(Ask::Checkpoint(Some(kept.to_bytes())));
             }
         }
