@@ -1095,6 +1095,22 @@ fn figures_are_those_of_a_full_comparison_though_the_proof_comes_late() {
 }
 
 #[test]
+fn what_was_removed_is_told_to_the_next_though_the_proof_came_late() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "gone", 40, 4000, 0);
+    tags(&mut con, "kept", 4, 4000, 4000);
+    let stale = 40 * 4000 + 4 * 3999;
+    let options = || Options { memory: 4 << 20, grace: Duration::from_secs(1), ..quick() };
+    // The last of them are those of the second walk.
+    let cut = sweep(server.config(), Options { max_removals: Some(stale - 1), ..options() });
+    assert_eq!((cut.reason, cut.references_removed), (Reason::MaxRemovals, stale - 1));
+    let next = sweep(server.config(), options());
+    assert!(next.complete, "{next:?}");
+    assert_eq!((next.removed_before, next.references_removed), (stale - 1, 1), "{next:?}");
+}
+
+#[test]
 fn members_that_a_shrinking_set_names_twice_count_once() {
     let server = Server::start();
     let mut con = server.connect();

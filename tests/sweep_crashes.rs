@@ -241,6 +241,42 @@ fn sweeps_that_are_cut_short_every_time_see_all_tags_together() {
 }
 
 #[test]
+fn sweeps_too_short_for_tags_in_use_still_come_to_all_others() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut pipe = redis::pipe();
+    for t in 0..5000 {
+        pipe.sadd(format!("tag:{t}"), "item:gone").ignore();
+    }
+    pipe.exec(&mut con).unwrap();
+    let in_use: BTreeSet<String> = (0..5000).step_by(20).map(|t| format!("tag:{t}")).collect();
+    for run in 0..40 {
+        // Before Redis 7.2 a sweep makes those young, too, that it reads and leaves.
+        age_all(&mut con, 5000);
+        for tag in &in_use {
+            let _: () = con.sadd(tag, format!("item:gone:{run}")).unwrap();
+        }
+        let mut sweep = Sweep::new(server.config(), quick()).unwrap();
+        let mut rounds = 0;
+        let ended = sweep.run(&mut |_| {
+            rounds += 1;
+            // Longer than what is condemned waits for company.
+            std::thread::sleep(Duration::from_millis(4));
+            if rounds < 30 { Flow::Continue } else { Flow::Stop }
+        });
+        let Ok(Ended::Swept(report)) = ended else { panic!("{ended:?}") };
+        assert_eq!(report.reason, Reason::Stopped);
+        // Any other command would make them young.
+        if con.keys::<_, BTreeSet<String>>("tag:*").unwrap() == in_use {
+            let totals = totals(&server.link(), b"cache_tag_cleanup").unwrap();
+            assert!(run > 2 && totals.last_success.is_none(), "{run}");
+            return;
+        }
+    }
+    panic!("they come no farther");
+}
+
+#[test]
 fn what_was_removed_before_is_told_though_no_page_was_done() {
     let server = Server::start();
     let mut con = server.connect();

@@ -2,7 +2,8 @@
 //!
 //! A checkpoint names the oldest page of which something is unsettled, so nothing is passed over by
 //! going on. It counts only for the same server process (cursors mean nothing to another), the same
-//! keys and the same question.
+//! keys and the same question. Where a sweep came no farther than it began, because tags in use would have taken
+//! longer than it ran, it names the first page behind them: shorter sweeps than that still come to all others.
 //!
 //! Whoever goes on begins there and goes round, to that place again: what became stale before it since
 //! then is found, too, and a sweep that is cut short every night still comes to every tag in turn. Only

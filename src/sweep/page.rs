@@ -13,6 +13,8 @@ pub(crate) struct Page {
     pub missed: Cell<bool>,
     /// Nothing more is done about something of it.
     pub given_up: Cell<bool>,
+    /// Something of it waited for a grace when the sweep was cut short.
+    pub postponed: Cell<bool>,
     pub seen: Cell<u64>,
     pub aged: Cell<u64>,
     pub skipped: Cell<u64>,

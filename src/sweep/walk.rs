@@ -192,6 +192,16 @@ impl Walk {
         self.pages.front().map_or(self.at, |(place, _)| *place)
     }
 
+    /// If only tags that have to wait keep that place at the beginning, the next one where more than that is
+    /// unsettled: whoever began where this walk did would come no farther.
+    pub fn beyond_what_waits(&self) -> Option<Place> {
+        let waits = |page: &Page| page.postponed.get() && !page.given_up.get();
+        let stuck = self.pages.front().is_some_and(|(place, _)| place.cursor == self.from);
+        let open = |(_, page): &&(Place, Weak<Page>)| page.upgrade().is_some_and(|p| !waits(&p));
+        let place = self.pages.iter().find(open).map_or(self.at, |(place, _)| *place);
+        (stuck && place.cursor != self.from).then_some(place)
+    }
+
     fn forget_settled(&mut self) {
         while self.pages.front().is_some_and(|(_, page)| page.strong_count() == 0) {
             self.pages.pop_front();
@@ -325,6 +335,25 @@ mod tests {
             walk(&mut last, &table, 7, usize::MAX, 30, &mut met);
             assert!(is_once(&met, &table), "{again:?}");
         }
+    }
+
+    #[test]
+    fn what_has_to_wait_keeps_nobody_where_he_began() {
+        let place = |cursor| Place { cursor, since: 5 };
+        let page = |walk: &mut Walk, cursor| walk.answered(cursor, 2, &mut vec![], 9);
+        let mut walk = Walk::round(place(4));
+        let first = page(&mut walk, 2);
+        assert_eq!(walk.beyond_what_waits(), None, "it is under way");
+        first.postponed.set(true);
+        assert_eq!((walk.settled(), walk.beyond_what_waits()), (place(4), Some(place(2))));
+        let (second, third) = (page(&mut walk, 6), page(&mut walk, 1));
+        second.postponed.set(true);
+        third.given_up.set(true);
+        assert_eq!(walk.beyond_what_waits(), Some(place(6)));
+        second.given_up.set(true);
+        assert_eq!(walk.beyond_what_waits(), Some(place(2)));
+        drop(first);
+        assert_eq!((walk.settled(), walk.beyond_what_waits()), (place(2), None), "it came on");
     }
 
     #[test]

@@ -59,13 +59,13 @@ impl Running<'_> {
     fn drop_what_waits(&mut self) {
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);
         let barred = self.queue.take_held().into_iter().map(|(_, doomed)| doomed.into_batch());
-        let mut batches: Vec<Batch> =
+        let batches: Vec<Batch> =
             self.queue.condemned.drain(..).chain(held).chain(barred).collect();
         for later in self.queue.waiting.drain() {
             match later {
-                Later::Absent(batch) => batches.push(batch),
+                Later::Absent(batch) => self.put_off(batch.visit),
                 Later::Tag { key, page, tally, .. } => {
-                    self.give_up(&page);
+                    self.postpone(&page);
                     self.settle(&key, &page, tally);
                 }
                 Later::Recover(_) => {}

@@ -180,6 +180,8 @@ impl Running<'_> {
     fn found_absent(&mut self, batch: Batch) {
         if batch.members.is_empty() {
             self.let_go(batch.visit);
+        } else if batch.visit.unclear.get() && self.is_ending() {
+            self.put_off(batch.visit);
         } else if batch.visit.unclear.get() {
             let (size, due) = (batch.size(), Moment::now() + self.options.grace);
             self.queue.waiting.put(Later::Absent(batch), size, due);

@@ -1,12 +1,13 @@
 //! Where an earlier sweep was cut short, and where a later one could go on.
 
 use crate::clock::Moment;
-use crate::sweep::batch::Batch;
+use crate::sweep::batch::{Batch, Visit};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::page::Page;
-use crate::sweep::report::Report;
+use crate::sweep::report::{Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
+use crate::sweep::walk::Place;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -17,8 +18,8 @@ pub(super) struct Resume {
     pub checkpointed: Moment,
     /// Figures of the sweep that this one goes on from.
     before: Report,
-    /// Pages of which something was given up: whoever goes on begins with them.
-    given_up: Vec<Rc<Page>>,
+    /// Pages of which something was given up or postponed: whoever goes on begins with them.
+    unfinished: Vec<Rc<Page>>,
     farewell: bool,
     /// Share of the table that was seen before this run, see [`Checkpoint::seen`].
     seen: f64,
@@ -28,9 +29,9 @@ pub(super) struct Resume {
 
 impl Resume {
     pub fn new(purpose: Option<String>, now: Moment) -> Self {
-        let (before, given_up) = (Report::default(), Vec::new());
+        let (before, unfinished) = (Report::default(), Vec::new());
         let (farewell, round) = (false, false);
-        Self { purpose, checkpointed: now, before, given_up, farewell, seen: 0.0, round }
+        Self { purpose, checkpointed: now, before, unfinished, farewell, seen: 0.0, round }
     }
 }
 
@@ -48,17 +49,42 @@ impl Running<'_> {
 
     /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
-        if self.second_pass || !self.proof.is_settled() || self.contender.lease().is_none() {
+        if !self.proof.is_settled() || self.contender.lease().is_none() {
             return None;
         }
-        let purpose = self.resume.purpose.as_ref()?;
-        let place = self.walk.settled();
+        let (place, beyond) = (self.walk.settled(), self.walk.beyond_what_waits());
         let seen = self.resume.seen + self.walk.passed_to(place);
-        self.resume.round = seen >= 1.0;
-        if self.resume.round {
+        self.resume.round = !self.second_pass && seen >= 1.0;
+        let (place, seen, report) = if self.resume.round {
             // What comes from here on belongs to another round.
-            return Some(Checkpoint::new(purpose, place, seen - 1.0, Report::default()));
+            (place, seen - 1.0, Report::default())
+        } else if self.second_pass || beyond.is_some() {
+            // Not all before it was seen to the end: who goes on goes round, and counts that anew.
+            let place = Place { since: 0, ..beyond.unwrap_or(place) };
+            (place, 0.0, self.done_up_to_there())
+        } else {
+            (place, seen, self.done_up_to_there())
+        };
+        if beyond.is_some() {
+            self.warn_of_haste();
         }
+        let done = self.resume.round || place.cursor != 0 || report.references_removed > 0;
+        let purpose = self.resume.purpose.as_ref().filter(|_| done)?;
+        Some(Checkpoint::new(purpose, place, seen, report))
+    }
+
+    /// Where every sweep is as short as this one, tags in use keep what is stale in them.
+    fn warn_of_haste(&mut self) {
+        if self.ending.reason == Some(Reason::MaxDuration) {
+            let needed = 2 * self.options.grace + self.options.verify;
+            self.warn(&format!(
+                "too short for tags in use, which take {needed:?}: the next sweep passes them over"
+            ));
+        }
+    }
+
+    /// Figures of what this run and those before it have done with.
+    fn done_up_to_there(&self) -> Report {
         let mut report = self.resume.before.clone();
         report.add(&self.report);
         for page in self.walk.unsettled() {
@@ -70,14 +96,20 @@ impl Running<'_> {
             take(&mut report.tags_unchanged, &page.unchanged);
             take(&mut report.references_checked, &page.checked);
         }
-        let done = place.cursor != 0 || report.references_removed > 0;
-        done.then(|| Checkpoint::new(purpose, place, seen, report))
+        report
     }
 
     /// Nothing more is done about something of this page.
     pub(super) fn give_up(&mut self, page: &Rc<Page>) {
         if !page.given_up.replace(true) {
-            self.resume.given_up.push(Rc::clone(page));
+            self.resume.unfinished.push(Rc::clone(page));
+        }
+    }
+
+    /// The same, and all because it has to wait.
+    pub(super) fn postpone(&mut self, page: &Rc<Page>) {
+        if !page.postponed.replace(true) {
+            self.resume.unfinished.push(Rc::clone(page));
         }
     }
 
@@ -85,6 +117,12 @@ impl Running<'_> {
     pub(super) fn leave(&mut self, batch: Batch) {
         self.give_up(&batch.visit.page);
         self.let_go(batch.visit);
+    }
+
+    /// What is left to do about a tag is for a sweep that has the time to look twice.
+    pub(super) fn put_off(&mut self, visit: Rc<Visit>) {
+        self.postpone(&visit.page);
+        self.let_go(visit);
     }
 
     /// The last words to the server: how far we came, or that there is nothing left to do. False when

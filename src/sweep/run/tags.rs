@@ -126,7 +126,10 @@ impl Running<'_> {
                 self.first_seen(&visit, age);
             }
             if let Evidence::Young(span) = self.evidence(&visit, idle) {
-                self.read_later(&visit, span);
+                match self.is_ending() {
+                    true => self.put_off(visit),
+                    false => self.read_later(&visit, span),
+                }
                 return Ok(());
             }
         }
