@@ -52,6 +52,12 @@ pub struct Tls {
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Tls {
+    fn is_given(&self) -> bool {
+        self.ca.is_some() || self.identity.is_some()
+    }
+}
+
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
@@ -178,6 +184,12 @@ impl Config {
         }
         match &self.address {
             Address::Tcp { host, .. } if host.is_empty() => Err(Error::invalid("no host given")),
+            Address::Tcp { tls: true, .. } => Ok(()),
+            _ if self.tls.is_given() => Err(Error::invalid(
+                "a CA, a certificate or its key is given, but this server is spoken to without TLS: nothing would \
+                 be encrypted",
+            )
+            .advice("rediss:// speaks TLS")),
             _ => Ok(()),
         }
     }
@@ -236,6 +248,16 @@ mod tests {
             assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{url}: {e}");
         }
         assert!(Config::from_url("redis://h/3?protocol=resp3").is_ok());
+    }
+
+    #[test]
+    fn what_is_for_tls_is_refused_without_it() {
+        for (url, fits) in [("rediss://h", true), ("redis://h", false), ("/run/redis.sock", false)]
+        {
+            let mut config = Config::from_url(url).unwrap();
+            config.tls.ca = Some(b"pem".to_vec());
+            assert_eq!(config.check().is_ok(), fits, "{url}");
+        }
     }
 
     #[test]

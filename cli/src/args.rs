@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use tagsweep::config::Address;
 use tagsweep::lock::Ttl;
 use tagsweep::sweep::{OnAged, Options};
 use tagsweep::{Config, Error};
@@ -107,15 +106,11 @@ impl ServerArgs {
         let url = if self.url.is_empty() { DEFAULT_URL } else { &self.url };
         let mut config =
             Config::from_url(url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
-        let asks_for_tls = self.tls_ca.is_some() || self.tls_cert.is_some();
-        if asks_for_tls && !matches!(config.address, Address::Tcp { tls: true, .. }) {
-            let told = "--tls-ca, --tls-cert and --tls-key are for rediss:// only: this would not be encrypted";
-            return Err(Error::bad_argument(told));
-        }
         config.tls.ca = self.tls_ca.as_ref().map(pem).transpose()?;
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             config.tls.identity = Some((pem(cert)?, pem(key)?));
         }
+        config.check()?;
         Ok(config)
     }
 }

@@ -113,13 +113,6 @@ fn from_array(given: &Given) -> PhpResult<Config> {
     config.prefix = given.string("prefix")?.unwrap_or_default();
     config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
     config.connect_timeout = given.seconds("connect_timeout")?.unwrap_or(config.connect_timeout);
-    let for_tls = ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|key| given.has(key));
-    if let (Some(key), false) = (for_tls, matches!(config.address, Address::Tcp { tls: true, .. }))
-    {
-        return Err(invalid(format!(
-            "\"{key}\" is for TLS: without it nothing would be encrypted"
-        )));
-    }
     config.tls.ca = text("tls_ca")?.map(|path| pem(&path)).transpose()?;
     if let (Some(cert), Some(key)) = (text("tls_cert")?, text("tls_key")?) {
         config.tls.identity = Some((pem(&cert)?, pem(&key)?));
