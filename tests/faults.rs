@@ -304,6 +304,36 @@ fn a_lease_whose_shortening_nobody_confirms_is_believed_in_no_longer_than_that()
 }
 
 #[test]
+fn who_asked_in_vain_for_less_time_takes_the_lock_anew_all_the_same() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut lock = lock(&proxy);
+    lock.acquire().unwrap();
+    proxy.break_next("EVALSHA", Fault::CloseBefore, 1000);
+    assert!(lock.extend(Some(Duration::from_millis(100))).is_err());
+    proxy.break_next("EVALSHA", Fault::CloseBefore, 0);
+    until("it is over", || !lock.is_held());
+    assert!(run::<i64>(&mut server.connect(), "PTTL lock:job") > 20_000, "but not on the server");
+    let outcome = lock.acquire().unwrap();
+    assert!(matches!(outcome, Outcome::Acquired { .. }), "{outcome:?}");
+}
+
+#[test]
+fn a_wait_ends_in_time_whatever_comes_before_it() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let ttl = Ttl::Auto { least: Duration::from_secs(1), most: Duration::from_secs(60) };
+    let terms = Terms { ttl, ..Terms::new(TTL) };
+    let link = Arc::new(Mutex::new(Link::new(proxy.config().timeout(TTL)).unwrap()));
+    let mut lock = Lock::on(link, b"job", terms).unwrap();
+    lock.status().unwrap();
+    proxy.break_next("\r\n", Fault::DropReply, 1000);
+    let begun = Instant::now();
+    assert!(lock.acquire_within(Duration::from_millis(50), &mut |_| true).is_err());
+    assert!(begun.elapsed() < Duration::from_millis(250), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_grant_that_is_over_when_it_is_told_and_cannot_be_extended_is_a_loss() {
     let server = Server::start();
     let proxy = Proxy::start(&server.socket());

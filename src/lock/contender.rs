@@ -247,16 +247,17 @@ impl Contender {
         }
     }
 
-    /// Gives up a lease that may not be acted upon any more: by our own clock it is over.
+    /// By our own clock the lease is over: it may not be acted upon any more. Of another's grant we know nothing,
+    /// and give it up.
     pub fn outlive(&mut self, now: Moment) {
         let over = match self.is_held_too_long(now) {
             true => LossReason::MaxHold,
             false => LossReason::Expired,
         };
-        if let Some(pulse) = self.pulse().filter(|_| !self.restored) {
-            pulse.lose(over);
+        match self.pulse() {
+            Some(pulse) if !self.restored => drop(pulse.lose(over)),
+            _ => self.forget(),
         }
-        self.forget();
     }
 
     /// Counts what became of the lease, and gives it up on this side.

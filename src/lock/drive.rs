@@ -49,9 +49,9 @@ pub(crate) struct Drive<'a> {
 }
 
 impl<'a> Drive<'a> {
-    /// With patience until `end`.
-    pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, end: Moment) -> Self {
-        let waits = !end.passed();
+    /// From now on, with this wait budget.
+    pub fn new(keys: &'a Keys, link: &'a SharedLink, go_on: GoOn<'a>, budget: Duration) -> Self {
+        let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
         let (line, answered, failures, breaks) = (None, 0, 0, 0);

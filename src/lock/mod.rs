@@ -122,11 +122,11 @@ const TARDY: Duration = Duration::from_millis(110);
 /// How long that and giving the grant back may take at the very end of a wait.
 const LEAST_CONFIRM: Duration = Duration::from_millis(45);
 
-/// How long learning from the past may take; without it the TTL stays as it is.
-const LEARN: Duration = Duration::from_millis(150);
+/// How long what comes before or after the answer of a call may take.
+const ASIDE: Duration = Duration::from_millis(150);
 
-/// How long what comes after the answer of a call may take.
-const AFTER: Duration = Duration::from_millis(150);
+/// What is left of a wait however long that took.
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl Lock {
     /// A lock with a connection of its own. Does not connect yet.
@@ -193,13 +193,16 @@ impl Lock {
                 .advice("release it first; leases do not nest"));
         }
         let begun = Moment::now();
-        self.contender.outlive(begun);
-        self.learn();
-        let left = budget.saturating_sub(Moment::now().since(begun));
+        let first = begun + if budget.is_zero() { ASIDE } else { ASIDE.min(budget / 2) };
+        self.outlive(first);
+        self.learn(first);
+        // Whoever waits does so until the end of his budget, not for the time of a call.
+        let spent = Moment::now().since(begun);
+        let left = budget.saturating_sub(spent).max(budget.min(MOMENT));
         let outcome = acquire_within(&mut self.contender, &self.link, left, go_on)?;
         if let Outcome::Acquired { .. } = outcome {
             let usual = guard(&self.link).config().timeout;
-            self.confirm(if budget.is_zero() { begun + usual } else { begun + budget + AFTER })?;
+            self.confirm(if budget.is_zero() { begun + usual } else { begun + budget + ASIDE })?;
             self.watch().inspect_err(|_| {
                 // What was promised cannot be kept.
                 let _ = end(&mut self.contender, &mut guard(&self.link), Contender::give_back);
@@ -244,7 +247,7 @@ impl Lock {
         let reason = self.lost()?;
         match reason {
             // Others need not wait for its TTL.
-            LossReason::Unknown | LossReason::MaxHold => drop(self.release_within(AFTER)),
+            LossReason::Unknown | LossReason::MaxHold => drop(self.release_within(ASIDE)),
             _ => self.forget(),
         }
         Some(reason)
@@ -438,7 +441,7 @@ impl Lock {
         }
         let mut link = guard(&self.link);
         let begun = Moment::now();
-        let now = link.hurry(AFTER, |link| {
+        let now = link.hurry(ASIDE, |link| {
             let deadline = link.deadline();
             link.call(&redis::cmd("TIME"), deadline)
         });
@@ -450,15 +453,25 @@ impl Lock {
         Moment::now().since(begun)
     }
 
-    /// Learns the TTL from the past, if it is to be learned.
-    fn learn(&mut self) {
+    /// Gives up a lease that is over by our own clock. The server may have it still, where a shorter TTL was asked
+    /// for and that was lost.
+    fn outlive(&mut self, until: Moment) {
+        self.contender.outlive(Moment::now());
+        if self.contender.lease().is_some() {
+            let _ = self.release_within(until.left());
+        }
+    }
+
+    /// Learns the TTL from the past, if it is to be learned; without it the TTL stays as it is.
+    fn learn(&mut self, until: Moment) {
         let ttl = self.contender.options().ttl;
         let fresh = self.learned.is_some_and(|at| Moment::now().since(at) < LEARN_EVERY);
         if matches!(ttl, Ttl::Auto { .. }) && !fresh {
             let renewed = self.contender.options().renew.is_some();
             let keys = self.contender.keys();
-            let learned =
-                guard(&self.link).hurry(LEARN, |link| monitor::learn(link, keys, ttl, renewed));
+            let mut link = guard(&self.link);
+            let learned = link.hurry(until.left(), |link| monitor::learn(link, keys, ttl, renewed));
+            drop(link);
             if let Ok(ttl) = learned {
                 self.contender.ttl = ttl;
                 self.learned = Some(Moment::now());
@@ -492,7 +505,7 @@ impl Lock {
         }
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
         let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
-        let given_back = link.hurry(AFTER.min(left / 3), give_back);
+        let given_back = link.hurry(ASIDE.min(left / 3), give_back);
         let told = match confirmed {
             Ok(redis::Value::Int(n)) => format!("{n} of {wanted} replicas have the grant"),
             Err(e) if !e.is_unknown() || given_back.is_err() => return Err(e),
@@ -572,7 +585,7 @@ pub(crate) fn acquire_within(
     let manner = contender.manner(budget);
     let ttl = manner.ttl;
     let mut attempt = Attempt::new(manner, begun)?;
-    let drive = Drive::new(contender.keys(), link, go_on, begun + budget);
+    let drive = Drive::new(contender.keys(), link, go_on, budget);
     match drive.run(&mut attempt) {
         Ok(Ok(lease)) => {
             let fence = lease.fence;
@@ -606,7 +619,7 @@ fn end(
     let (until, too_long) = (contender.safe_until(), contender.is_held_too_long(Moment::now()));
     let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
-    let after = Moment::now() + AFTER;
+    let after = Moment::now() + ASIDE;
     let done = match (&answer, &request) {
         (Answer::Released, _) => true,
         // Gone after an attempt whose reply was lost: did that attempt release it?
