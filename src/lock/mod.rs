@@ -36,27 +36,32 @@ pub mod attempt;
 #[doc(hidden)]
 pub mod contender;
 mod drive;
+mod force;
 mod lease;
 mod line;
-mod monitor;
+mod loss;
+mod names;
 mod options;
 #[doc(hidden)]
 pub mod protocol;
 mod pulse;
 mod renew;
 mod stats;
+mod status;
 mod ttl;
 mod wait;
 
 pub(crate) use contender::Contender;
 pub use drive::GoOn;
+pub use force::{Forced, force_release};
 pub(crate) use lease::whoami;
 pub use lease::{Holder, Lease};
-pub use monitor::{Forced, Run, RunEnd, Status, Waiter, force_release, names, status};
+pub use names::names;
 pub use options::Options;
 pub(crate) use protocol::companion;
 pub use renew::{OnLost, Watchdog};
 pub use stats::{Histogram, LossReason, Stats};
+pub use status::{Run, RunEnd, Status, Waiter, status};
 pub use ttl::Ttl;
 pub use wait::WaitMode;
 
@@ -66,7 +71,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::attempt::Attempt;
 use crate::lock::drive::{Asked, Drive, ask};
-use crate::lock::monitor::Loss;
+use crate::lock::loss::Loss;
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::renew::Ward;
 use crate::reply::checked;
@@ -369,7 +374,7 @@ impl Lock {
     pub fn force_release(&mut self) -> Result<bool> {
         self.contender.forget();
         let link = &mut guard(&self.link);
-        let forced = monitor::force(link, self.contender.keys(), None)?;
+        let forced = force::force(link, self.contender.keys(), None)?;
         Ok(matches!(forced, Forced::Taken(_)))
     }
 
@@ -378,7 +383,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`].
     pub fn status(&self) -> Result<Status> {
-        monitor::look(&mut guard(&self.link), self.contender.keys())
+        status::look(&mut guard(&self.link), self.contender.keys())
     }
 
     /// Asks for more time, in a call of which so much is spent, and takes in the answer.
@@ -394,7 +399,7 @@ impl Lock {
             let found = if *somebody { LossReason::Stolen } else { LossReason::Expired };
             let until = self.contender.safe_until().unwrap_or(asked.sent);
             let loss = Loss { fence, until, found };
-            let reason = monitor::why(&mut guard(&self.link), self.contender.keys(), &loss);
+            let reason = loss::why(&mut guard(&self.link), self.contender.keys(), &loss);
             // Who is told may use the link.
             if self.contender.lose(reason) {
                 self.tell(reason);
@@ -470,7 +475,7 @@ impl Lock {
             let renewed = self.contender.options().renew.is_some();
             let keys = self.contender.keys();
             let mut link = guard(&self.link);
-            let learned = link.hurry(until.left(), |link| monitor::learn(link, keys, ttl, renewed));
+            let learned = link.hurry(until.left(), |link| ttl::learn(link, keys, ttl, renewed));
             drop(link);
             if let Ok(ttl) = learned {
                 self.contender.ttl = ttl;
@@ -627,7 +632,7 @@ fn end(
             let (keys, recorded) = (contender.keys(), contender.options().record);
             let unknown =
                 Error::new(ErrorKind::Unknown, "its answer was lost, and others had it since");
-            link.hurry(after.left(), |link| monitor::was_given_back(link, keys, *fence, recorded))
+            link.hurry(after.left(), |link| loss::was_given_back(link, keys, *fence, recorded))
                 .and_then(|told| told.ok_or(unknown))
                 .map_err(|e| e.key(&keys.lock))?
         }
@@ -649,10 +654,10 @@ fn end(
 /// Why a lease was lost; nothing if it was given back by somebody who has its owner, too.
 fn became(link: &mut Link, contender: &Contender, loss: &Loss) -> Option<LossReason> {
     let keys = contender.keys();
-    let reason = monitor::why(link, keys, loss);
+    let reason = loss::why(link, keys, loss);
     // Unless others had it since: what is on record of that goes back ten grants only.
     let given_back = reason == LossReason::Expired
-        && monitor::was_given_back(link, keys, loss.fence, false).ok().flatten() == Some(true);
+        && loss::was_given_back(link, keys, loss.fence, false).ok().flatten() == Some(true);
     (!given_back).then_some(reason)
 }
 

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lease::{DRIFT_LEAST, safe_until};
-use crate::lock::monitor::{Loss, why};
+use crate::lock::loss::{Loss, why};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;

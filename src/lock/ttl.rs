@@ -1,11 +1,17 @@
-//! How long a lease should live: fixed, or learned from the past. Pure.
+//! How long a lease should live: fixed, or learned from the past.
 //!
 //! Learned from a log-histogram of how late renewals came at most (of whole durations when nothing
 //! renews), the newest weeks weighing most: a high quantile, times a margin, within bounds. The
 //! estimator of TCP's retransmission timer (mean plus deviations) was measured to be unsound here:
 //! durations are skewed, not jittered.
 
+use crate::clock::Moment;
+use crate::connect::Link;
+use crate::error::Result;
+use crate::lock::protocol::Keys;
 use crate::lock::stats::Histogram;
+use crate::reply::understood;
+use redis::Value;
 use std::time::Duration;
 
 /// Life of a lease.
@@ -122,6 +128,24 @@ impl Past {
             _ => ttl.initial(),
         }
     }
+}
+
+/// The TTL that the past of a lock teaches; forgets what is too old. One round trip, at most two.
+pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Result<Duration> {
+    let commands = [redis::cmd("HGETALL").arg(&keys.stats).to_owned(), redis::cmd("TIME")];
+    let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
+    let mut replies = replies.into_iter();
+    let mut next = || replies.next().unwrap_or(Value::Nil);
+    // A hash that is none, or a permission that is missing, is a past that teaches nothing.
+    let fields: Vec<(String, String)> = understood(next()).unwrap_or_default();
+    let (seconds, _): (u64, u64) = understood(next()).unwrap_or_default();
+    let past = Past::read(&fields, renewed, seconds * 1_000_000);
+    if !past.outdated.is_empty() {
+        let mut forget = redis::cmd("HDEL");
+        forget.arg(&keys.stats).arg(&past.outdated);
+        let _ = link.call(&forget, Moment::now() + Duration::from_millis(500));
+    }
+    Ok(past.teach(ttl, renewed))
 }
 
 #[cfg(test)]
