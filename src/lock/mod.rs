@@ -33,9 +33,11 @@
 
 #[doc(hidden)]
 pub mod attempt;
+mod confirm;
 #[doc(hidden)]
 pub mod contender;
 mod drive;
+mod end;
 mod force;
 mod lease;
 mod line;
@@ -53,6 +55,7 @@ mod wait;
 
 pub(crate) use contender::Contender;
 pub use drive::GoOn;
+pub(crate) use end::release;
 pub use force::{Forced, force_release};
 pub(crate) use lease::whoami;
 pub use lease::{Holder, Lease};
@@ -71,11 +74,10 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::attempt::Attempt;
 use crate::lock::drive::{Asked, Drive, ask};
+use crate::lock::end::end;
 use crate::lock::loss::Loss;
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::renew::Ward;
-use crate::reply::checked;
-use crate::script::EXTEND;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -117,15 +119,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How often a TTL is learned anew.
 const LEARN_EVERY: Duration = Duration::from_secs(300);
-
-/// How long replicas have to confirm a grant.
-const CONFIRM: Duration = Duration::from_millis(500);
-
-/// A server notices that the time of a WAIT is over ten times a second only.
-const TARDY: Duration = Duration::from_millis(110);
-
-/// How long that and giving the grant back may take at the very end of a wait.
-const LEAST_CONFIRM: Duration = Duration::from_millis(45);
 
 /// How long what comes before or after the answer of a call may take.
 const ASIDE: Duration = Duration::from_millis(150);
@@ -484,44 +477,6 @@ impl Lock {
         }
     }
 
-    /// Has replicas confirm the grant by then, or gives it back.
-    fn confirm(&mut self, until: Moment) -> Result<()> {
-        let wanted = self.contender.options().confirm;
-        if wanted == 0 {
-            return Ok(());
-        }
-        let link = &mut guard(&self.link);
-        let left = until.left().max(LEAST_CONFIRM);
-        let span = CONFIRM.min(self.contender.ttl / 2).min(left.saturating_sub(TARDY) / 2);
-        let mut wait = redis::cmd("WAIT");
-        wait.arg(wanted).arg(span.as_millis().max(1) as u64);
-        // It is about what its connection wrote, which may be another than that of the grant: so the grant is
-        // written once more.
-        let again = EXTEND.by_body(&self.contender.extend_args().unwrap_or_default());
-        let deadline = Moment::now() + (span + TARDY).min(left - left / 3);
-        let confirmed = link.calls(&[again, wait], deadline).and_then(|replies| {
-            let extended = matches!(replies.first(), Some(redis::Value::Array(items))
-                if items.first() == Some(&redis::Value::Int(1)));
-            let told = replies.into_iter().last().unwrap_or(redis::Value::Nil);
-            checked(if extended { told } else { redis::Value::Int(0) })
-        });
-        if matches!(confirmed, Ok(redis::Value::Int(n)) if n >= i64::from(wanted)) {
-            return Ok(());
-        }
-        // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
-        let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
-        let given_back = link.hurry(ASIDE.min(left / 3), give_back);
-        let told = match confirmed {
-            Ok(redis::Value::Int(n)) => format!("{n} of {wanted} replicas have the grant"),
-            Err(e) if !e.is_unknown() || given_back.is_err() => return Err(e),
-            _ => "the server does not tell in time which replicas have the grant".to_owned(),
-        };
-        Err(Error::new(ErrorKind::Unconfirmed, told)
-            .key(self.key())
-            .server(&link.config().label())
-            .advice("it was given back; check the replicas, or ask for fewer"))
-    }
-
     /// Hands the lease to the watchdog, if there is one.
     fn watch(&self) -> Result<()> {
         let (Some(watchdog), Some(lease), Some(pulse)) =
@@ -607,58 +562,6 @@ pub(crate) fn acquire_within(
             Err(e)
         }
     }
-}
-
-/// Releases; false when it was not ours any more.
-pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
-    end(contender, link, Contender::release)
-}
-
-/// Ends a lease as the contender says.
-fn end(
-    contender: &mut Contender,
-    link: &mut Link,
-    say: impl FnOnce(&mut Contender, Moment) -> Option<Request>,
-) -> Result<bool> {
-    let known = contender.known_loss();
-    let (until, too_long) = (contender.safe_until(), contender.is_held_too_long(Moment::now()));
-    let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
-    let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
-    let after = Moment::now() + ASIDE;
-    let done = match (&answer, &request) {
-        (Answer::Released, _) => true,
-        // Gone after an attempt whose reply was lost: did that attempt release it?
-        (_, Request::Release { fence, .. }) if repeated => {
-            let (keys, recorded) = (contender.keys(), contender.options().record);
-            let unknown =
-                Error::new(ErrorKind::Unknown, "its answer was lost, and others had it since");
-            link.hurry(after.left(), |link| loss::was_given_back(link, keys, *fence, recorded))
-                .and_then(|told| told.ok_or(unknown))
-                .map_err(|e| e.key(&keys.lock))?
-        }
-        _ => false,
-    };
-    contender.released(&request, done, Moment::now());
-    if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
-        let until = until.unwrap_or(Moment::now());
-        let loss = Loss { fence: *fence, until, found: LossReason::Expired };
-        let reason = match too_long {
-            true => Some(LossReason::MaxHold),
-            false => link.hurry(after.left(), |link| became(link, contender, &loss)),
-        };
-        reason.into_iter().for_each(|reason| contender.count_loss(reason));
-    }
-    Ok(done)
-}
-
-/// Why a lease was lost; nothing if it was given back by somebody who has its owner, too.
-fn became(link: &mut Link, contender: &Contender, loss: &Loss) -> Option<LossReason> {
-    let keys = contender.keys();
-    let reason = loss::why(link, keys, loss);
-    // Unless others had it since: what is on record of that goes back ten grants only.
-    let given_back = reason == LossReason::Expired
-        && loss::was_given_back(link, keys, loss.fence, false).ok().flatten() == Some(true);
-    (!given_back).then_some(reason)
 }
 
 /// A link is whole after a panic: any fault drops its connection.
