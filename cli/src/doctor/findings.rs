@@ -1,70 +1,16 @@
-//! `tagsweep doctor`: looks at a server, and says what stands in the way of locks and sweeps. Changes
-//! nothing.
+//! What a doctor finds in what was seen of a server. Pure.
 
-use crate::args::{DoctorArgs, Role, bytes};
-use crate::monitor::link;
+use crate::args::Role;
+use crate::doctor::look::Seen;
 use crate::output::span;
-use crate::{Done, exit};
-use redis::{Cmd, Value, cmd, from_redis_value};
-use serde_json::json;
-use std::io::Write;
-use std::time::{Duration, Instant};
-use tagsweep::connect::Link;
-use tagsweep::error::plain;
-use tagsweep::lock::protocol::Keys;
-use tagsweep::lock::{self, SharedLink, Status};
+use std::time::Duration;
 use tagsweep::reply::Info;
-use tagsweep::sweep;
-
-/// Round trips of which the median is told.
-const TRIPS: usize = 9;
 
 /// A round trip from which on it is worth a word.
 const FAR: Duration = Duration::from_millis(5);
 
-/// Which of these commands the user may not run on their keys; nothing where the server cannot tell. ARGV: a
-/// command, its key, how many arguments follow that, and so on.
-const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
-    if not may then return no end \
-    for n = 1, #ARGV, 3 do \
-      local ask = {ARGV[n], ARGV[n + 1]} \
-      for more = 1, tonumber(ARGV[n + 2]) do ask[#ask + 1] = '1' end \
-      if not may(unpack(ask)) then no[#no + 1] = ARGV[n] .. ' on ' .. ARGV[n + 1] end end \
-    return no";
-
-/// What a lock does to its keys, each with the number of arguments after the key.
-const LOCKING: [(&str, u8); 15] = [
-    ("DEL", 0),
-    ("EXISTS", 0),
-    ("HINCRBY", 2),
-    ("LINDEX", 1),
-    ("LPOP", 0),
-    ("LPUSH", 1),
-    ("LTRIM", 2),
-    ("PEXPIRE", 1),
-    ("PTTL", 0),
-    ("SET", 1),
-    ("ZADD", 2),
-    ("ZREM", 1),
-    ("ZREMRANGEBYSCORE", 2),
-    ("ZREVRANK", 1),
-    ("ZSCORE", 1),
-];
-
-/// And a sweep to tags, to entries, and to what it keeps.
-const SWEEPING: [(&str, u8); 8] = [
-    ("EXPIRE", 1),
-    ("HSCAN", 1),
-    ("HSET", 2),
-    ("SADD", 1),
-    ("SISMEMBER", 1),
-    ("SREM", 1),
-    ("TYPE", 0),
-    ("UNLINK", 0),
-];
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Grade {
+pub(super) enum Grade {
     Good,
     /// To be known.
     Note,
@@ -73,10 +19,10 @@ enum Grade {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Finding {
-    grade: Grade,
-    what: String,
-    advice: &'static str,
+pub(super) struct Finding {
+    pub grade: Grade,
+    pub what: String,
+    pub advice: &'static str,
 }
 
 impl Finding {
@@ -85,170 +31,14 @@ impl Finding {
     }
 }
 
-/// What was seen of a server. What it did not tell is `None`.
-#[derive(Debug, Default)]
-struct Seen {
-    info: Option<String>,
-    trip: Duration,
-    /// What it answers to a script and to a command that blocks, if that is an error.
-    scripts: Option<String>,
-    blocking: Option<String>,
-    refused: Vec<String>,
-    lock: Option<Status>,
-    /// The server's clock, and when the last complete sweep ended (s).
-    now: u64,
-    swept: Option<u64>,
+/// All that is to be said of it to that role.
+pub(super) fn findings(seen: &Seen, role: Role) -> Vec<Finding> {
+    let past = if role == Role::Plan { Vec::new() } else { past(seen) };
+    [about(seen, role), rights(seen, role), past].concat()
 }
 
-pub(crate) fn doctor(args: &DoctorArgs) -> Done {
-    let link = link(&args.server)?;
-    let (seen, server) = look(&link, args)?;
-    let past = if args.role == Role::Plan { Vec::new() } else { past(&seen) };
-    let findings = [about(&seen, args.role), rights(&seen, args.role), past].concat();
-    let mut out = std::io::stdout().lock();
-    if !args.json {
-        writeln!(
-            out,
-            "{server}: {}",
-            plain(&name(Info(seen.info.as_deref().unwrap_or_default())))
-        )?;
-    }
-    for finding in &findings {
-        let grade = match finding.grade {
-            Grade::Good => "ok",
-            Grade::Note => "note",
-            Grade::Bad => "bad",
-        };
-        let (what, advice) = (plain(&finding.what), finding.advice);
-        if args.json {
-            let line = json!({ "grade": grade, "what": what, "advice": advice });
-            writeln!(out, "{line}")?;
-        } else {
-            let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
-            writeln!(out, "  {grade:<5} {what}{advice}")?;
-        }
-    }
-    let bad = findings.iter().any(|finding| finding.grade == Grade::Bad);
-    Ok(if bad { exit::ERROR } else { exit::DONE })
-}
-
-fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<(Seen, String)> {
-    let name = bytes(&args.lock);
-    let mut seen = Seen::default();
-    let server = {
-        let mut link = link.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let link = &mut *link;
-        match trip(link) {
-            Ok(trip) => seen.trip = trip,
-            Err(e) => seen.refused.extend(refusal(Err(e))?),
-        }
-        if args.role != Role::Watch {
-            seen.info = text(link.bare(&cmd("INFO")))?;
-        }
-        let keys = Keys::new(args.server.prefix.as_encoded_bytes(), &name)?;
-        let tag = [args.server.prefix.as_encoded_bytes(), b"tag:tagsweep-doctor"].concat();
-        for read in reads(args.role, &keys, &tag) {
-            seen.refused.extend(refusal(link.bare(&read))?);
-        }
-        if matches!(args.role, Role::Lock | Role::Sweep) {
-            seen.scripts = refusal(link.bare(cmd("EVAL").arg("return 1").arg(0)))?;
-            // Of a lock that nobody has.
-            let nobody = Keys::new(args.server.prefix.as_encoded_bytes(), b"tagsweep-doctor")?;
-            seen.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody.baton).arg("0.01")))?;
-            if seen.scripts.is_none() {
-                seen.refused.extend(refused_writes(link, args.role, &keys, &tag)?);
-            }
-            let unknown = cmd("EVALSHA").arg("0".repeat(40)).arg(0).to_owned();
-            seen.refused.extend(refusal(link.bare(&unknown))?.filter(|e| !e.contains("NOSCRIPT")));
-            if args.role == Role::Sweep {
-                let load = cmd("SCRIPT").arg("LOAD").arg("return 1").to_owned();
-                seen.refused.extend(refusal(link.bare(&load))?);
-            }
-        }
-        link.config().label()
-    };
-    if args.role == Role::Plan {
-        return Ok((seen, server)); // it is not there to look at locks
-    }
-    // A user without the permission is told nothing.
-    seen.lock = lock::status(link, &name).ok();
-    seen.swept = sweep::totals(link, &name).ok().and_then(|totals| totals.last_success);
-    seen.now = seen.lock.as_ref().map_or(0, |status| status.time.as_secs());
-    Ok((seen, server))
-}
-
-fn trip(link: &mut Link) -> tagsweep::Result<Duration> {
-    link.bare(&cmd("PING"))?;
-    let mut trips = Vec::new();
-    for _ in 0..TRIPS {
-        let begun = Instant::now();
-        link.bare(&cmd("PING"))?;
-        trips.push(begun.elapsed());
-    }
-    trips.sort();
-    Ok(trips[TRIPS / 2])
-}
-
-/// What a role reads, as commands that do no harm.
-fn reads(role: Role, keys: &Keys, tag: &[u8]) -> Vec<Cmd> {
-    let on = |name: &str, key: &[u8]| cmd(name).arg(key).to_owned();
-    let mut reads = vec![cmd("TIME"), on("GET", &keys.lock)];
-    if role == Role::Watch {
-        reads.extend([on("PTTL", &keys.lock), on("HGETALL", &keys.stats)]);
-        reads.push(on("ZCARD", &keys.waiters));
-        reads.push(cmd("LRANGE").arg(&keys.runs).arg(0).arg(0).to_owned());
-    }
-    if matches!(role, Role::Plan | Role::Sweep) {
-        reads.extend([cmd("DBSIZE"), on("EXISTS", tag)]);
-        reads.push(cmd("SSCAN").arg(tag).arg(0).to_owned());
-    }
-    if role != Role::Lock {
-        reads.push(cmd("SCAN").arg(0).arg("COUNT").arg(1).to_owned());
-    }
-    reads
-}
-
-/// What a role writes and the user may not, asked in a script that writes nothing.
-fn refused_writes(
-    link: &mut Link,
-    role: Role,
-    keys: &Keys,
-    tag: &[u8],
-) -> tagsweep::Result<Vec<String>> {
-    let mut ask = cmd("EVAL");
-    ask.arg(REFUSED).arg(0);
-    for (name, more) in LOCKING {
-        ask.arg(name).arg(&keys.lock).arg(more).arg(name).arg(&keys.fence).arg(more);
-    }
-    for (name, more) in SWEEPING.into_iter().filter(|_| role == Role::Sweep) {
-        let key = if name.starts_with('H') || name == "EXPIRE" { &keys.stats } else { tag };
-        ask.arg(name).arg(key).arg(more);
-    }
-    match link.bare(&ask) {
-        Ok(told) => Ok(from_redis_value(told).unwrap_or_default()),
-        Err(e) if e.code().is_some() => Ok(vec![e.to_string()]),
-        Err(e) => Err(e),
-    }
-}
-
-/// An error of the server as text; what keeps it from answering is ours.
-fn refusal(answer: tagsweep::Result<Value>) -> tagsweep::Result<Option<String>> {
-    match answer {
-        Ok(_) => Ok(None),
-        Err(e) if e.code().is_some() => Ok(Some(e.to_string())),
-        Err(e) => Err(e),
-    }
-}
-
-fn text(answer: tagsweep::Result<Value>) -> tagsweep::Result<Option<String>> {
-    match answer {
-        Ok(value) => Ok(from_redis_value(value).ok()),
-        Err(e) if e.code().is_some() => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn name(info: Info) -> String {
+/// What it calls itself.
+pub(super) fn name(info: Info) -> String {
     let valkey = info.text("valkey_version").map(|version| format!("Valkey {version}"));
     let redis = || info.text("redis_version").map(|version| format!("Redis {version}"));
     valkey.or_else(redis).unwrap_or_else(|| "a server that does not say what it is".to_owned())
@@ -436,7 +226,6 @@ fn past(seen: &Seen) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::acl;
 
     const INFO: &str = "redis_version:7.2.4\r\nredis_mode:standalone\r\nrole:master\r\n\
         maxmemory:0\r\nmaxmemory_policy:noeviction\r\nused_memory:1000\r\nloading:0\r\n\
@@ -478,16 +267,6 @@ mod tests {
             assert!(found.len() == 1 && found[0].0 == grade, "{to}: {found:?}");
             assert!(found[0].1.contains(what), "{to}: {found:?}");
         }
-    }
-
-    #[test]
-    fn nothing_is_asked_for_that_the_printed_rule_does_not_give() {
-        let given = |name: &str, lists: &[&str]| {
-            let name = name.to_lowercase();
-            lists.iter().any(|list| list.split_whitespace().any(|given| given == name))
-        };
-        assert!(LOCKING.iter().all(|(name, _)| given(name, &[acl::LOCK])));
-        assert!(SWEEPING.iter().all(|(name, _)| given(name, &[acl::LOCK, acl::SWEEP])));
     }
 
     #[test]

@@ -1,0 +1,51 @@
+//! `tagsweep doctor`: looks at a server, and says what stands in the way of locks and sweeps. Changes
+//! nothing.
+
+mod findings;
+mod look;
+
+use crate::args::DoctorArgs;
+use crate::monitor::link;
+use crate::{Done, exit};
+use findings::{Finding, Grade};
+use serde_json::json;
+use std::io::Write;
+use tagsweep::error::plain;
+use tagsweep::reply::Info;
+
+pub(crate) fn doctor(args: &DoctorArgs) -> Done {
+    let link = link(&args.server)?;
+    let seen = look::look(&link, args)?;
+    let mut out = std::io::stdout().lock();
+    if !args.json {
+        let server = args.server.config()?.label();
+        let name = findings::name(Info(seen.info.as_deref().unwrap_or_default()));
+        writeln!(out, "{server}: {}", plain(&name))?;
+    }
+    let findings = findings::findings(&seen, args.role);
+    for finding in &findings {
+        writeln!(out, "{}", if args.json { as_json(finding) } else { as_text(finding) })?;
+    }
+    let bad = findings.iter().any(|finding| finding.grade == Grade::Bad);
+    Ok(if bad { exit::ERROR } else { exit::DONE })
+}
+
+fn word(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Good => "ok",
+        Grade::Note => "note",
+        Grade::Bad => "bad",
+    }
+}
+
+fn as_json(finding: &Finding) -> String {
+    let (grade, what) = (word(finding.grade), plain(&finding.what));
+    json!({ "grade": grade, "what": what, "advice": finding.advice }).to_string()
+}
+
+fn as_text(finding: &Finding) -> String {
+    let (grade, what) = (word(finding.grade), plain(&finding.what));
+    let advice = Some(finding.advice).filter(|advice| !advice.is_empty());
+    let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+    format!("  {grade:<5} {what}{advice}")
+}
