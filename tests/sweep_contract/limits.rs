@@ -1,0 +1,230 @@
+//! Where a sweep stops.
+
+use crate::fixtures::*;
+use crate::support::{Server, age};
+use redis::Commands;
+use std::time::{Duration, Instant};
+use tagsweep::sweep::{Flow, OnAged, Options, Reason};
+
+#[test]
+fn limits_stop_it() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..500 {
+        tag(&mut con, "", &format!("t{i}"), 1, 5);
+    }
+    let plan = |options| sweep(server.config(), Options { dry_run: true, ..options });
+    let report = plan(Options { max_removals: Some(333), ..quick() });
+    assert_eq!((report.reason, report.references_removed), (Reason::MaxRemovals, 333));
+    let report = plan(Options { max_share: 0.5, ..quick() });
+    assert_eq!((report.reason, report.references_removed), (Reason::MaxShare, 0));
+    let report = sweep(server.config(), Options { max_removals: Some(333), ..quick() });
+    assert_eq!(report.reason, Reason::MaxRemovals);
+    assert!((328..=333).contains(&report.references_removed), "{}", report.references_removed);
+    let report = sweep(server.config(), Options { max_share: 0.5, ..quick() });
+    assert_eq!(report.reason, Reason::MaxShare);
+    let limit = Some(Duration::from_nanos(1));
+    let report = sweep(server.config(), Options { max_duration: limit, ..quick() });
+    assert_eq!((report.reason, report.tags_seen), (Reason::MaxDuration, 0));
+    let report = sweep_watched(server.config(), quick(), &mut |_| Flow::Stop);
+    assert_eq!((report.reason, report.complete), (Reason::Stopped, false));
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+}
+
+#[test]
+fn a_share_of_few_references_is_judged_when_all_are_seen() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..90).for_each(|i| tag(&mut con, "", &format!("t{i}"), 1, 9));
+    let share = |max_share| Options { max_share, ..quick() };
+    for dry_run in [true, false] {
+        (0..90).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+        let report = sweep(server.config(), Options { dry_run, ..share(0.8) });
+        assert_eq!((report.reason, report.references_removed), (Reason::MaxShare, 0), "{dry_run}");
+    }
+    (0..90).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+    let report = sweep(server.config(), share(0.95));
+    assert_eq!((report.reason, report.references_removed), (Reason::Complete, 810));
+}
+
+#[test]
+fn a_share_is_not_judged_while_tags_wait_for_their_grace() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "old", 1, 10);
+    (0..50).for_each(|i| tag(&mut con, "", &format!("t{i}"), 10, 0));
+    (0..50).for_each(|i| age(&mut con, format!("tag:t{i}"), 0));
+    let grace = Duration::from_secs(1);
+    let report = sweep(server.config(), Options { grace, max_share: 0.5, ..quick() });
+    assert_eq!((report.reason, report.references_removed), (Reason::Complete, 10));
+}
+
+#[test]
+fn limits_stop_an_invalidation() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..50 {
+        tag(&mut con, "", &format!("t{i}"), 5, 0);
+    }
+    let aged = || Options {
+        max_tag_age: Some(Duration::from_secs(50)),
+        on_aged: OnAged::Invalidate,
+        max_removals: Some(33),
+        ..quick()
+    };
+    for dry_run in [true, false] {
+        // A look makes tags young, on servers before 7.2.
+        (0..50).for_each(|i| age(&mut con, format!("tag:t{i}"), 3600));
+        let report = sweep(server.config(), Options { dry_run, ..aged() });
+        let figures = (report.references_removed, report.entries_invalidated);
+        assert_eq!((report.reason, figures), (Reason::MaxRemovals, (33, 33)));
+    }
+    let entries: Vec<String> = con.keys("item:*").unwrap();
+    assert_eq!(entries.len(), 250 - 33);
+}
+
+#[test]
+fn a_limit_that_is_reached_leaves_verification_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "a", 1, 1);
+    let (begun, mut written) = (Instant::now(), false);
+    let verify = Duration::from_millis(1500);
+    let max_duration = Some(Duration::from_millis(200));
+    let report = sweep_watched(
+        server.config(),
+        Options { verify, max_duration, ..Options::default() },
+        &mut |_| {
+            if begun.elapsed().as_millis() > 1000 && !std::mem::replace(&mut written, true) {
+                let _: () = con.set("item:a:s0", "x").unwrap();
+            }
+            Flow::Continue
+        },
+    );
+    assert_eq!((report.reason, report.references_restored), (Reason::MaxDuration, 1));
+    assert!(members(&mut con, "tag:a").contains("item:a:s0"));
+}
+
+#[test]
+fn a_share_comes_before_a_number_of_removals() {
+    let server = Server::start();
+    let mut con = server.connect();
+    // Nine of ten are stale in each, so in whatever order they are seen.
+    tags(&mut con, "mixed", 20, 100, 10);
+    let grace = Duration::from_secs(1);
+    for (max_share, expected) in [(0.01, (Reason::MaxShare, 0)), (0.95, (Reason::MaxRemovals, 500))]
+    {
+        for dry_run in [true, false] {
+            (0..20).for_each(|t| age(&mut con, format!("tag:mixed:{t}"), 3600));
+            let max_removals = Some(500);
+            let options = Options { max_share, max_removals, grace, dry_run, ..quick() };
+            let report = sweep(server.config(), options);
+            let how = (report.reason, report.references_removed);
+            assert_eq!(how, expected, "{max_share} {dry_run}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_held_back_for_the_share_neither_fills_the_memory_nor_takes_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for t = 1, 3000 do local entry = 'item:' .. t .. string.rep('x', 1500) \
+                redis.call('SADD', 'tag:' .. t, entry) redis.call('SET', entry, '') end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    (1..=3000).for_each(|t| age(&mut con, format!("tag:{t}"), if t % 5 == 0 { 600 } else { 7200 }));
+    let options = Options {
+        max_share: 0.9,
+        max_tag_age: Some(Duration::from_secs(3600)),
+        on_aged: OnAged::Invalidate,
+        memory: 4 << 20,
+        grace: Duration::from_secs(1),
+        ..quick()
+    };
+    let report = sweep(server.config(), options.clone());
+    assert!(report.complete, "{report:?}");
+    assert_eq!((report.entries_invalidated, report.references_removed), (2400, 2400), "{report:?}");
+    // Fewer than a thousand: judged when all are seen, and then at once.
+    redis::cmd("FLUSHALL").exec(&mut con).unwrap();
+    tags(&mut con, "aged", 900, 1, 1);
+    (0..90).for_each(|t| age(&mut con, format!("tag:aged:{t}"), 600));
+    (90..900).for_each(|t| age(&mut con, format!("tag:aged:{t}"), 7200));
+    let report = sweep(server.config(), Options { max_share: 0.95, ..options });
+    assert!(report.complete && report.duration < Duration::from_secs(3), "{report:?}");
+    assert_eq!(report.entries_invalidated, 810, "{report:?}");
+}
+
+#[test]
+fn what_is_left_alone_after_all_does_not_count_against_the_limits() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "used", 1, 100, 0);
+    tags(&mut con, "young", 1, 100, 0);
+    let _: () = con.sadd("tag:young:0", "item:young:0:0").unwrap();
+    let (grace, mut used) = (Duration::from_secs(1), false);
+    let entries: Vec<String> = (0..100).map(|r| format!("item:used:0:{r}")).collect();
+    let options = Options { grace, max_removals: Some(100), trust_mapping: true, ..quick() };
+    // Entries appear when all of the first tag were seen absent; the other one waits for its grace.
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_checked == 100 && !std::mem::replace(&mut used, true) {
+            entries.iter().for_each(|entry| con.set(entry, "x").unwrap());
+        }
+        Flow::Continue
+    });
+    assert!(used && report.complete, "{report:?}");
+    assert_eq!((report.references_removed, report.tags_removed), (100, 1), "{report:?}");
+    assert_eq!(con.scard::<_, u64>("tag:used:0").unwrap(), 100);
+}
+
+#[test]
+fn an_aged_tag_that_is_used_while_it_is_held_back_for_the_share_stays() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "live", 9, 0);
+    tag(&mut con, "", "aged", 5, 0);
+    let fill = "for i = 1, 30000 do redis.call('SET', 'other:' .. i, '') end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    age(&mut con, "tag:live", 10);
+    let aged = Duration::from_secs(60);
+    let options = Options {
+        max_tag_age: Some(aged),
+        on_aged: OnAged::Invalidate,
+        max_share: 0.9,
+        effort: 10,
+        ..quick()
+    };
+    let mut used = false;
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        // So much later than our own look that it is told apart from that on servers before 7.2.
+        if progress.report.references_checked == 14 && !used {
+            std::thread::sleep(Duration::from_secs(4));
+            let _: () = con.sadd("tag:aged", "item:aged:l0").unwrap();
+            used = true;
+        }
+        Flow::Continue
+    });
+    assert!(used && report.complete, "{report:?}");
+    assert_eq!((report.entries_invalidated, report.references_removed), (0, 0), "{report:?}");
+}
+
+#[test]
+fn a_limit_that_is_reached_leaves_a_server_its_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "some", 3, 4, 2);
+    let options = Options { max_removals: Some(1), ..quick() };
+    let mut stalled = None;
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed > 0 && stalled.is_none() {
+            server.signal("STOP");
+            let pid = server.pid();
+            stalled = Some(std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(2600));
+                crate::support::signal(pid, "CONT");
+            }));
+        }
+        Flow::Continue
+    });
+    stalled.unwrap().join().unwrap();
+    assert_eq!((report.reason, report.warnings.len()), (Reason::MaxRemovals, 0), "{report:?}");
+}
