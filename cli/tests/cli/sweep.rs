@@ -1,0 +1,192 @@
+//! `tagsweep sweep` and `plan`.
+
+use crate::fixtures::*;
+use crate::support::{Server, age, run, signal, until};
+use redis::Commands;
+use std::io::{BufRead, BufReader};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[test]
+fn plan_shows_and_sweep_does() {
+    let server = Server::start();
+    fill(&server);
+    let (code, out, err) = tagsweep(&["plan", "--url", &server.url()]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("2 seen, 1 to remove, 1 pruned"), "{out}");
+    fill(&server);
+    let (code, out, err) = tagsweep(&["sweep", "--url", &server.url(), "--json"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((&report["type"], &report["complete"]), (&"report".into(), &true.into()));
+    assert_eq!((&report["tags_removed"], &report["references_removed"]), (&1.into(), &3.into()));
+    for key in [
+        "tags_seen",
+        "tags_pruned",
+        "tags_aged",
+        "tags_skipped",
+        "references_checked",
+        "references_restored",
+        "scores_healed",
+        "entries_invalidated",
+        "bytes_reclaimed",
+        "pages",
+        "duration_s",
+        "server_s",
+        "reason",
+    ] {
+        assert!(!report[key].is_null(), "{key}");
+    }
+    let (code, out, _) = read(Command::new(TAGSWEEP).arg("sweep").env("REDIS_URL", server.url()));
+    assert!(code == 0 && out.contains("0 removed"), "the URL comes from the environment: {out}");
+}
+
+#[test]
+fn ctrl_c_ends_a_sweep_within_a_second_with_its_lock_released() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let url = server.url();
+    for name in ["INT", "TERM"] {
+        let mut sweep = spawn(&["sweep", "--url", &url, "--json", "--grace", "20s"]);
+        let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().contains("progress"));
+        let begun = Instant::now();
+        signal(sweep.id(), name);
+        let last = lines.map(Result::unwrap).last().unwrap();
+        assert_eq!(sweep.wait().unwrap().code(), Some(4));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(last.contains("\"reason\":\"stopped\""), "{last}");
+        assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    }
+}
+
+#[test]
+fn a_killed_sweep_is_finished_by_the_next_within_one_ttl() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let url = server.url();
+    let mut sweep =
+        spawn(&["sweep", "--url", &url, "--json", "--grace", "20s", "--lock-ttl", "2s"]);
+    let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("progress"));
+    signal(sweep.id(), "KILL");
+    sweep.wait().unwrap();
+    let begun = Instant::now();
+    let (code, _, err) =
+        tagsweep(&["sweep", "--url", &url, "--wait", "10s", "--grace", "1s", "--lock-ttl", "2s"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let left: Vec<String> = con.keys("tag:*").unwrap();
+    assert_eq!(left, ["tag:mixed"]);
+}
+
+#[test]
+fn a_sweep_stopped_for_longer_than_its_ttl_removes_nothing_afterwards() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let url = server.url();
+    let _: () = con.sadd("tag:young", "item:x").unwrap();
+    let mut sweep = spawn(&["sweep", "--url", &url, "--json", "--grace", "2s", "--lock-ttl", "1s"]);
+    let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("progress"));
+    signal(sweep.id(), "STOP");
+    until("the lock expires", || !con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
+    let _: () = con.set("lock:cache_tag_cleanup", "another").unwrap();
+    signal(sweep.id(), "CONT");
+    let last = lines.map(Result::unwrap).last().unwrap();
+    assert_eq!(sweep.wait().unwrap().code(), Some(4));
+    assert!(last.contains("\"reason\":\"lost\""), "{last}");
+    assert!(con.exists::<_, bool>("tag:young").unwrap());
+    assert_eq!(con.get::<_, String>("lock:cache_tag_cleanup").unwrap(), "another");
+}
+
+#[test]
+fn the_demo_leaves_nothing_behind() {
+    let server = Server::start();
+    let (code, out, err) = tagsweep(&["demo", "--tags", "30", "--url", &server.url()]);
+    assert!(code == 0 && out.contains("10 removed, 10 pruned"), "{out}{err}");
+    assert_eq!(run::<u64>(&mut server.connect(), "DBSIZE"), 0);
+}
+
+#[test]
+fn a_plan_needs_no_permission_to_write() {
+    let server = Server::start();
+    fill(&server);
+    let mut con = server.connect();
+    let _: () = run(&mut con, "ACL SETUSER viewer on >secret ~* &* +@all -@write -@scripting");
+    let before: i64 = run(&mut con, "DBSIZE");
+    let url = format!("{}?user=viewer&pass=secret", server.url());
+    let (code, out, err) = tagsweep(&["plan", "--url", &url]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("2 seen, 1 to remove, 1 pruned"), "{out}");
+    assert!(out.contains("tag:mixed") && out.contains("item:gone"), "samples are shown: {out}");
+    let (_, out, _) = tagsweep(&["plan", "--url", &url, "--json"]);
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(report["samples"].as_array().unwrap().len(), 2, "{report}");
+    assert_eq!(run::<i64>(&mut con, "DBSIZE"), before, "a plan writes nothing");
+    let (code, _, err) = tagsweep(&["sweep", "--url", &url]);
+    assert!(code == 1 && err.contains("NOPERM") && !err.contains("secret"), "{code} {err}");
+}
+
+#[test]
+fn a_sweep_goes_on_where_another_was_stopped_unless_told_otherwise() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let fill = "for i = 1, 200000 do redis.call('SET', 'other:' .. i, '') end \
+                for i = 1, 2000 do redis.call('SADD', 'tag:' .. i, 'item:' .. i) end";
+    redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
+    let slowly = ["sweep", "--trust-mapping", "--effort", "1", "--max-duration", "300ms"];
+    let url = ["--url", &server.url(), "--json", "--grace", "0s"];
+    let (code, out, _) = tagsweep(&[slowly.as_slice(), &url].concat());
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!((code, &report["reason"]), (4, &"max_duration".into()), "{report}");
+    assert!(run::<bool>(&mut con, "EXISTS {lock:cache_tag_cleanup}:checkpoint"), "{report}");
+    let plan = ["plan", "--trust-mapping", "--fresh"];
+    let (_, out, _) = tagsweep(&[plan.as_slice(), &url].concat());
+    let whole: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(whole["resumed_at"], 0.0);
+    let (code, out, _) = tagsweep(&[["sweep", "--trust-mapping"].as_slice(), &url].concat());
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert!(code == 0 && report["resumed_at"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(run::<i64>(&mut con, "DBSIZE") - 200_000, leavings(&mut con), "no tag is left");
+    assert!(!run::<bool>(&mut con, "EXISTS {lock:cache_tag_cleanup}:checkpoint"));
+}
+
+/// Keys of our own that stay.
+fn leavings(con: &mut redis::Connection) -> i64 {
+    con.keys::<_, Vec<String>>("{lock:*").unwrap().len() as i64
+}
+
+#[test]
+fn a_sweep_takes_the_memory_that_it_is_given_whatever_the_names() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let tags = 100;
+    for tag in 0..tags {
+        let name = |member| format!("item:{tag}.{member}.{}", "x".repeat(2000));
+        let _: () = con.sadd(format!("tag:{tag}"), (0..150).map(name).collect::<Vec<_>>()).unwrap();
+        let _: () = con.set(name(0), "live").unwrap();
+        age(&mut con, format!("tag:{tag}"), 60);
+    }
+    // 30 MB of names, of which a fraction may be kept at a time.
+    let url = server.url();
+    let mut sweep = spawn(&["sweep", "--url", &url, "--memory", "8M", "--grace", "1s"]);
+    let status = format!("/proc/{}/status", sweep.id());
+    let mut peak = 0;
+    while sweep.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim_end_matches("kB").trim().parse().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(sweep.wait().unwrap().success());
+    let left: i64 = (0..tags).map(|n| con.scard::<_, i64>(format!("tag:{n}")).unwrap()).sum();
+    assert_eq!(left, tags);
+    assert!((1..20 << 10).contains(&peak), "{peak} KiB");
+}
