@@ -119,13 +119,9 @@ impl Running<'_> {
         self.queue.memory.read(members.iter().map(Vec::len).sum(), members.len());
         visit.seam.borrow_mut().join(&mut members, next != 0);
         if cursor == 0 {
+            let is_empty = members.is_empty() && next == 0;
             self.queue.memory.opened(members.len());
-            let idle = self.told_idle(&visit, &replies, sent);
-            if !members.is_empty() || next != 0 {
-                let age = self.age(&visit, idle);
-                self.first_seen(&visit, age);
-            }
-            if let Evidence::Young(span) = self.evidence(&visit, idle) {
+            if let Evidence::Young(span) = self.opened(&visit, is_empty, &replies, sent) {
                 match self.is_ending() {
                     true => self.put_off(visit),
                     false => self.read_later(&visit, span),
@@ -135,6 +131,22 @@ impl Running<'_> {
         }
         self.look_for(visit, &members, next);
         Ok(())
+    }
+
+    /// Takes in what was told of a tag with its first members: what its idle time proves.
+    fn opened(
+        &mut self,
+        visit: &Visit,
+        is_empty: bool,
+        replies: &[Value],
+        sent: Moment,
+    ) -> Evidence {
+        let idle = self.told_idle(visit, replies, sent);
+        if !is_empty {
+            let age = self.age(visit, idle);
+            self.first_seen(visit, age);
+        }
+        self.evidence(visit, idle)
     }
 
     /// The idle time that comes first among the replies about a tag.
