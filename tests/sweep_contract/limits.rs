@@ -228,3 +228,16 @@ fn a_limit_that_is_reached_leaves_a_server_its_time() {
     stalled.unwrap().join().unwrap();
     assert_eq!((report.reason, report.warnings.len()), (Reason::MaxRemovals, 0), "{report:?}");
 }
+
+#[test]
+fn a_limit_too_short_for_tags_in_use_says_so() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "live", 1, 0);
+    let allowed = |ms| Options { max_duration: Some(Duration::from_millis(ms)), ..quick() };
+    assert!(sweep(server.config(), allowed(300)).warnings.is_empty(), "nothing waits");
+    let _: () = con.sadd("tag:young", "item:gone").unwrap();
+    let report = sweep(server.config(), allowed(300));
+    assert_eq!(report.reason, Reason::MaxDuration);
+    assert!(report.warnings[0].contains("tags in use take 10.01s"), "{report:?}");
+}

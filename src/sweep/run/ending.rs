@@ -49,9 +49,21 @@ impl Running<'_> {
             return;
         }
         (self.ending.reason, self.ending.since) = (Some(reason), Some(Moment::now()));
+        self.warn_of_haste();
         self.drop_what_waits();
         if self.is_hurried() {
             self.queue.unverified.hurry(Moment::now() + STOPPING);
+        }
+    }
+
+    /// Where every sweep is as short as this one, tags in use keep what is stale in them.
+    fn warn_of_haste(&mut self) {
+        let needed = 2 * self.options.grace + self.options.verify;
+        let too_short = self.options.max_duration.is_some_and(|most| most < needed);
+        if too_short && !self.queue.waiting.is_empty() {
+            self.warn(&format!(
+                "tags in use take {needed:?}, more than the time allowed: what is stale in them stays"
+            ));
         }
     }
 

@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::sweep::batch::{Batch, Visit};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::page::Page;
-use crate::sweep::report::{Reason, Report};
+use crate::sweep::report::Report;
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::Place;
@@ -65,22 +65,9 @@ impl Running<'_> {
         } else {
             (place, seen, self.done_up_to_there())
         };
-        if beyond.is_some() {
-            self.warn_of_haste();
-        }
         let done = self.resume.round || place.cursor != 0 || report.references_removed > 0;
         let purpose = self.resume.purpose.as_ref().filter(|_| done)?;
         Some(Checkpoint::new(purpose, place, seen, report))
-    }
-
-    /// Where every sweep is as short as this one, tags in use keep what is stale in them.
-    fn warn_of_haste(&mut self) {
-        if self.ending.reason == Some(Reason::MaxDuration) {
-            let needed = 2 * self.options.grace + self.options.verify;
-            self.warn(&format!(
-                "too short for tags in use, which take {needed:?}: the next sweep passes them over"
-            ));
-        }
     }
 
     /// Figures of what this run and those before it have done with.
