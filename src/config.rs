@@ -199,6 +199,7 @@ impl Config {
         match &self.address {
             Address::Tcp { host, port, tls } => {
                 let scheme = if *tls { "rediss" } else { "redis" };
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
                 format!("{scheme}://{host}:{port}/{}", self.db)
             }
             Address::Unix(path) => format!("unix://{}?db={}", path.display(), self.db),
@@ -233,6 +234,13 @@ mod tests {
         assert_eq!(config.label(), "unix:///run/redis.sock?db=0");
         let config = Config::from_url("unix:///run/redis.sock?db=3&pass=x").unwrap();
         assert_eq!((config.db, config.password.is_some()), (3, true));
+    }
+
+    #[test]
+    fn a_label_can_be_given_as_a_url() {
+        for url in ["redis://h:6380/3", "rediss://[::1]:6379/0", "unix:///run/redis.sock?db=3"] {
+            assert_eq!(Config::from_url(url).unwrap().label(), url);
+        }
     }
 
     #[test]

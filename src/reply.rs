@@ -4,12 +4,19 @@ use crate::error::{Error, ErrorKind, Result, plain};
 use redis::{FromRedisValue, Value};
 use std::str::FromStr;
 
-/// Turns an error reply into an error, by its first word only: texts differ between servers.
+/// Turns an error reply into an error, by its first word where that says it: texts differ between servers.
 pub(crate) fn checked(reply: Value) -> Result<Value> {
     let Value::ServerError(e) = &reply else { return Ok(reply) };
-    // Long commands are refused before the password is asked for.
-    let unnamed = e.details().is_some_and(|text| text.contains("unauthenticated"));
-    let code = if unnamed { "NOAUTH" } else { e.code() };
+    let told = |what: &str| e.details().is_some_and(|text| text.contains(what));
+    let code = match e.code() {
+        // Long commands are refused before the password is asked for.
+        _ if told("unauthenticated") => "NOAUTH",
+        // Of a script, before and since Redis 7.2.
+        "ERR" if told("user executing the script can't") || told("ACL failure in script") => {
+            "NOPERM"
+        }
+        code => code,
+    };
     let kind = match code {
         "WRONGTYPE" => ErrorKind::WrongType,
         "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,

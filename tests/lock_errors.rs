@@ -38,6 +38,8 @@ const MATRIX: &[(&str, ErrorKind, bool)] = &[
     ("NOAUTH Authentication required.", ErrorKind::Denied, false),
     ("WRONGPASS invalid username-password pair", ErrorKind::Denied, false),
     ("NOPERM this user has no permissions", ErrorKind::Denied, false),
+    ("ERR The user executing the script can't run this command", ErrorKind::Denied, false),
+    ("ERR ACL failure in script: User u has no permissions", ErrorKind::Denied, false),
     ("ERR unknown command", ErrorKind::Refused, false),
 ];
 

@@ -1,6 +1,6 @@
 //! What the class macros cannot say: `Redis|string|array $redis`, `int|float $ttl`, and that the first
 //! parameter is sensitive, so that no backtrace shows a password in a DSN; `?callable $listener`, `?object $logger`
-//! and `static`.
+//! and, of a maker, `static`.
 
 use ext_php_rs::ffi::{_ZEND_TYPE_NAME_BIT, HashTable, zend_internal_arg_info};
 use ext_php_rs::ffi::{
@@ -21,8 +21,8 @@ unsafe extern "C" {
     ) -> *mut std::ffi::c_void;
 }
 
-/// Repairs `onProgress(?callable $listener = null): static` and `setLogger(?object $logger = null):
-/// static`. At module start only.
+/// Repairs `onProgress(?callable $listener = null)` and `setLogger(?object $logger = null)`. At module start
+/// only. (They return the class, not `static`: a lazy proxy answers with the object behind it.)
 pub(crate) fn repair_setters(class: &'static ClassEntry) {
     for (method, kind) in [("onprogress", IS_CALLABLE), ("setlogger", IS_OBJECT)] {
         // SAFETY: at module start nobody else uses the class entry; the table holds pointers to
@@ -33,7 +33,6 @@ pub(crate) fn repair_setters(class: &'static ClassEntry) {
             let table = function.internal_function.arg_info.cast::<zend_internal_arg_info>();
             let argument = &mut (*table).type_;
             argument.type_mask = (argument.type_mask & !TYPE_BITS) | (1 << kind) | (1 << IS_NULL);
-            returns_static(function);
         }
     }
 }

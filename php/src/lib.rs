@@ -7,6 +7,7 @@
 mod arginfo;
 mod ending;
 mod exceptions;
+mod frame;
 mod gate;
 mod lock;
 mod manager;

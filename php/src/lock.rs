@@ -5,17 +5,16 @@
 
 use crate::ending::{LEASES, watch};
 use crate::exceptions::{Class, exception, from_core, invalid};
+use crate::frame::{called_class, refuse_twice};
 use crate::gate::{self, Gate};
 use crate::options::{Given, lock_options, positive, span};
 use crate::target::{config, shared_link};
 use crate::weak::{Array, Bytes, Int, Number};
 use ext_php_rs::boxed::ZBox;
-use ext_php_rs::class::RegisteredClass;
 use ext_php_rs::exception::{PhpException, PhpResult};
-use ext_php_rs::flags::ClassFlags;
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
-use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
+use ext_php_rs::zend::ExecutorGlobals;
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -227,21 +226,11 @@ impl DistributedLock {
 /// An object of the class that a static method was called on: an application may have its own.
 fn instance(lock: DistributedLock) -> ZBox<ZendClassObject<DistributedLock>> {
     // SAFETY: it is initialised before anybody sees it.
-    let mut object = unsafe { ZendClassObject::<DistributedLock>::new_uninit(called_class()) };
+    let mut object = unsafe {
+        ZendClassObject::<DistributedLock>::new_uninit(called_class::<DistributedLock>())
+    };
     object.initialize(lock);
     object
-}
-
-/// The class that the static method under way was called on, if it is one of ours that can have objects.
-fn called_class() -> Option<&'static ClassEntry> {
-    // SAFETY: while a static method of ours runs the current frame is its own, and holds the class where
-    // other frames hold the object; classes outlive the request's frames.
-    let class = unsafe {
-        let this = &ExecutorGlobals::get().current_execute_data.as_ref()?.This;
-        if this.is_object() { (*this.value.obj).ce.as_ref()? } else { this.value.ce.as_ref()? }
-    };
-    let ours = class.instance_of(DistributedLock::get_metadata().ce());
-    (ours && !class.flags().contains(ClassFlags::Abstract)).then_some(class)
 }
 
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {
@@ -262,6 +251,7 @@ impl DistributedLock {
         ttl: Number,
         options: Array,
     ) -> PhpResult<Self> {
+        refuse_twice::<Self>()?;
         Self::on(redis, &lockKey, ttl.0, &options, None)
     }
 

@@ -1,11 +1,12 @@
 //! `Tagsweep\TagCleanupManager`.
 
 use crate::exceptions::{Class, exception, from_core, invalid, type_error};
+use crate::frame::refuse_twice;
 use crate::gate::{self, Gate};
 use crate::options::{self, Given};
 use crate::report::SweepReport;
 use crate::target::config;
-use crate::weak::{Array, Int};
+use crate::weak::{Array, Int, type_name};
 use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
@@ -39,6 +40,7 @@ const EVERY: Duration = Duration::from_millis(100);
 impl TagCleanupManager {
     #[php(defaults(maxTagAge = Int(604_800), options = Array::default()))]
     pub fn __construct(redis: &Zval, maxTagAge: Int, options: Array) -> PhpResult<Self> {
+        refuse_twice::<Self>()?;
         let given = Given::of(&options)?;
         let config = config(redis, NAME, &given)?;
         let options = options::sweep(&given, maxTagAge.0)?;
@@ -86,13 +88,9 @@ impl TagCleanupManager {
         listener: Option<&Zval>,
     ) -> &'a mut ZendClassObject<TagCleanupManager> {
         let listener = listener.filter(|listener| !listener.is_null());
-        if listener.is_some_and(|listener| !listener.is_callable()) {
-            type_error(format!(
-                "{NAME}::onProgress(): Argument #1 ($listener) must be callable or null"
-            ))
-            .throw();
-        } else {
-            self_.listener.replace(listener.map(Zval::shallow_clone));
+        match listener.map(closure_of).transpose() {
+            Ok(listener) => drop(self_.listener.replace(listener)),
+            Err(e) => e.throw(),
         }
         self_
     }
@@ -118,6 +116,19 @@ impl TagCleanupManager {
     pub fn stop(&self) {
         self.stopping.set(true);
     }
+}
+
+/// What is callable where we are called, so that it is wherever we call it: a private method is, too.
+fn closure_of(listener: &Zval) -> PhpResult<Zval> {
+    if !listener.is_callable() {
+        return Err(type_error(format!(
+            "{NAME}::onProgress(): Argument #1 ($listener) must be of type ?callable, {} given",
+            type_name(listener)
+        )));
+    }
+    ZendCallable::try_from_name("Closure::fromCallable")
+        .and_then(|make| make.try_call(vec![listener]))
+        .map_err(PhpException::from)
 }
 
 impl TagCleanupManager {

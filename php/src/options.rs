@@ -29,6 +29,8 @@ impl<'a> Given<'a> {
                 let at = key.long().unwrap_or_default();
                 return Err(invalid(format!("options have names, {at} is none")));
             };
+            // Once a foreach by reference was there, values are references.
+            let value = value.dereference();
             values.push((String::from_utf8_lossy(name.as_bytes()).into_owned(), value));
         }
         Ok(Self { values })

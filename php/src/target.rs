@@ -212,14 +212,18 @@ const KNOWN: usize = 64;
 /// For how long a server that answered is not asked again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A command through the object; nothing when it is refused.
+/// A command through the object; nothing when it is refused. What the application finds there as the last error
+/// is not of ours.
 fn ask(object: &ZendObject, command: &str, what: &str) -> Option<String> {
+    let told = |method: &str| object.try_call_method(method, vec![]).ok();
+    let erred = told("getLastError").is_some_and(|error| !error.is_null());
     let answer = object.try_call_method("rawCommand", vec![&command, &what]);
-    if ExecutorGlobals::has_exception() {
-        drop(ExecutorGlobals::take_exception());
-        return None;
+    drop(ExecutorGlobals::take_exception());
+    let answer = answer.ok().filter(Zval::is_string).and_then(|answer| answer.string());
+    if answer.is_none() && !erred {
+        told("clearLastError");
     }
-    answer.ok()?.string()
+    answer
 }
 
 /// The database in the text of `CLIENT INFO`.
@@ -258,7 +262,7 @@ fn address(host: &str, port: i64) -> PhpResult<Address> {
 /// `getAuth()`: nothing, a password, or a user and a password.
 fn credentials(auth: &Zval) -> PhpResult<(Option<String>, Option<Secret>)> {
     let text = |value: &Zval| {
-        value.string().ok_or_else(|| cannot_copy("its user or password is not UTF-8"))
+        value.dereference().string().ok_or_else(|| cannot_copy("its user or password is not UTF-8"))
     };
     let list: Vec<String> = match auth.array() {
         Some(array) => array.values().map(text).collect::<PhpResult<_>>()?,

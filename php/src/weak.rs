@@ -1,6 +1,7 @@
 //! Parameters that follow PHP's own rules for scalars, weak or strict as the calling file says.
 //! (`i64` and `&str` take the exact type only, and `&str` valid UTF-8 only.)
 
+use crate::frame::{NO_ARG, number, refused};
 use ext_php_rs::convert::{FromZval, IntoZval, StubLiteral};
 use ext_php_rs::ffi::zend_string;
 use ext_php_rs::flags::DataType;
@@ -12,9 +13,6 @@ unsafe extern "C" {
     fn zend_parse_arg_str_slow(arg: *mut Zval, dest: *mut *mut zend_string, arg_num: u32) -> bool;
     fn zend_parse_arg_number_slow(arg: *mut Zval, dest: *mut *mut Zval, arg_num: u32) -> bool;
 }
-
-/// "No argument number": the caller words the error.
-const NO_ARG: u32 = u32::MAX;
 
 /// Null is no scalar here: in files that are not strict the engine would make 0 and '' of it, also where
 /// it stands for a parameter that was not given.
@@ -33,12 +31,11 @@ impl FromZval<'_> for Int {
         if let Some(long) = zval.long() {
             return Some(Self(long));
         }
-        if is_null(zval) {
-            return None;
-        }
         let mut long = 0;
         // SAFETY: reads the zval, writes one long.
-        unsafe { zend_parse_arg_long_slow(zval, &raw mut long, NO_ARG) }.then_some(Self(long))
+        let parsed = !is_null(zval)
+            && unsafe { zend_parse_arg_long_slow(zval, &raw mut long, number(zval)) };
+        if parsed { Some(Self(long)) } else { refused(zval) }
     }
 }
 
@@ -76,15 +73,13 @@ impl FromZval<'_> for Number {
         if let Some(number) = plain(zval) {
             return Some(Self(number));
         }
-        if is_null(zval) {
-            return None;
-        }
         let mut out: *mut Zval = std::ptr::null_mut();
         // Converts in place: a copy, so that the caller's variable keeps its type.
         let mut copy = zval.shallow_clone();
         // SAFETY: `out` then points to `copy`.
-        let parsed = unsafe { zend_parse_arg_number_slow(&raw mut copy, &raw mut out, NO_ARG) };
-        parsed.then(|| plain(&copy))?.map(Self)
+        let parsed = !is_null(zval)
+            && unsafe { zend_parse_arg_number_slow(&raw mut copy, &raw mut out, NO_ARG) };
+        parsed.then(|| plain(&copy)).flatten().map(Self).or_else(|| refused(zval))
     }
 }
 
@@ -119,7 +114,7 @@ impl FromZval<'_> for Array {
     const TYPE: DataType = DataType::Array;
 
     fn from_zval(zval: &Zval) -> Option<Self> {
-        zval.is_array().then(|| Self(zval.shallow_clone()))
+        if zval.is_array() { Some(Self(zval.shallow_clone())) } else { refused(zval) }
     }
 }
 
@@ -150,16 +145,14 @@ impl FromZval<'_> for Bytes {
         if let Some(string) = zval.zend_str() {
             return Some(Self(string.as_bytes().to_vec()));
         }
-        if is_null(zval) {
-            return None;
-        }
         let mut out: *mut zend_string = std::ptr::null_mut();
         // Converts in place: a copy, so that the caller's variable keeps its type.
         let mut copy = zval.shallow_clone();
         // SAFETY: `out` then points into `copy`.
-        let parsed = unsafe { zend_parse_arg_str_slow(&raw mut copy, &raw mut out, NO_ARG) };
+        let parsed = !is_null(zval)
+            && unsafe { zend_parse_arg_str_slow(&raw mut copy, &raw mut out, NO_ARG) };
         if !parsed || out.is_null() {
-            return None;
+            return refused(zval);
         }
         // SAFETY: a live string, borrowed from `copy`, which lives to the end of this function.
         let string: &ZendStr = unsafe { &*out };

@@ -9,8 +9,8 @@
  *
  * The first argument of the constructors is one of
  * - a connected \Redis: host, port or socket, password, database, OPT_PREFIX and timeouts are taken
- *   over, and the database asked for; the native connection is one of its own, and seen to lead to
- *   the same server;
+ *   over, as they are at that moment, and the database asked for; the native connection is one of its
+ *   own, and seen to lead to the same server;
  * - a DSN: redis://[user:password@]host[:port][/db], rediss://… for TLS, unix:///path[?db=N], or the
  *   path of a socket;
  * - an array of url, host, port, path, user, password, database, prefix, timeout, connect_timeout,
@@ -361,8 +361,10 @@ namespace Tagsweep {
          * they can be told; its false is stop(). What it throws ends the sweep and goes on to the caller. It
          * must not suspend the Fiber that it runs in: signals that end the process wait for its return. One
          * that holds the manager keeps it alive until onProgress(null).
+         *
+         * @return static
          */
-        public function onProgress(?callable $listener = null): static
+        public function onProgress(?callable $listener = null): TagCleanupManager
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -373,8 +375,10 @@ namespace Tagsweep {
          * throws; the context is the report. What the logger throws goes on to the caller.
          *
          * @param \Psr\Log\LoggerInterface|null $logger
+         *
+         * @return static
          */
-        public function setLogger(?object $logger = null): static
+        public function setLogger(?object $logger = null): TagCleanupManager
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
@@ -389,7 +393,7 @@ namespace Tagsweep {
         }
     }
 
-    /** Figures of a sweep; of a plan, of what would be done. Read-only. */
+    /** Figures of a sweep; of a plan, of what would be done. Read-only. (A double declares them without types.) */
     class SweepReport implements \JsonSerializable
     {
         /** Tags read. */
@@ -471,7 +475,7 @@ namespace Tagsweep\Exception {
     {
     }
 
-    /** No connection, or the server refused user, password or permission. */
+    /** No connection, or the server refused user, password or permission. (phpredis throws \RedisException there.) */
     class ConnectionException extends \RuntimeException implements ExceptionInterface
     {
     }

@@ -127,6 +127,37 @@ final class ConsoleTest extends TestCase
         self::assertStringStartsWith("Cleaned up 1 orphaned cache tags.\n", $tester->getDisplay());
     }
 
+    public function testTheSymfonyCommandTakesNumbersAsCodeGivesThem(): void
+    {
+        $tester = new CommandTester(new CacheTagsCleanupCommand($this->server->dsn()));
+        $given = ['--effort' => 3, '--max-share' => 0.9, '--max-tag-age' => 604800, '--dry-run' => 1, '--durable' => true];
+        self::assertSame(Cleanup::DONE, $tester->execute($given), $tester->getDisplay());
+        self::assertStringStartsWith('Would clean up 1 orphaned cache tags.', $tester->getDisplay());
+        self::assertSame(Cleanup::USAGE, $tester->execute(['--effort' => 0.5]));
+    }
+
+    /** @return iterable<string, array{callable(string): void, callable(): void}> */
+    public static function environments(): iterable
+    {
+        yield 'a .env file' => [static function ($url) { $_ENV['REDIS_URL'] = $url; }, static function () { unset($_ENV['REDIS_URL']); }];
+        yield 'what the server passes on' => [static function ($url) { $_SERVER['REDIS_URL'] = $url; }, static function () { unset($_SERVER['REDIS_URL']); }];
+        yield 'the environment' => [static fn ($url) => putenv("REDIS_URL=$url"), static fn () => putenv('REDIS_URL')];
+    }
+
+    /** @dataProvider environments */
+    public function testTheServerIsThatOfTheEnvironment(callable $set, callable $unset): void
+    {
+        $set($this->server->dsn());
+        try {
+            $tester = new CommandTester(new CacheTagsCleanupCommand());
+            self::assertSame(Cleanup::DONE, $tester->execute(['--dry-run' => true]), $tester->getDisplay());
+            $elsewhere = new CommandTester(new CacheTagsCleanupCommand('unix:///nowhere'));
+            self::assertSame(Cleanup::ERROR, $elsewhere->execute(['--dry-run' => true]));
+        } finally {
+            $unset();
+        }
+    }
+
     public function testTheSymfonyCommandShowsWrongUsageAsItWasTypedAndAside(): void
     {
         $run = new Run([$this->application(), 'cache:tags:cleanup', '--json', '--ansi', '--grace=<info>soon</info>']);

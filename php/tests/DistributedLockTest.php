@@ -300,4 +300,63 @@ final class DistributedLockTest extends TestCase
         }
         self::assertSame($before + 1, $connections());
     }
+
+    public function testTypesAreComplainedOfInPhpsOwnWords(): void
+    {
+        $dsn = "redis://127.0.0.1:{$this->server->port}";
+        $lock = new DistributedLock($dsn, 'job');
+        $calls = [
+            'extend(): Argument #1 ($ttl) must be of type ?int, float given' => fn () => $lock->extend(1.5),
+            'acquireWithin(): Argument #1 ($seconds) must be of type float, null given' => fn () => $lock->acquireWithin(null),
+            'isOwnedBy(): Argument #1 ($owner) must be of type ?string, int given' => fn () => $lock->isOwnedBy(5),
+            '__construct(): Argument #4 ($options) must be of type array, string given' => fn () => new DistributedLock($dsn, 'job', 1, 'no'),
+        ];
+        foreach ($calls as $told => $call) {
+            try {
+                $call();
+                self::fail("taken: $told");
+            } catch (TypeError $e) {
+                self::assertSame("Tagsweep\\DistributedLock::$told", $e->getMessage());
+            }
+        }
+    }
+
+    public function testAnObjectIsMadeOnce(): void
+    {
+        $lock = new DistributedLock("redis://127.0.0.1:{$this->server->port}", 'job');
+        $this->expectException(InvalidArgumentException::class);
+        $this->expectExceptionMessage('constructed already');
+        $lock->__construct('redis://127.0.0.1', 'other');
+    }
+
+    public function testOptionsMayBeReferences(): void
+    {
+        $options = ['maxHold' => null, 'ttl' => 30, 'wait' => 0.5];
+        $server = ['host' => '127.0.0.1', 'path' => null, 'port' => $this->server->port, 'password' => 'canary-secret'];
+        foreach ([&$options, &$server] as &$array) {
+            foreach ($array as &$value) {
+                // They stay references.
+            }
+        }
+        unset($value);
+        self::assertTrue((new DistributedLock($server, 'job', 60, $options))->acquire());
+    }
+
+    public function testTheApplicationsLastErrorIsItsOwn(): void
+    {
+        $this->redis->rawCommand('ACL', 'SETUSER', 'plain', 'on', '>secret', '~*', '+@all', '-info', '-client|info');
+        $plain = new Redis();
+        $plain->connect('127.0.0.1', $this->server->port);
+        $plain->auth(['plain', 'secret']);
+        new DistributedLock($plain, 'job');
+        self::assertNull($plain->getLastError());
+        try {
+            $plain->rawCommand('INFO');
+        } catch (RedisException) {
+            // It says so twice.
+        }
+        $before = $plain->getLastError();
+        new DistributedLock($plain, 'job');
+        self::assertSame([true, $before], [str_contains($before, 'NOPERM'), $plain->getLastError()]);
+    }
 }

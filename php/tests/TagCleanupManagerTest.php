@@ -351,4 +351,29 @@ final class TagCleanupManagerTest extends TestCase
         self::assertStringNotContainsString('went on', $output);
         self::assertSame(0, $server->redis()->exists('lock:cache_tag_cleanup'));
     }
+
+    public function testAListenerThatIsPrivateIsCalledAllTheSame(): void
+    {
+        $server = new Server();
+        $manager = new TagCleanupManager($server->dsn(), 604800, ['grace' => 1]);
+        $listener = new class () {
+            public int $calls = 0;
+
+            public function register(TagCleanupManager $manager): void
+            {
+                $manager->onProgress([$this, 'tick']);
+            }
+
+            private function tick(): void
+            {
+                ++$this->calls;
+            }
+        };
+        $listener->register($manager);
+        $server->redis()->sAdd('tag:young', 'item:gone');
+        $server->redis()->set('item:live', 1);
+        $server->redis()->sAdd('tag:young', 'item:live');
+        $manager->cleanup();
+        self::assertGreaterThan(3, $listener->calls);
+    }
 }

@@ -16,27 +16,24 @@ use Tagsweep\Exception\ReentrantLockException;
  */
 final class LaravelLock extends Lock
 {
-    use KeepsSecrets;
-
     private ?DistributedLock $lock = null;
 
     /**
-     * @param \Redis|string|array<string, mixed> $redis
-     * @param array<string, mixed>               $options of Tagsweep\DistributedLock
-     * @param int|float                          $forEver TTL that stands for Laravel's "until released"
+     * @param array<string, mixed> $options of Tagsweep\DistributedLock
+     * @param int|float            $forEver TTL that stands for Laravel's "until released"
      */
     public function __construct(
-        #[\SensitiveParameter] private readonly \Redis|string|array $redis,
+        private readonly Server $server,
         string $name,
         int|float $seconds,
-        ?string $owner,
+        #[\SensitiveParameter] ?string $owner,
         private readonly array $options,
         private readonly int|float $forEver,
         private readonly ?string $connection = null,
     ) {
         parent::__construct($name, $seconds, $owner);
         if (self::mayBeOurs($owner)) {
-            $this->lock = DistributedLock::restore($redis, $name, $owner, $this->native());
+            $this->lock = DistributedLock::restore($server->target(), $name, $owner, $this->native());
         }
     }
 
@@ -89,7 +86,7 @@ final class LaravelLock extends Lock
     }
 
     /** Whether that owner has it; null: whether nobody has. */
-    public function isOwnedBy($owner): bool
+    public function isOwnedBy(#[\SensitiveParameter] $owner): bool
     {
         return ($owner === null || self::mayBeOurs($owner)) && $this->anybodys()->isOwnedBy($owner);
     }
@@ -105,13 +102,19 @@ final class LaravelLock extends Lock
         return $this->unlessLost(static fn (DistributedLock $lock) => $lock->verify());
     }
 
+    /** @return array<string, mixed> without what proves ownership */
+    public function __debugInfo(): array
+    {
+        return array_diff_key(get_object_vars($this), ['owner' => null]);
+    }
+
     protected function getCurrentOwner(): string
     {
         return $this->isOwnedByCurrentProcess() ? $this->owner : '';
     }
 
     /** An owner that is not one of ours holds nothing here. */
-    private static function mayBeOurs(mixed $owner): bool
+    private static function mayBeOurs(#[\SensitiveParameter] mixed $owner): bool
     {
         return $owner !== null && preg_match('/\A[^:]+:[1-9]\d*\|/', (string) $owner) === 1;
     }
@@ -162,7 +165,7 @@ final class LaravelLock extends Lock
 
     private function anybodys(): DistributedLock
     {
-        return new DistributedLock($this->redis, $this->name, $this->ttl($this->seconds), $this->native());
+        return new DistributedLock($this->server->target(), $this->name, $this->ttl($this->seconds), $this->native());
     }
 
     private function ttl(int|float $seconds): float

@@ -23,7 +23,6 @@ use Tagsweep\Exception\ExceptionInterface;
 final class SymfonyLockStore implements BlockingStoreInterface
 {
     use ExpiringStoreTrait;
-    use KeepsSecrets;
 
     /** Longest time of one place in the line; then another is taken. */
     private const WAIT = 3600.0;
@@ -34,13 +33,15 @@ final class SymfonyLockStore implements BlockingStoreInterface
     /** @var \WeakMap<Key, DistributedLock> */
     private \WeakMap $locks;
 
+    private readonly Server $server;
+
     /**
      * @param \Redis|string|array<string, mixed> $redis      as Tagsweep\DistributedLock takes it
      * @param float                              $initialTtl seconds; a Lock sets its own TTL right after
      * @param array<string, mixed>               $options    of Tagsweep\DistributedLock
      */
     public function __construct(
-        #[\SensitiveParameter] private readonly \Redis|string|array $redis,
+        #[\SensitiveParameter] \Redis|string|array $redis,
         private readonly float $initialTtl = 300.0,
         private readonly array $options = [],
     ) {
@@ -48,6 +49,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
             throw new InvalidTtlException("the initial TTL must be greater than 0 seconds, not $initialTtl");
         }
         $this->locks = new \WeakMap();
+        $this->server = new Server($redis);
     }
 
     /** @return array<string, string> by target: a CombinedStore has one Key for several stores */
@@ -68,13 +70,14 @@ final class SymfonyLockStore implements BlockingStoreInterface
     private function target(): string
     {
         $prefix = (string) ($this->options['prefix'] ?? '');
-        if ($this->redis instanceof \Redis) {
-            $host = preg_replace('~^\w+://~', '', (string) $this->redis->getHost());
-            $told = ['host' => $host, 'port' => $this->redis->getPort(), 'database' => $this->redis->getDbNum()];
+        $redis = $this->server->target();
+        if ($redis instanceof \Redis) {
+            $host = preg_replace('~^\w+://~', '', (string) $redis->getHost());
+            $told = ['host' => $host, 'port' => $redis->getPort(), 'database' => $redis->getDbNum()];
             $told = str_starts_with($host, '/') ? ['path' => $host] + $told : $told;
-            $prefix .= (string) $this->redis->getOption(\Redis::OPT_PREFIX);
+            $prefix .= (string) $redis->getOption(\Redis::OPT_PREFIX);
         } else {
-            $told = \is_string($this->redis) ? ['url' => $this->redis] : $this->redis;
+            $told = \is_string($redis) ? ['url' => $redis] : $redis;
             $told += isset($told['url']) ? self::parts((string) $told['url']) : [];
             $prefix .= (string) ($told['prefix'] ?? '');
         }
@@ -140,7 +143,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
         // A Key that holds the lock keeps it; it may have lost it, too.
         if (!$this->of($key, fn (DistributedLock $lock) => $lock->refresh($this->initialTtl))) {
             try {
-                $lock = new DistributedLock($this->redis, (string) $key, $this->initialTtl, ['autoRelease' => false] + $this->options);
+                $lock = new DistributedLock($this->server->target(), (string) $key, $this->initialTtl, ['autoRelease' => false] + $this->options);
                 do {
                     $taken = $lock->acquireWithin($wait);
                 } while (!$taken && $wait > 0);
@@ -169,7 +172,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
             return false;
         }
         try {
-            $this->locks[$key] ??= DistributedLock::restore($this->redis, (string) $key, $owner, $this->options);
+            $this->locks[$key] ??= DistributedLock::restore($this->server->target(), (string) $key, $owner, $this->options);
 
             return $act($this->locks[$key]);
         } catch (\Tagsweep\Exception\LockLostException) {

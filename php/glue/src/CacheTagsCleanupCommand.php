@@ -15,6 +15,12 @@ use Tagsweep\SweepReport;
 /** `cache:tags:cleanup` for symfony/console. */
 final class CacheTagsCleanupCommand extends Command
 {
+    /** @param string|null $url where no --url is given; null: REDIS_URL */
+    public function __construct(#[\SensitiveParameter] private readonly ?string $url = null)
+    {
+        parent::__construct();
+    }
+
     protected function configure(): void
     {
         $this->setName('cache:tags:cleanup')
@@ -28,7 +34,7 @@ final class CacheTagsCleanupCommand extends Command
     protected function execute(InputInterface $input, OutputInterface $output): int
     {
         try {
-            $options = new Options(array_intersect_key($input->getOptions(), Options::TABLE));
+            $options = new Options(array_intersect_key($input->getOptions(), Options::TABLE), $this->url);
         } catch (UsageError $e) {
             $this->screen($output, false)->error('Error: ' . $e->getMessage());
 

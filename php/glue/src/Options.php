@@ -55,11 +55,12 @@ final class Options
     public readonly array $manager;
 
     /**
-     * @param array<string, string|bool|null> $given values by option name, as typed
+     * @param array<string, string|bool|int|float|null> $given values by option name, as typed, or as code gives them
+     * @param string|null                               $url   where none is given
      *
      * @throws UsageError
      */
-    public function __construct(array $given)
+    public function __construct(#[\SensitiveParameter] array $given, #[\SensitiveParameter] ?string $url = null)
     {
         $given = array_filter($given, static fn ($value) => $value !== null && $value !== false);
         $values = [];
@@ -67,13 +68,12 @@ final class Options
             [$kind] = self::TABLE[$name] ?? throw new UsageError("unknown option --$name");
             $values[$name] = self::read($kind, $name, $value);
         }
-        $environment = getenv('REDIS_URL');
-        $this->url = $values['url'] ?? ($environment !== false && $environment !== '' ? $environment : 'redis://127.0.0.1:6379');
+        $this->url = $values['url'] ?? $url ?? self::environment() ?? 'redis://127.0.0.1:6379';
         $this->maxTagAge = (int) ceil($values['max-tag-age'] ?? 604800);
         $this->dryRun = $values['dry-run'] ?? false;
         $this->json = $values['json'] ?? false;
         $this->progress = $values['progress'] ?? false;
-        if (isset($values['fresh'])) {
+        if ($values['fresh'] ?? false) {
             $values['resume'] = false;
         }
         unset($values['fresh'], $values['progress'], $values['url'], $values['max-tag-age'], $values['dry-run'], $values['json']);
@@ -84,12 +84,29 @@ final class Options
         $this->manager = $manager;
     }
 
+    /** What REDIS_URL says, also where a .env file was read and the environment itself was left alone. */
+    private static function environment(): ?string
+    {
+        foreach ([$_ENV['REDIS_URL'] ?? null, $_SERVER['REDIS_URL'] ?? null, getenv('REDIS_URL')] as $url) {
+            if (is_string($url) && $url !== '') {
+                return $url;
+            }
+        }
+
+        return null;
+    }
+
     /** @throws UsageError */
-    private static function read(string $kind, string $name, string|bool $value): mixed
+    private static function read(string $kind, string $name, string|bool|int|float $value): mixed
     {
         if ($kind === self::FLAG) {
-            return $value === true || $value === '' ? true : throw new UsageError("--$name takes no value");
+            return match ($value) {
+                true, '', 1, '1' => true,
+                0, '0' => false,
+                default => throw new UsageError("--$name takes no value"),
+            };
         }
+        $value = is_bool($value) ? $value : (string) $value;
         if (!is_string($value)) {
             throw new UsageError("--$name needs a value");
         }

@@ -167,9 +167,33 @@ foreach ([[], ['connection' => 'cache'], ['connection' => 'cache', 'lock_connect
     check('as Laravel makes its store: ' . json_encode($config), $traces('tagsweep', $config) === $traces('redis', $config));
 }
 
+/** A store of this configuration. */
+$store = function (array $config) use ($connections) {
+    $settings = new ArrayObject(['cache.prefix' => 'app']);
+
+    return Tagsweep\Bridge\LaravelStore::make(new App(['config' => $settings, 'redis' => $connections]), $config);
+};
+$long = $store(['prefix' => '', 'lock_for_ever' => 1_000_000])->lock('long');
+check('until released is as long as configured', $long->get() && $redis->pttl('lock:long') > 999_000_000 && $long->release());
+$elsewhere = $store(['prefix' => '', 'lock_server' => ['path' => substr($dsn, strlen('unix://')), 'database' => 9], 'lock_options' => ['prefix' => 'own:']]);
+$lock = $elsewhere->lock('job', 10);
+$redis->select(9);
+check('the server of the locks can be another', $lock->get() && $redis->exists('own:lock:job') === 1 && $lock->getConnectionName() === null);
+check('and its owner is known there', $elsewhere->restoreLock('job', $lock->owner())->release() && $redis->exists('own:lock:job') === 0);
+$redis->select(0);
+
 $secret = new LaravelLockProvider('redis://app:canary@127.0.0.1:1', 'app:');
+$held = $provider->lock('secret', 10);
+$held->get();
 ob_start();
-var_dump($secret, $secret->lock('job', 1));
-check('no password in a dump', !str_contains(ob_get_clean(), 'canary'));
+foreach ([$secret, $secret->lock('job', 1)] as $object) {
+    var_dump($object, (array) $object);
+    print_r((array) $object);
+    var_export($object);
+}
+var_dump($held);
+$dumps = ob_get_clean();
+check('no password in a dump', !str_contains($dumps, 'canary'));
+check('nor what proves ownership', !str_contains($dumps, $held->owner()) && $held->release());
 check('nor stored', thrown(fn () => serialize($secret)) === LogicException::class && thrown(fn () => serialize($secret->lock('job', 1))) === LogicException::class);
 echo "done\n";
