@@ -25,6 +25,8 @@ pub struct Link {
     socket: Option<Socket>,
     spares: Vec<Spare>,
     pid: u32,
+    /// Connections that were made, not counting those to block on: each may lead to another server.
+    dials: u64,
     sent: u64,
     /// The connection was looked at, and nothing was sent since.
     fresh: bool,
@@ -41,12 +43,26 @@ pub struct Fate(Arc<AtomicU64>);
 /// A connection besides the link's own, for commands that block.
 pub(crate) struct Spare {
     pub socket: Socket,
-    /// What the server calls it, once asked.
+    /// What the server calls it, once asked, and what we call it there.
     pub id: Option<i64>,
+    pub name: String,
+    /// Which of the link's connections is known to lead to the same server.
+    pub beside: Option<u64>,
+}
+
+impl Spare {
+    /// A new one, of that name.
+    ///
+    /// # Errors
+    /// What keeps the server from being reached.
+    pub fn dial(config: &Config, name: String, deadline: Moment) -> Result<Self> {
+        let socket = Socket::dial(config, deadline).map_err(|e| e.server(&config.label()))?;
+        Ok(Self { socket, id: None, name, beside: None })
+    }
 }
 
 /// For how long last words are not tried again.
-const GIVEN_UP: Duration = Duration::from_secs(2);
+const GIVEN_UP: Duration = Duration::from_millis(250);
 
 /// Spare connections that are kept.
 const SPARES: usize = 4;
@@ -65,6 +81,7 @@ impl Link {
             socket: None,
             spares: Vec::new(),
             pid: 0,
+            dials: 0,
             sent: 0,
             fresh: false,
             fate: Fate::default(),
@@ -90,6 +107,11 @@ impl Link {
         self.until.map_or(end, |until| until.min(end))
     }
 
+    /// After a panic of whoever used it: whatever was under way is not any more.
+    pub(crate) fn mend(&mut self) {
+        (self.socket, self.until) = (None, None);
+    }
+
     /// Connects, if that is not done or the peer has hung up: what is sent into a connection that is
     /// gone may have taken effect for all we know.
     pub(crate) fn check(&mut self, deadline: Moment) -> Result<()> {
@@ -97,6 +119,12 @@ impl Link {
         self.socket(deadline)?;
         self.fresh = true;
         Ok(())
+    }
+
+    /// The same, and which connection it is.
+    pub(crate) fn connected(&mut self, deadline: Moment) -> Result<u64> {
+        self.check(deadline)?;
+        Ok(self.dials)
     }
 
     /// In a forked child, what was inherited is dropped.
@@ -108,15 +136,15 @@ impl Link {
         }
     }
 
-    /// A connection to block on: one that was kept and is alive, or a new one.
-    pub(crate) fn take_spare(&mut self, deadline: Moment) -> Result<Spare> {
+    /// A connection to block on that was kept and is alive.
+    pub(crate) fn take_spare(&mut self) -> Option<Spare> {
         self.own();
         while let Some(spare) = self.spares.pop() {
             if spare.socket.is_quiet() {
-                return Ok(spare);
+                return Some(spare);
             }
         }
-        Ok(Spare { socket: self.dial(deadline)?, id: None })
+        None
     }
 
     /// Keeps a connection on which nothing is due.
@@ -135,7 +163,10 @@ impl Link {
         self.own();
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => self.dial(deadline)?,
+            None => {
+                self.dials += 1;
+                self.dial(deadline)?
+            }
         };
         Ok(self.socket.insert(socket))
     }

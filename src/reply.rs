@@ -11,6 +11,7 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
     let code = match e.code() {
         // Long commands are refused before the password is asked for.
         _ if told("unauthenticated") => "NOAUTH",
+        "ERR" if told("max number of clients") => "MAXCLIENTS",
         // Of a script, before and since Redis 7.2.
         "ERR" if told("user executing the script can't") || told("ACL failure in script") => {
             "NOPERM"
@@ -29,6 +30,7 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
         "NOAUTH" => error.advice("give a password"),
         "WRONGPASS" => error.advice("check user and password"),
         "NOPERM" => error.advice("grant the user this command and key"),
+        "MAXCLIENTS" => error.advice("raise maxclients, or close connections that nobody uses"),
         "READONLY" => error.advice("this is a replica; name the primary"),
         "OOM" => error.advice("raise maxmemory or choose an eviction policy"),
         _ => error,

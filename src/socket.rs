@@ -90,6 +90,9 @@ enum Stream {
     Unix(UnixStream),
 }
 
+/// How long a connection that is gone is read for its last words.
+const FAREWELL: Duration = Duration::from_millis(20);
+
 impl Socket {
     /// Connects, shakes hands, authenticates and chooses the database: one round trip after TCP and
     /// TLS, none without credentials and with database 0.
@@ -143,7 +146,13 @@ impl Socket {
                 stream.write_all(&pack.bytes).and_then(|()| stream.flush())
             }
         };
-        sent.map_err(|e| no_answer(&e))
+        sent.map_err(|e| self.turned_away().unwrap_or_else(|| no_answer(&e)))
+    }
+
+    /// What a server says that has no room for us, before it hangs up.
+    fn turned_away(&mut self) -> Option<Error> {
+        let told = self.listen(Moment::now() + FAREWELL).ok()??;
+        checked(told).err().filter(|e| e.code() == Some("MAXCLIENTS"))
     }
 
     /// The next reply. An error of the server is a reply: [`Value::ServerError`].

@@ -602,3 +602,58 @@ fn who_waited_for_the_link_has_its_own_time_then() {
         });
     }
 }
+
+#[test]
+fn a_loss_is_told_by_whichever_call_finds_it() {
+    let server = Server::start();
+    for find in [
+        (|lock| drop(lock.acquire().unwrap())) as fn(&mut Lock),
+        |lock| assert!(!lock.extend(None).unwrap()),
+        |lock| assert!(!lock.verify().unwrap()),
+    ] {
+        let mut lock = Lock::new(server.config(), b"brief", Duration::from_millis(200)).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        lock.on_lost(move |reason| tell.send(reason).unwrap());
+        assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+        until("it is over", || {
+            !lock.is_held() && !run::<bool>(&mut server.connect(), "EXISTS lock:brief")
+        });
+        find(&mut lock);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [LossReason::Expired]);
+        drop(lock);
+    }
+}
+
+#[test]
+fn the_last_grant_is_among_the_runs_however_soon_it_came() {
+    let server = Server::start();
+    let options = Options { record: true, ..Options::new(TTL) };
+    let mut lock = Lock::on(server.link(), b"often", options).unwrap();
+    let mut fence = 0;
+    for _ in 0..3 {
+        let Outcome::Acquired { fence: granted } = lock.acquire().unwrap() else { panic!() };
+        fence = granted;
+        assert!(lock.release().unwrap());
+    }
+    drop(lock);
+    let runs = status(&server.link(), b"often").unwrap().runs;
+    assert_eq!(runs.first().map(|run| run.fence), Some(fence), "{runs:?}");
+}
+
+#[test]
+fn a_lease_is_given_back_though_another_could_not_be() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let link = server.link();
+    let on = |name: &[u8]| {
+        let mut lock = Lock::on(Arc::clone(&link), name, Options::new(Duration::from_secs(60)));
+        assert!(matches!(lock.as_mut().unwrap().acquire().unwrap(), Outcome::Acquired { .. }));
+        lock.unwrap()
+    };
+    let (a, b) = (on(b"a"), on(b"b"));
+    let _: () = run(&mut con, "DEL lock:a");
+    let _: () = run(&mut con, "LPUSH lock:a x");
+    drop(a);
+    drop(b);
+    assert!(!run::<bool>(&mut con, "EXISTS lock:b"));
+}

@@ -380,3 +380,118 @@ fn who_has_had_enough_need_not_wait_for_a_server_that_does_not_answer() {
     assert!(!matches!(outcome, Ok(Outcome::Acquired { .. })));
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+#[test]
+fn who_has_no_room_for_a_place_in_the_line_asks_again() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut holder = lock(&server, b"job", MS(60_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut waiter = lock(&server, b"job", MS(60_000));
+    waiter.status().unwrap();
+    let _: () = run(&mut con, "CONFIG SET maxclients 3");
+    let begun = Instant::now();
+    let had = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| take(&mut waiter, MS(8000)));
+        until("it has tried", || begun.elapsed() > MS(1000));
+        assert!(holder.release().unwrap());
+        waits.join().unwrap()
+    });
+    assert!(had.is_some() && begun.elapsed() < MS(2500), "{had:?} {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_full_server_is_waited_for_and_says_what_is_wrong() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = run(&mut con, "CONFIG SET maxclients 1");
+    let mut refused = lock(&server, b"job", MS(60_000));
+    let told = refused.acquire().unwrap_err();
+    assert!(told.to_string().contains("max number of clients") && !told.is_unknown(), "{told}");
+    let mut waiter = lock(&server, b"job", MS(60_000));
+    let begun = Instant::now();
+    let had = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| take(&mut waiter, MS(5000)));
+        until("it has tried", || begun.elapsed() > MS(500));
+        let _: () = run(&mut con, "CONFIG SET maxclients 100");
+        waits.join().unwrap()
+    });
+    assert!(had.is_some() && begun.elapsed() < MS(1500), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn waiters_of_a_server_that_does_not_write_ask_once_a_second_and_say_why_they_had_nothing() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut holder = lock(&server, b"job", MS(60_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut waiter = lock(&server, b"job", MS(60_000));
+    let wait = |waiter: &mut Lock| waiter.acquire_within(MS(4000), &mut |_| true);
+    let refused = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| wait(&mut waiter));
+        until("it waits", || waiting(&server, b"job") == 1);
+        let _: () = run(&mut con, "CONFIG SET min-replicas-to-write 1");
+        waits.join().unwrap()
+    });
+    let told = refused.unwrap_err();
+    assert!(told.to_string().contains("NOREPLICAS") && !told.is_unknown(), "{told}");
+    let stats: String = run(&mut con, "INFO commandstats");
+    let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:calls=")).unwrap();
+    let calls: u32 =
+        line["cmdstat_evalsha:calls=".len()..].split(',').next().unwrap().parse().unwrap();
+    assert!(calls <= 10, "{line}");
+}
+
+#[test]
+fn a_wait_that_ends_wakes_nobody_else_where_its_address_leads_now() {
+    // The connection that waits stays at the first server, that which asks comes to the second.
+    let (first, second) = (Server::start(), Server::start());
+    let place = tempfile::tempdir().unwrap();
+    let address = place.path().join("s");
+    std::os::unix::fs::symlink(first.socket(), &address).unwrap();
+    let config = tagsweep::Config::from_url(&format!("unix://{}", address.display())).unwrap();
+    let mut holder = lock(&first, b"job", MS(60_000));
+    take(&mut holder, MS(0)).unwrap();
+    // Somebody else blocks there, under each number that might be meant.
+    let innocents: Vec<_> = (0..30)
+        .map(|_| {
+            let mut con = second.connect();
+            std::thread::spawn(move || {
+                redis::cmd("BLPOP").arg("queue").arg(0).query::<Option<(String, String)>>(&mut con)
+            })
+        })
+        .collect();
+    let mut con = second.connect();
+    let blocked = |con: &mut redis::Connection| -> usize {
+        let info: String = run(con, "INFO clients");
+        let line = info.lines().find_map(|line| line.strip_prefix("blocked_clients:"));
+        line.unwrap().parse().unwrap()
+    };
+    until("they block", || blocked(&mut con) == 30);
+    let mut waiter = Lock::new(config, b"job", MS(60_000)).unwrap();
+    let mut turns = 0;
+    let outcome = waiter.acquire_within(MS(20_000), &mut |_| {
+        turns += 1;
+        if turns == 3 {
+            std::fs::remove_file(&address).unwrap();
+            std::os::unix::fs::symlink(second.socket(), &address).unwrap();
+            let mut con = first.connect();
+            let me: i64 = redis::cmd("CLIENT").arg("ID").query(&mut con).unwrap();
+            // All connections but the one that blocks, and this one.
+            let list: String = run(&mut con, "CLIENT LIST");
+            for line in list.lines().filter(|line| !line.contains("cmd=blpop")) {
+                let id = line.split(' ').next().unwrap().strip_prefix("id=").unwrap();
+                if id != me.to_string() {
+                    run::<()>(&mut con, &format!("CLIENT KILL ID {id}"));
+                }
+            }
+        }
+        turns < 5
+    });
+    assert!(!matches!(outcome, Ok(Outcome::Acquired { .. })), "{outcome:?}");
+    assert_eq!(blocked(&mut con), 30, "nobody was woken");
+    for _ in 0..30 {
+        let _: () = con.rpush("queue", "x").unwrap();
+    }
+    assert!(innocents.into_iter().all(|innocent| innocent.join().unwrap().unwrap().is_some()));
+}

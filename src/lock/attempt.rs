@@ -16,6 +16,8 @@
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look |
 //! | | the line broke | *on* | |
+//! | | there was no joining it, or it broke at once | Asking | ask without waiting |
+//! | | the same for the third time, though asking works | Leaving | leave, for back-off from now on |
 //! | | our place is another's | Straying | hang up |
 //! | | blocking is refused | Leaving | leave, for back-off from now on |
 //! | | time up, or cancelled | HangingUp | hang up |
@@ -37,6 +39,12 @@ use crate::lock::lease::{Holder, Lease, names, safe_until, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
+
+/// A place in the line that broke within this time was none.
+const AT_ONCE: Duration = Duration::from_millis(400);
+
+/// So many of them in a row, and there is no waiting in line.
+const PLACES: u32 = 3;
 
 /// What the driver is to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +141,9 @@ pub struct Attempt {
     /// When patience ends.
     end: Moment,
     pauses: u32,
+    /// When we had our place in the line, and places in a row that came to nothing.
+    placed: Option<Moment>,
+    misplaced: u32,
     cancelled: bool,
     /// Nobody knows what came of an acquisition.
     doubtful: bool,
@@ -165,6 +176,8 @@ impl Attempt {
             holder: Holder::default(),
             end,
             pauses: 0,
+            placed: None,
+            misplaced: 0,
             cancelled: false,
             doubtful: false,
             late: false,
@@ -180,11 +193,6 @@ impl Attempt {
     /// Who has the lock, as last heard.
     pub fn holder(&self) -> &Holder {
         &self.holder
-    }
-
-    /// Whether we have a place in the line.
-    pub fn is_queued(&self) -> bool {
-        matches!(self.state, State::Queued { .. })
     }
 
     /// Whether patience is not over.
@@ -232,7 +240,11 @@ impl Attempt {
                 (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
                 self.go_on(now)
             }
-            _ => self.go_on(now),
+            _ => {
+                // Nothing works: that says nothing of places in the line.
+                self.misplaced = 0;
+                self.go_on(now)
+            }
         }
     }
 
@@ -276,6 +288,7 @@ impl Attempt {
                     return Step::HangUp;
                 }
                 let strange = self.holder.fence.is_none();
+                self.placed = self.placed.or(Some(now));
                 self.in_line(told, now + next_look(ttl, younger, strange), now)
             }
             Event::Baton(baton) => self.claim(baton, ticket),
@@ -284,10 +297,25 @@ impl Attempt {
                 self.state = State::Queued { ticket, next_look: look };
                 Step::Ask(self.wait_request(false))
             }
-            Event::CannotBlock => {
-                self.manner.mode = WaitMode::Backoff;
-                self.leave(None, false)
-            }
+            Event::CannotBlock => self.back_off(),
+            _ => self.displaced(now),
+        }
+    }
+
+    fn back_off(&mut self) -> Step {
+        self.manner.mode = WaitMode::Backoff;
+        self.leave(None, false)
+    }
+
+    /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and in the
+    /// end waited for, without one.
+    fn displaced(&mut self, now: Moment) -> Step {
+        let lasted = self.placed.take().is_some_and(|placed| now.since(placed) > AT_ONCE);
+        self.misplaced = if lasted { 0 } else { self.misplaced + 1 };
+        match self.misplaced {
+            0 => self.go_on(now),
+            PLACES.. if self.has_time(now) => self.back_off(),
+            _ if self.has_time(now) => self.ask(),
             _ => self.go_on(now),
         }
     }
@@ -380,6 +408,7 @@ impl Attempt {
     }
 
     fn join(&mut self) -> Step {
+        self.placed = None;
         self.state = State::Queued { ticket: String::new(), next_look: self.end };
         if self.waiter.is_empty() {
             self.waiter = format!("{}|{}", self.new_name(), whoami());

@@ -40,6 +40,8 @@ pub struct Contender {
     untold: Stats,
     /// Spans that the server was not told of, by the field in which it counts them.
     spans: BTreeMap<String, u64>,
+    /// The last grant, as it is to be kept among the runs.
+    untold_run: Option<String>,
     told: Option<Moment>,
     last_loss: Option<LossReason>,
 }
@@ -65,6 +67,7 @@ impl Contender {
             total,
             untold,
             spans: BTreeMap::new(),
+            untold_run: None,
             told: None,
             last_loss: None,
         })
@@ -118,8 +121,19 @@ impl Contender {
         self.safe_until().is_some_and(|until| now < until)
     }
 
+    /// In a forked child: what was not told yet is the parent's to tell.
+    fn inherit(&mut self) {
+        if self.pid != std::process::id() {
+            (self.untold, self.told, self.untold_run) = (Stats::default(), None, None);
+            self.spans.clear();
+            self.lease = None;
+            self.pid = std::process::id();
+        }
+    }
+
     /// Takes a lease in, for which we waited so long.
     pub fn granted(&mut self, lease: Lease, ttl: Duration, waited: Duration) -> &Arc<Pulse> {
+        self.inherit();
         (self.pid, self.restored, self.last_loss) = (std::process::id(), false, None);
         for stats in [&mut self.total, &mut self.untold] {
             stats.acquired += 1;
@@ -157,6 +171,7 @@ impl Contender {
 
     /// Counts what an attempt without a lease came to.
     pub fn not_granted(&mut self, waited: bool) {
+        self.inherit();
         for stats in [&mut self.total, &mut self.untold] {
             *(if waited { &mut stats.timeouts } else { &mut stats.held }) += 1;
         }
@@ -164,6 +179,7 @@ impl Contender {
 
     /// Counts an attempt that failed, or of which nobody knows how it ended.
     pub fn failed(&mut self, unknown: bool) {
+        self.inherit();
         for stats in [&mut self.total, &mut self.untold] {
             *(if unknown { &mut stats.unknown } else { &mut stats.errors }) += 1;
         }
@@ -247,16 +263,19 @@ impl Contender {
         }
     }
 
-    /// By our own clock the lease is over: it may not be acted upon any more. Of another's grant we know nothing,
-    /// and give it up.
-    pub fn outlive(&mut self, now: Moment) {
+    /// By our own clock the lease is over: it may not be acted upon any more. Why, when that is news. Of another's
+    /// grant we know nothing, and give it up.
+    pub fn outlive(&mut self, now: Moment) -> Option<LossReason> {
         let over = match self.is_held_too_long(now) {
             true => LossReason::MaxHold,
             false => LossReason::Expired,
         };
         match self.pulse() {
-            Some(pulse) if !self.restored => drop(pulse.lose(over)),
-            _ => self.forget(),
+            Some(pulse) if !self.restored => pulse.lose(over).then_some(over),
+            _ => {
+                self.forget();
+                None
+            }
         }
     }
 
@@ -302,8 +321,11 @@ impl Contender {
             let span = ttl::field(renewed, lease.fence, if renewed { late } else { held });
             *self.spans.entry(span).or_default() += 1;
         }
+        if self.options.record {
+            self.untold_run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
+        }
         if self.options.record && due {
-            run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
+            run = self.untold_run.clone();
             counts = self.untold.fields();
             counts.extend(self.spans.clone());
         }
@@ -348,7 +370,7 @@ impl Contender {
     pub fn released(&mut self, request: &Request, done: bool, now: Moment) {
         let told = matches!(request, Request::Release { run: Some(_), .. });
         if done && told {
-            (self.told, self.untold) = (Some(now), Stats::default());
+            (self.told, self.untold, self.untold_run) = (Some(now), Stats::default(), None);
             self.spans.clear();
         }
     }
@@ -367,11 +389,18 @@ impl Contender {
         }
         let mut counts = std::mem::take(&mut self.untold).fields();
         counts.extend(std::mem::take(&mut self.spans));
+        let run = self.untold_run.take();
         let grow = |(field, by): &(String, u64)| {
             redis::cmd("HINCRBY").arg(&self.keys.stats).arg(field).arg(by).to_owned()
         };
         let mut words: Vec<Cmd> = counts.iter().map(grow).collect();
         words.push(redis::cmd("PEXPIRE").arg(&self.keys.stats).arg(MEMORY_MS).to_owned());
+        if let Some(run) = run {
+            let on = |name: &str| redis::cmd(name).arg(&self.keys.runs).to_owned();
+            words.push(on("LPUSH").arg(run).to_owned());
+            words.push(on("LTRIM").arg(0).arg(9).to_owned());
+            words.push(on("PEXPIRE").arg(MEMORY_MS).to_owned());
+        }
         words
     }
 

@@ -1,15 +1,15 @@
 //! Does what an attempt's steps say: speaks to the server, listens, sleeps.
 
 use crate::clock::Moment;
-use crate::connect::{Link, passes};
+use crate::connect::{Link, Spare, passes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
 use crate::lock::guard;
-use crate::lock::lease::{Holder, Lease};
+use crate::lock::lease::{Holder, Lease, names};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
-use crate::lock::wait::pause;
+use crate::lock::wait::{WATCH, pause};
 use std::time::Duration;
 
 /// How often a waiter looks up: for a signal, or a caller who has had enough. No traffic.
@@ -18,6 +18,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// Longest time to wait for the answer to a look before the baton is listened for again: well below the time
 /// in which it must be claimed. A server that is farther away than that cannot be waited for in line.
 const LOOK: Duration = Duration::from_millis(400);
+
+/// Longest time for a place in the line, with a connection of its own.
+const JOIN: Duration = Duration::from_secs(1);
 
 /// Time beyond the end of patience to leave the line in order.
 const FAREWELL: Duration = Duration::from_millis(150);
@@ -41,8 +44,8 @@ pub(crate) struct Drive<'a> {
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
-    /// Requests that were answered, and failures since the last one.
-    answered: u32,
+    /// The server has answered, and failures since then.
+    heard: bool,
     failures: u32,
     /// Places in the line that broke as soon as we had them.
     breaks: u32,
@@ -54,8 +57,8 @@ impl<'a> Drive<'a> {
         let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
-        let (line, answered, failures, breaks) = (None, 0, 0, 0);
-        Self { keys, link, go_on, end, call, pid, waits, line, answered, failures, breaks }
+        let (line, heard, failures, breaks) = (None, false, 0, 0);
+        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, breaks }
     }
 
     /// Drives an attempt to its end.
@@ -119,6 +122,7 @@ impl<'a> Drive<'a> {
 
     /// A look at the lock from the line, in which the baton may come while its answer does not.
     fn look(&mut self, request: &Request, end: Moment, holder: &Holder) -> Result<Event> {
+        let mut refusal = None;
         loop {
             let patience = LOOK.min(end.left());
             let asked = guard(self.link).hurry(patience, |link| ask_once(link, self.keys, request));
@@ -126,16 +130,19 @@ impl<'a> Drive<'a> {
                 Ok(asked) => return Ok(Event::Answered(asked.answer, asked.sent)),
                 Err(fault) => fault,
             };
-            let until = (Moment::now() + LOOK_UP).min(end);
-            match self.line.as_mut().filter(|_| !end.passed()).map(|line| line.listen(until)) {
-                Some(Ok(Heard::Baton(baton))) => return Ok(Event::Baton(baton)),
-                Some(Ok(_)) if is_bearable(&fault) => {
-                    if !(self.go_on)(holder) {
-                        self.end = Moment::now();
-                        return Ok(Event::Cancel);
-                    }
+            if end.passed() || !is_bearable(&fault) {
+                return Err(refusal.unwrap_or(fault));
+            }
+            // A server that answers is asked again when it may have changed its mind.
+            let rest = if fault.code().is_some() { WATCH } else { LOOK_UP };
+            refusal = Some(fault).filter(|fault| fault.code().is_some()).or(refusal);
+            match self.listen((Moment::now() + rest).min(end), holder)? {
+                Event::Time if (self.go_on)(holder) => {}
+                Event::Time => {
+                    self.end = Moment::now();
+                    return Ok(Event::Cancel);
                 }
-                _ => return Err(fault),
+                heard => return Ok(heard),
             }
         }
     }
@@ -157,7 +164,7 @@ impl<'a> Drive<'a> {
     ) -> Result<Event> {
         let fault = match event {
             Ok(event) => {
-                (self.answered, self.failures) = (self.answered + 1, 0);
+                (self.heard, self.failures) = (true, 0);
                 return Ok(event);
             }
             Err(fault) => fault,
@@ -167,8 +174,10 @@ impl<'a> Drive<'a> {
             Request::Acquire { .. } => !fault.is_unknown(),
             _ => false,
         };
-        let gives_up = self.answered == 0 || !attempt.has_time(Moment::now());
-        if !again || gives_up || !is_bearable(&fault) {
+        self.heard |= fault.code().is_some();
+        // Who was never answered may have a wrong address.
+        let gives_up = !self.heard || !attempt.has_time(Moment::now());
+        if !again || gives_up || !(is_bearable(&fault) || is_no_place(request, &fault)) {
             return Err(fault);
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
@@ -194,15 +203,19 @@ impl<'a> Drive<'a> {
         Event::Answered(Answer::Left, Moment::now())
     }
 
+    /// Without the link while that takes its time: others use it.
     fn join(&mut self, request: &Request) -> Result<Event> {
         self.put_line_away();
-        let patience = self.patience();
+        let deadline = Moment::now() + self.patience().min(JOIN);
         let mut link = guard(self.link);
-        let joined = link.hurry(patience, |link| {
-            link.persist(|link, deadline| Line::join(link, self.keys, request, deadline))
-        });
-        let known = |e: Error| e.key(&self.keys.lock).server(&link.config().label());
-        let (line, answer) = joined.map_err(known)?;
+        let (kept, config) = (link.take_spare(), link.config().clone());
+        drop(link);
+        let known = |e: Error| e.key(&self.keys.lock).server(&config.label());
+        let spare = match kept {
+            Some(spare) => spare,
+            None => Spare::dial(&config, format!("tagsweep-{}", names()?.1), deadline)?,
+        };
+        let (line, answer) = Line::join(spare, self.keys, request, deadline).map_err(known)?;
         self.line = Some(line);
         Ok(Event::Answered(answer, Moment::now()))
     }
@@ -276,7 +289,13 @@ impl<'a> Drive<'a> {
 
 /// Whether a wait goes on after that: a server that does not write now may do so in a moment, or be replaced.
 fn is_bearable(fault: &Error) -> bool {
-    passes(fault) || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF"))
+    passes(fault)
+        || matches!(fault.code(), Some("READONLY" | "NOREPLICAS" | "MISCONF" | "MAXCLIENTS"))
+}
+
+/// Whether it means that there is no place in the line, which is not the only way to wait.
+fn is_no_place(request: &Request, fault: &Error) -> bool {
+    matches!(request, Request::Wait { join: true, .. }) && fault.kind() == ErrorKind::Refused
 }
 
 fn came_late() -> Error {

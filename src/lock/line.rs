@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::connect::{Link, Spare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::protocol::{Answer, Keys, Request};
-use crate::reply::checked;
+use crate::reply::{checked, understood};
 use redis::{Cmd, Value};
 
 /// A connection that blocks on the baton.
@@ -13,6 +13,19 @@ pub(crate) struct Line {
     /// Whether a BLPOP is under way.
     blocked: bool,
 }
+
+/// What ends a wait, and says nothing of the next one; whatever else is answered to a command that blocks means that
+/// there is none.
+const ENDED: [&str; 8] = [
+    "UNBLOCKED",
+    "READONLY",
+    "LOADING",
+    "BUSY",
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "WRONGTYPE",
+];
 
 /// What was heard.
 pub(crate) enum Heard {
@@ -24,38 +37,26 @@ pub(crate) enum Heard {
 
 impl Line {
     /// Joins: asks, and blocks behind the question, in one write, so that our ticket and our place in
-    /// the server's own line come from one instant. One round trip; more on a new connection, and when
-    /// the server does not know the script.
+    /// the server's own line come from one instant. One round trip. Where the script may be unknown it is sent
+    /// along: a connection that blocks without a ticket would have to be dropped, and a baton with it.
     pub fn join(
-        link: &mut Link,
+        mut spare: Spare,
         keys: &Keys,
         request: &Request,
         deadline: Moment,
     ) -> Result<(Self, Answer)> {
         let (script, args) = request.script(keys);
-        match Self::ask(link, keys, request, script.by_digest(&args), deadline) {
-            // That connection blocks without a ticket; it is dropped.
-            Err(e) if e.code() == Some("NOSCRIPT") => {
-                Self::ask(link, keys, request, script.by_body(&args), deadline)
-            }
-            other => other,
-        }
-    }
-
-    fn ask(
-        link: &mut Link,
-        keys: &Keys,
-        request: &Request,
-        question: Cmd,
-        deadline: Moment,
-    ) -> Result<(Self, Answer)> {
-        let mut spare = link.take_spare(deadline)?;
+        let is_new = spare.id.is_none();
+        let question = if is_new { script.by_body(&args) } else { script.by_digest(&args) };
         let mut commands = vec![question, block(keys)];
-        if spare.id.is_none() {
-            commands.insert(0, redis::cmd("CLIENT").arg("ID").to_owned());
+        if is_new {
+            let named = redis::cmd("CLIENT").arg("SETNAME").arg(&spare.name).to_owned();
+            commands.splice(0..0, [named, redis::cmd("CLIENT").arg("ID").to_owned()]);
         }
         spare.socket.send(&commands.iter().collect(), deadline)?;
-        if spare.id.is_none() {
+        if is_new {
+            // Without the permission its name is none, and it is not known again.
+            spare.socket.receive(deadline)?;
             spare.id = match spare.socket.receive(deadline)? {
                 Value::Int(id) => Some(id),
                 _ => None,
@@ -74,21 +75,36 @@ impl Line {
         self.blocked = false;
         match checked(reply) {
             Ok(reply) => baton(reply).map(Heard::Baton).ok_or_else(broken),
-            Err(e) if matches!(e.code(), Some("ERR" | "NOPERM")) => Ok(Heard::Refused),
-            Err(e) => Err(e),
+            Err(e) if e.code().is_none_or(|code| ENDED.contains(&code)) => Err(e),
+            Err(_) => Ok(Heard::Refused),
         }
     }
 
-    /// Blocks no more; a baton may come at the last moment. One round trip.
+    /// Blocks no more; a baton may come at the last moment. One round trip, two the first time.
     pub fn hang_up(&mut self, link: &mut Link, deadline: Moment) -> Result<Option<Vec<u8>>> {
         // Without the permission to ask for its name, the connection is dropped while it blocks.
         let Some(id) = self.spare.id.filter(|_| self.blocked) else { return Ok(None) };
-        let mut unblock = redis::cmd("CLIENT");
-        unblock.arg("UNBLOCK").arg(id);
-        link.call(&unblock, deadline)?;
+        if !self.is_known(id, link, deadline)? {
+            return Ok(None);
+        }
+        let unblock = redis::cmd("CLIENT").arg("UNBLOCK").arg(id).to_owned();
+        link.follow_up(&unblock, deadline)?;
         let reply = checked(self.spare.socket.receive(deadline)?)?;
         self.blocked = false;
         Ok(baton(reply))
+    }
+
+    /// Whether our connection is known by that number where the link's leads: an address may have moved since, and
+    /// there the number is somebody else's.
+    fn is_known(&mut self, id: i64, link: &mut Link, deadline: Moment) -> Result<bool> {
+        let connection = link.connected(deadline)?;
+        if self.spare.beside != Some(connection) {
+            let ask = redis::cmd("CLIENT").arg("LIST").arg("ID").arg(id).to_owned();
+            let told: String = link.follow_up(&ask, deadline).and_then(understood)?;
+            let name = format!("name={}", self.spare.name);
+            self.spare.beside = told.split(' ').any(|field| field == name).then_some(connection);
+        }
+        Ok(self.spare.beside.is_some())
     }
 
     /// Gives the connection back for the next wait, unless it still blocks.

@@ -78,7 +78,7 @@ use crate::lock::end::end;
 use crate::lock::loss::Loss;
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::renew::Ward;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// A link that several locks of a process share. One of them speaks at a time.
@@ -454,9 +454,12 @@ impl Lock {
     /// Gives up a lease that is over by our own clock. The server may have it still, where a shorter TTL was asked
     /// for and that was lost.
     fn outlive(&mut self, until: Moment) {
-        self.contender.outlive(Moment::now());
+        let news = self.contender.outlive(Moment::now());
         if self.contender.lease().is_some() {
             let _ = self.release_within(until.left());
+        }
+        if let Some(reason) = news {
+            self.tell(reason);
         }
     }
 
@@ -512,9 +515,11 @@ impl Drop for Lock {
         self.date();
         let mut link = guard(&self.link);
         link.hurry(LAST_WORDS, |link| {
-            // Nobody is left to tell; a lease ends with its TTL. Other leases on this link need not try.
-            if release(&mut self.contender, link).is_err() {
-                return link.give_up();
+            // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need
+            // not try.
+            match release(&mut self.contender, link) {
+                Err(e) if e.code().is_none() => return link.give_up(),
+                _ => {}
             }
             if !link.is_connected() {
                 return;
@@ -564,7 +569,12 @@ pub(crate) fn acquire_within(
     }
 }
 
-/// A link is whole after a panic: any fault drops its connection.
+/// A link is whole after a panic.
 pub(crate) fn guard(link: &SharedLink) -> MutexGuard<'_, Link> {
-    link.lock().unwrap_or_else(PoisonError::into_inner)
+    link.lock().unwrap_or_else(|poisoned| {
+        link.clear_poison();
+        let mut link = poisoned.into_inner();
+        link.mend();
+        link
+    })
 }

@@ -7,7 +7,7 @@ use crate::lock::{SharedLink, guard};
 use crate::reply::understood;
 use std::collections::BTreeSet;
 
-/// Names of all locks that are held or were held in the last month: walks over all keys, some 10,000 a
+/// Names of all locks that are held or were held in the last month: walks over all keys, a thousand a
 /// round trip, about a second for a million keys.
 ///
 /// # Errors

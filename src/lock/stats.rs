@@ -58,7 +58,7 @@ impl LossReason {
             Self::Failover => "the server lost it (a failover, a restart, or it was emptied)",
             Self::Stolen => "somebody else has it",
             Self::Forced => "an operator took it away",
-            Self::Unknown => "the server could not be reached in time",
+            Self::Unknown => "the server confirmed no renewal in time",
             Self::MaxHold => "it was held for as long as it may be",
         }
     }

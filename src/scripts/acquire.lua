@@ -78,8 +78,8 @@ if last.err then
   redis.call('DEL', KEYS[1])
   return last
 end
--- Given back before this instant, by the server's clock: 16 digits, and no '+'.
-if string.byte(last, 17) == 124 and last < fence then return ours end
+-- Given back before this instant, by the server's clock: 16 digits as ours, and no '+'.
+if string.byte(last, 17) == 124 and #fence == 16 and last < fence then return ours end
 
 local number, open, rest = string.match(last, '^(%d+)(%+?)|?(.*)$')
 if number and tonumber(number) >= 2 ^ 53 - 1 then

@@ -4,6 +4,7 @@ use super::{Later, Running};
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sweep::batch::Batch;
+use crate::sweep::judge::in_use_takes;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Running<'_> {
 
     /// Where every sweep is as short as this one, tags in use keep what is stale in them.
     fn warn_of_haste(&mut self) {
-        let needed = 2 * self.options.grace + self.options.verify;
+        let needed = in_use_takes(self.options.grace);
         let too_short = self.options.max_duration.is_some_and(|most| most < needed);
         if too_short && !self.queue.waiting.is_empty() {
             self.warn(&format!(
