@@ -62,25 +62,26 @@ header: ## write include/tagsweep.h anew
 
 install: ## install CLI, man pages, completions, C library and header into PREFIX (default /usr/local)
 	@test -f $(RELEASE)/libtagsweep.so || { echo 'run `make build` first' >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	umask 022; install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 755 $(RELEASE)/tagsweep $(DESTDIR)$(PREFIX)/bin/tagsweep
-	$(RELEASE)/tagsweep generate man $(DESTDIR)$(MAN)
-	$(RELEASE)/tagsweep generate bash $(DESTDIR)$(BASH)
-	$(RELEASE)/tagsweep generate zsh $(DESTDIR)$(ZSH)
-	$(RELEASE)/tagsweep generate fish $(DESTDIR)$(FISH)
+	umask 022; $(RELEASE)/tagsweep generate man $(DESTDIR)$(MAN)
+	umask 022; $(RELEASE)/tagsweep generate bash $(DESTDIR)$(BASH)
+	umask 022; $(RELEASE)/tagsweep generate zsh $(DESTDIR)$(ZSH)
+	umask 022; $(RELEASE)/tagsweep generate fish $(DESTDIR)$(FISH)
 	install -m 644 include/tagsweep.h $(DESTDIR)$(PREFIX)/include/tagsweep.h
 	install -m 644 $(RELEASE)/libtagsweep.a $(DESTDIR)$(PREFIX)/lib/libtagsweep.a
 	install -m 755 $(RELEASE)/libtagsweep.so $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(VERSION)
 	ln -sf libtagsweep.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(ABI)
 	ln -sf libtagsweep.so.$(ABI) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
+	umask 022; sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
 	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
+	@test -n "$(DESTDIR)" || ldconfig 2>/dev/null || echo 'run `ldconfig` as root, or set LD_LIBRARY_PATH'
 
 install-php: ## install the PHP extension where PHP=php looks for it, and its ini file where Debian has those
 	@test -f $(EXTENSION) || { echo 'run `make build` first' >&2; exit 1; }
-	install -d $(DESTDIR)$(PHP_EXTENSIONS)
+	umask 022; install -d $(DESTDIR)$(PHP_EXTENSIONS)
 	install -m 644 $(EXTENSION) $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so
-	@if [ -d $(PHP_MODS) ]; then install -d $(DESTDIR)$(PHP_MODS) && \
+	@umask 022; if [ -d $(PHP_MODS) ]; then install -d $(DESTDIR)$(PHP_MODS) && \
 	  echo 'extension=tagsweep.so' >$(DESTDIR)$(PHP_MODS)/tagsweep.ini && \
 	  echo 'now run: phpenmod tagsweep'; \
 	else echo 'now add to php.ini: extension=tagsweep.so'; fi

@@ -3,7 +3,7 @@
 use crate::boundary::{ErrorText, Fault, done, guarded, infallible};
 use crate::handle::{bytes, give, take_back};
 use std::ffi::c_char;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tagsweep::connect::Link;
 use tagsweep::lock::SharedLink;
@@ -12,6 +12,12 @@ use tagsweep::{Config, Error};
 /// A server and the connection to it. Functions: tagsweep_client_new, tagsweep_client_free.
 pub struct tagsweep_client {
     pub(crate) link: SharedLink,
+}
+
+impl tagsweep_client {
+    pub(crate) fn config(&self) -> Config {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).config().clone()
+    }
 }
 
 /// Makes a client. Connects at first use.

@@ -5,7 +5,6 @@ use crate::client::tagsweep_client;
 use crate::handle::{bytes, put, shared, whole};
 use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED};
 use std::ffi::{c_char, c_void};
-use std::sync::Arc;
 use std::time::Duration;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
@@ -232,7 +231,8 @@ pub unsafe extern "C" fn tagsweep_sweep(
                 whole(options, "tagsweep_options_init")?.map(|o| read(o)).transpose()?,
             )
         };
-        let mut sweep = Sweep::on(Arc::clone(&client.link), options.unwrap_or_default())?;
+        // A connection of its own: locks of the client are used meanwhile.
+        let mut sweep = Sweep::new(client.config(), options.unwrap_or_default())?;
         let ended = sweep.run(&mut |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
             let figures = tagsweep_report {

@@ -4,6 +4,7 @@ use crate::args::DemoArgs;
 use crate::output::{Screen, print_report};
 use crate::{Done, exit, signals};
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -93,6 +94,8 @@ impl Private {
             .args(["--port", "0", "--save", "", "--dir", &home, "--unixsocket", &socket])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // Ctrl-C is for us: without a server nothing could be cleared away.
+            .process_group(0)
             .spawn()
             .map_err(|e| {
                 let what = format!("no redis-server ({e}); install it or give --url");

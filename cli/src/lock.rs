@@ -3,6 +3,7 @@
 use crate::args::{LockArgs, RunArgs, WaitModeName, bytes};
 use crate::output::way_out;
 use crate::{Done, exit, signals};
+use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{AccessFlags, Pid, access, getppid};
@@ -28,6 +29,9 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Longest grace for a command that is to end.
 const YEAR: Duration = Duration::from_secs(366 * 86_400);
 
+/// This program.
+const ONESELF: &str = "/proc/self/exe";
+
 /// Longest sleep.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -48,6 +52,8 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     if let Err(e) = find(&args.command[0]) {
         return Ok(not_started(&args.command[0], e));
     }
+    // Where our parent has it ignored, nobody would be told how the command ended.
+    signal_hook::flag::register(Signal::SIGCHLD as i32, Arc::default())?;
     let (tell, events) = channel();
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut lock = contend(args, tell.clone())?;
@@ -147,12 +153,14 @@ enum Family {
 }
 
 impl Family {
-    fn send(&self, signal: Signal) {
-        // It may have ended just now.
-        let _ = match self {
+    /// False when we may not.
+    fn send(&self, signal: Signal) -> bool {
+        let sent = match self {
             Self::Process(pid) => kill(*pid, signal),
             Self::Group(pid) => killpg(*pid, signal),
         };
+        // It may have ended just now.
+        sent != Err(Errno::EPERM)
     }
 
     fn is_a_group(&self) -> bool {
@@ -198,6 +206,10 @@ fn find(command: &OsStr) -> std::io::Result<()> {
 }
 
 fn runs(file: &Path) -> std::io::Result<()> {
+    // A command is started through ourselves.
+    access(ONESELF, AccessFlags::X_OK).map_err(|e| {
+        std::io::Error::other(format!("{ONESELF} cannot be run ({e}); mount /proc"))
+    })?;
     access(file, AccessFlags::X_OK)?;
     if file.is_dir() { Err(std::io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
 }
@@ -218,17 +230,23 @@ fn not_started(command: &OsStr, e: std::io::Error) -> u8 {
 /// Starts the command; a thread waits for its end. Where no terminal could be spoken to it leads a group of its own, so
 /// that a signal reaches its children, too; with one it must stay in the terminal's group.
 fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Family> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(ONESELF);
     command.arg0("tagsweep").arg("run").arg(std::process::id().to_string()).arg("--");
     command.args(&args.command).env("TAGSWEEP_FENCE", fence.to_string());
     let alone = !std::io::stdin().is_terminal() && File::open("/dev/tty").is_err();
     if alone {
         command.process_group(0);
     }
+    // Before the command: afterwards there may be no thread to be had.
+    let (hand, started) = channel::<Child>();
+    std::thread::Builder::new().spawn(move || {
+        let Ok(mut child) = started.recv() else { return };
+        let _ = tell.send(Event::Exited(child.wait()));
+    })?;
     let spawned = signals::unblocked(&signals::forwarded(), || command.spawn())?;
-    let mut child: Child = spawned?;
+    let child = spawned?;
     let pid = Pid::from_raw(child.id() as i32);
-    std::thread::spawn(move || tell.send(Event::Exited(child.wait())));
+    let _ = hand.send(child);
     Ok(if alone { Family::Group(pid) } else { Family::Process(pid) })
 }
 
@@ -257,10 +275,15 @@ impl Ends {
     /// The command is told to end, once.
     fn term(&mut self, family: &Family, why: &str) {
         if !self.told {
-            family.send(Signal::SIGTERM);
             self.kill_at = Instant::now().checked_add(self.grace);
             self.told = true;
-            complain!("tagsweep: {why}; ending the command");
+            match family.send(Signal::SIGTERM) {
+                true => complain!("tagsweep: {why}; ending the command"),
+                false => complain!(
+                    "tagsweep: {why}; the command has become another user's and cannot be ended: it goes on, \
+                     soon without the lock"
+                ),
+            }
         }
     }
 
@@ -285,11 +308,16 @@ fn watch(family: &Family, mut ends: Ends, events: &Receiver<Event>) -> Done {
             Ok(Event::Exited(_)) => {
                 // What the command started must not outlive the lock either, but has its grace, too.
                 family.wait_until(ends.kill_at);
-                family.send(Signal::SIGKILL);
+                if family.is_a_group() {
+                    family.send(Signal::SIGKILL);
+                }
                 return Ok(exit::PARTIAL);
             }
-            Ok(Event::Signal(signal, sent)) if sent || family.is_a_group() => family.send(signal),
-            Ok(Event::Signal(..)) => {}
+            Ok(Event::Signal(signal, sent)) => {
+                if sent || family.is_a_group() {
+                    family.send(signal);
+                }
+            }
             Ok(Event::Lost(reason)) => {
                 ends.term(family, &format!("the lock was lost ({})", reason.name()));
             }

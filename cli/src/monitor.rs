@@ -57,16 +57,14 @@ fn looked_at(link: &SharedLink, names: &[OsString]) -> tagsweep::Result<Looked> 
 
 pub(crate) fn status(args: &StatusArgs) -> Done {
     let looked = looked_at(&link(&args.server)?, &args.names)?;
-    let mut out = std::io::stdout().lock();
     for (name, status) in &looked.locks {
-        if args.json {
-            writeln!(out, "{}", as_json(name, status))?;
-        } else {
-            write!(out, "{}", as_text(name, status))?;
+        match args.json {
+            true => say!("{}", as_json(name, status)),
+            false => say!("{}", as_text(name, status).trim_end_matches('\n')),
         }
     }
     if looked.locks.is_empty() && !looked.passed_over && !args.json {
-        writeln!(out, "no locks")?;
+        say!("no locks");
     }
     Ok(looked.code())
 }

@@ -9,18 +9,28 @@ use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::Cause;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Those that ask a program to end.
 pub(crate) const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Those that a wrapped command is to have, too; not those that are ignored, as `nohup` has it, for then
-/// the command is to ignore them as well.
+/// A second one counts from then on after the first: `timeout`, a shell's `kill %1` and whoever signals a whole
+/// group send each twice.
+const IMPATIENT: Duration = Duration::from_secs(1);
+
+/// Those that a wrapped command is to have, too; not those that are ignored, for then the command is to ignore
+/// them as well.
 pub(crate) fn forwarded() -> Vec<Signal> {
+    heeded(&FORWARDED)
+}
+
+/// Those that are not ignored, as `nohup` and a shell's `&` have it.
+fn heeded(signals: &[Signal]) -> Vec<Signal> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    let is_ignored = |signal: &Signal| mask >> (*signal as i32 - 1) & 1 == 1;
-    FORWARDED.into_iter().filter(|signal| !is_ignored(signal)).collect()
+    let is_ignored = |signal: &&Signal| mask >> (**signal as i32 - 1) & 1 == 1;
+    signals.iter().filter(|signal| !is_ignored(signal)).copied().collect()
 }
 
 const FORWARDED: [Signal; 7] = [
@@ -47,7 +57,7 @@ pub(crate) fn listen(
     which.thread_block()?;
     let numbers = which.iter().map(|signal| signal as i32);
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers)?;
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         // If it cannot be unblocked here, signals stay pending: nothing is lost but promptness.
         let _ = which.thread_unblock();
         for origin in signals.forever() {
@@ -55,7 +65,7 @@ pub(crate) fn listen(
             let _ = Signal::try_from(origin.signal).map(|signal| tell(signal, sent));
         }
     });
-    Ok(())
+    thread.map(drop)
 }
 
 /// Does something with the signals unblocked, for a child inherits the mask.
@@ -67,12 +77,13 @@ pub(crate) fn unblocked<T>(which: &[Signal], act: impl FnOnce() -> T) -> std::io
     Ok(done)
 }
 
-/// A flag that the first of these signals raises; the second ends the process as it would have.
+/// A flag that the first of these signals raises; one that comes a second later ends the process as it would have.
 pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    listen(&ENDING, move |signal, _| {
-        if raised.swap(true, Ordering::SeqCst) {
+    let (raised, mut first) = (Arc::clone(&flag), None);
+    listen(&heeded(&ENDING), move |signal, _| {
+        raised.store(true, Ordering::SeqCst);
+        if first.get_or_insert_with(Instant::now).elapsed() >= IMPATIENT {
             let _ = signal_hook::low_level::emulate_default_handler(signal as i32);
         }
     })?;

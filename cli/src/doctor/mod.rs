@@ -9,22 +9,20 @@ use crate::monitor::link;
 use crate::{Done, exit};
 use findings::{Finding, Grade};
 use serde_json::json;
-use std::io::Write;
 use tagsweep::error::plain;
 use tagsweep::reply::Info;
 
 pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let link = link(&args.server)?;
     let seen = look::look(&link, args)?;
-    let mut out = std::io::stdout().lock();
     if !args.json {
         let server = args.server.config()?.label();
         let name = findings::name(Info(seen.info.as_deref().unwrap_or_default()));
-        writeln!(out, "{server}: {}", plain(&name))?;
+        say!("{server}: {}", plain(&name));
     }
     let findings = findings::findings(&seen, args.role);
     for finding in &findings {
-        writeln!(out, "{}", if args.json { as_json(finding) } else { as_text(finding) })?;
+        say!("{}", if args.json { as_json(finding) } else { as_text(finding) });
     }
     let bad = findings.iter().any(|finding| finding.grade == Grade::Bad);
     Ok(if bad { exit::ERROR } else { exit::DONE })

@@ -247,3 +247,11 @@ fn signals_of_a_wait_are_none_to_the_command_and_quit_ends_it() {
     holder.release().unwrap();
     assert_eq!(told.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn the_exit_code_is_told_where_children_are_ignored() {
+    let server = Server::start();
+    let started = "trap '' CHLD; exec \"$0\" lock job --url \"$1\" -- sh -c 'exit 7'";
+    let status = Command::new("sh").args(["-c", started, TAGSWEEP, &server.url()]).status();
+    assert_eq!(status.unwrap().code(), Some(7));
+}

@@ -189,3 +189,14 @@ fn the_doctor_says_what_stands_in_the_way_and_changes_nothing() {
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(examine("redis://127.0.0.1:1").0, 1);
 }
+
+#[test]
+fn who_reads_no_more_is_told_by_the_exit_code_all_the_same() {
+    let server = Server::start();
+    let _: () = run(&mut server.connect(), "CONFIG SET min-replicas-to-write 1");
+    let (read, write) = std::io::pipe().unwrap();
+    drop(read);
+    let doctor =
+        Command::new(TAGSWEEP).args(["doctor", "--url", &server.url()]).stdout(write).status();
+    assert_eq!(doctor.unwrap().code(), Some(1));
+}

@@ -4,7 +4,7 @@ use crate::fixtures::*;
 use crate::support::{Server, age, run, signal, until};
 use redis::Commands;
 use std::io::{BufRead, BufReader};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -189,4 +189,40 @@ fn a_sweep_takes_the_memory_that_it_is_given_whatever_the_names() {
     let left: i64 = (0..tags).map(|n| con.scard::<_, i64>(format!("tag:{n}")).unwrap()).sum();
     assert_eq!(left, tags);
     assert!((1..20 << 10).contains(&peak), "{peak} KiB");
+}
+
+/// A sweep that waits for a young tag, started by a shell after these words.
+fn waiting_sweep(server: &Server, after: &str) -> Child {
+    let mut con = server.connect();
+    let _: () = con.sadd("tag:young", "item:gone").unwrap();
+    let sweep = Command::new("sh")
+        .args(["-c", &format!("{after} exec \"$0\" sweep --trust-mapping --grace 1s --url \"$1\"")])
+        .args([TAGSWEEP, &server.url()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("it holds its lock", || run(&mut con, "EXISTS lock:cache_tag_cleanup"));
+    sweep
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    let server = Server::start();
+    let sweep = waiting_sweep(&server, "");
+    // As `timeout` and a shell's `kill %1` do it.
+    (0..3).for_each(|_| signal(sweep.id(), "TERM"));
+    let Output { status, stdout, .. } = sweep.wait_with_output().unwrap();
+    assert_eq!(status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&stdout).contains("stopped on request"));
+    assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:cache_tag_cleanup"));
+}
+
+#[test]
+fn a_signal_that_is_ignored_ends_no_sweep() {
+    let server = Server::start();
+    let sweep = waiting_sweep(&server, "trap '' HUP INT;");
+    signal(sweep.id(), "HUP");
+    signal(sweep.id(), "INT");
+    assert_eq!(sweep.wait_with_output().unwrap().status.code(), Some(0));
 }
