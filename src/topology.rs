@@ -114,6 +114,12 @@ impl IdleClock {
         (self.facts.children, self.observed) = (facts.children, sent);
     }
 
+    /// The server has not answered for a while, until now: what it was asked behind whatever took so long looks as
+    /// old as that.
+    pub fn stood_still(&mut self, now: Moment) {
+        self.still_since = self.still_since.map(|since| since.max(now));
+    }
+
     /// The server tells no idle time, at that time of its own (s): a policy without them is in force.
     pub fn ends(&mut self, now: u64) {
         (self.facts.lfu, self.none_at) = (true, self.none_at.max(now));
@@ -201,6 +207,15 @@ mod tests {
         assert!(!clock.trusted(span, now + span));
         clock.observe(&Facts::read(INFO, 1007), now + span, now + span);
         assert!(!clock.trusted(span, now + span) && clock.trusted(span, now + span * 2));
+    }
+
+    #[test]
+    fn idle_times_from_behind_a_long_command_are_no_evidence() {
+        let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
+        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        clock.stood_still(now);
+        assert!(!clock.trusted(span, now + span / 2) && clock.trusted(span, now + span));
+        assert!(!clock.was_still(now - span, now));
     }
 
     #[test]

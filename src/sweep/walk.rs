@@ -192,13 +192,15 @@ impl Walk {
         self.pages.front().map_or(self.at, |(place, _)| *place)
     }
 
-    /// If only tags that have to wait keep that place at the beginning, the next one where more than that is
-    /// unsettled: whoever began where this walk did would come no farther.
-    pub fn beyond_what_waits(&self) -> Option<Place> {
-        let waits = |page: &Page| page.postponed.get() && !page.given_up.get();
+    /// If that place is where this walk began, the next one where more is unsettled than tags that have to wait, for
+    /// whoever began there would come no farther. `timed_out`: what the first page is about took all the time there was.
+    pub fn beyond_what_takes_long(&self, timed_out: bool) -> Option<Place> {
         let stuck = self.pages.front().is_some_and(|(place, _)| place.cursor == self.from);
-        let open = |(_, page): &&(Place, Weak<Page>)| page.upgrade().is_some_and(|p| !waits(&p));
-        let place = self.pages.iter().find(open).map_or(self.at, |(place, _)| *place);
+        let open = |page: Rc<Page>| !page.postponed.get() || page.given_up.get();
+        let passed = usize::from(timed_out);
+        let next = self.pages.iter().skip(passed);
+        let mut next = next.filter(|(_, page)| page.upgrade().is_some_and(open));
+        let place = next.next().map_or(self.at, |(place, _)| *place);
         (stuck && place.cursor != self.from).then_some(place)
     }
 
@@ -220,7 +222,10 @@ impl Walk {
 
     /// Share of the table between its beginning and a place that it came by, 0 to 1.
     pub fn passed_to(&self, place: Place) -> f64 {
-        fraction(position(place.cursor).wrapping_sub(position(self.from)))
+        match self.is_done() && self.pages.is_empty() {
+            true => self.passed(),
+            false => fraction(position(place.cursor).wrapping_sub(position(self.from))),
+        }
     }
 
     /// Share of the table that this walk has passed, 0 to 1.
@@ -338,22 +343,32 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_wait_keeps_nobody_where_he_began() {
+    fn what_takes_long_keeps_nobody_where_he_began() {
         let place = |cursor| Place { cursor, since: 5 };
         let page = |walk: &mut Walk, cursor| walk.answered(cursor, 2, &mut vec![], 9);
         let mut walk = Walk::round(place(4));
         let first = page(&mut walk, 2);
-        assert_eq!(walk.beyond_what_waits(), None, "it is under way");
+        assert_eq!(walk.beyond_what_takes_long(false), None, "it is under way");
         first.postponed.set(true);
-        assert_eq!((walk.settled(), walk.beyond_what_waits()), (place(4), Some(place(2))));
+        assert_eq!(
+            (walk.settled(), walk.beyond_what_takes_long(false)),
+            (place(4), Some(place(2)))
+        );
         let (second, third) = (page(&mut walk, 6), page(&mut walk, 1));
         second.postponed.set(true);
         third.given_up.set(true);
-        assert_eq!(walk.beyond_what_waits(), Some(place(6)));
+        assert_eq!(walk.beyond_what_takes_long(false), Some(place(6)));
         second.given_up.set(true);
-        assert_eq!(walk.beyond_what_waits(), Some(place(2)));
+        assert_eq!(walk.beyond_what_takes_long(false), Some(place(2)));
+        first.given_up.set(true);
+        assert_eq!(walk.beyond_what_takes_long(false), None);
+        assert_eq!(walk.beyond_what_takes_long(true), Some(place(2)), "it took all the time");
         drop(first);
-        assert_eq!((walk.settled(), walk.beyond_what_waits()), (place(2), None), "it came on");
+        assert_eq!(
+            (walk.settled(), walk.beyond_what_takes_long(false)),
+            (place(2), None),
+            "it came on"
+        );
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Where a sweep stops.
 
 use crate::fixtures::*;
-use crate::support::{Server, age};
+use crate::support::{Server, age, until};
 use redis::Commands;
 use std::time::{Duration, Instant};
-use tagsweep::sweep::{Flow, OnAged, Options, Reason};
+use tagsweep::sweep::{Flow, OnAged, Options, Reason, totals};
 
 #[test]
 fn limits_stop_it() {
@@ -88,6 +88,7 @@ fn a_limit_that_is_reached_leaves_verification_its_time() {
     let server = Server::start();
     let mut con = server.connect();
     tag(&mut con, "", "a", 1, 1);
+    let _: () = con.sadd("tag:young", "item:gone").unwrap();
     let (begun, mut written) = (Instant::now(), false);
     let verify = Duration::from_millis(1500);
     let max_duration = Some(Duration::from_millis(200));
@@ -240,4 +241,52 @@ fn a_limit_too_short_for_tags_in_use_says_so() {
     let report = sweep(server.config(), allowed(300));
     assert_eq!(report.reason, Reason::MaxDuration);
     assert!(report.warnings[0].contains("tags in use take 11.5s"), "{report:?}");
+}
+
+#[test]
+fn a_sweep_that_has_only_to_verify_is_complete_though_its_time_is_over() {
+    let server = Server::start();
+    let mut con = server.connect();
+    (0..300).for_each(|t| tag(&mut con, "", &format!("t{t}"), 1, 1));
+    let options = || Options { verify: Duration::from_secs(1), ..Options::default() };
+    let max_duration = Some(Duration::from_millis(700));
+    let report = sweep(server.config(), Options { max_duration, ..options() });
+    assert!(report.complete && report.references_removed == 300, "{report:?}");
+    assert!(report.duration > Duration::from_secs(1), "{report:?}");
+    // Called off then, it has seen everything all the same.
+    (0..300).for_each(|t| tag(&mut con, "", &format!("t{t}"), 1, 1));
+    let before = totals(&server.link(), b"cache_tag_cleanup").unwrap().last_success.unwrap();
+    until("a second is over", || now(&mut con) > before + 1);
+    let report = sweep_watched(server.config(), options(), &mut |progress| {
+        let over = progress.report.duration > Duration::from_millis(700);
+        if over { Flow::Stop } else { Flow::Continue }
+    });
+    assert_eq!((report.reason, report.references_removed), (Reason::Stopped, 300), "{report:?}");
+    let last = totals(&server.link(), b"cache_tag_cleanup").unwrap().last_success.unwrap();
+    assert!(last > before, "{before} {last}");
+    assert_eq!(sweep(server.config(), quick()).removed_before, 0);
+}
+
+/// The server's time (s).
+fn now(con: &mut redis::Connection) -> u64 {
+    redis::cmd("TIME").query::<(u64, u64)>(con).unwrap().0
+}
+
+#[test]
+fn the_share_is_that_of_all_sweeps_that_go_on_from_each_other() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "stale", 1, 3000, 0);
+    tags(&mut con, "live", 300, 30, 1);
+    let share = || Options { max_share: 0.3, resume: true, ..quick() };
+    // Cut short anywhere, again and again.
+    for _ in 0..20 {
+        let mut rounds = 0;
+        sweep_watched(server.config(), share(), &mut |_| {
+            rounds += 1;
+            if rounds < 12 { Flow::Continue } else { Flow::Stop }
+        });
+    }
+    let report = sweep(server.config(), share());
+    assert!(report.complete, "{report:?}");
 }

@@ -157,9 +157,12 @@ impl Running<'_> {
         allowed
     }
 
-    /// Whether a larger share would go than allowed.
+    /// Whether a larger share would go than allowed, of all that was looked at since a sweep was complete: where one
+    /// is cut short there may be more to remove than elsewhere.
     pub(super) fn is_too_large_a_share(&self) -> bool {
-        let (removed, checked) = (self.limits.wanted, self.report.references_checked);
+        let before = self.before();
+        let removed = before.references_removed + self.limits.wanted;
+        let checked = before.references_checked + self.report.references_checked;
         judge::exceeds_share(removed, checked, self.options.max_share)
     }
 

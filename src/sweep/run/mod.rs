@@ -215,7 +215,8 @@ impl<'a> Running<'a> {
     /// What has come due. What was removed is verified before anything else is asked.
     fn look_at_the_clock(&mut self) {
         let now = Moment::now();
-        if self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most) {
+        let over = self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most);
+        if over && !self.has_only_to_verify() {
             self.stop(Reason::MaxDuration);
         }
         while let Some(removed) = self.queue.next_verify(now) {
@@ -309,11 +310,23 @@ impl<'a> Running<'a> {
         self.wire.flights.is_empty() && self.queue.asks_nothing()
     }
 
-    fn is_done(&self) -> bool {
-        let judged = self.walk.is_done()
+    /// Whether all that the walk found is judged, but for what is under way.
+    fn is_judged(&self) -> bool {
+        self.walk.is_done()
             && self.queue.waiting.is_empty()
             && self.queue.holds_nothing()
-            && self.queue.condemned.is_empty();
+            && self.queue.condemned.is_empty()
+    }
+
+    /// Whether every tag is judged: what is left to do is done in any case.
+    fn has_only_to_verify(&self) -> bool {
+        let is_extra = |ask: &Ask| !ask.is_owed() && !ask.is_urgent();
+        let extra = self.queue.asks().chain(self.wire.asks()).any(is_extra);
+        self.is_judged() && self.proof.is_settled() && !extra
+    }
+
+    fn is_done(&self) -> bool {
+        let judged = self.is_judged();
         let crossed = self.slips.crossed.borrow().is_empty();
         let kept = crossed && self.records.due.is_empty();
         let verified = self.queue.asks_nothing() && self.queue.unverified.is_empty() && kept;

@@ -65,6 +65,11 @@ impl Queue {
     }
 
     /// All that waits to be asked.
+    pub fn asks(&self) -> impl Iterator<Item = &Ask> {
+        self.urgent.iter().chain(&self.ready)
+    }
+
+    /// The same, to be asked no more or otherwise.
     pub fn take_asks(&mut self) -> VecDeque<Ask> {
         let mut all = std::mem::take(&mut self.urgent);
         all.append(&mut self.ready);
@@ -164,7 +169,7 @@ impl Queue {
     fn names(&self) -> (usize, usize) {
         let condemned = self.condemned.iter().map(Batch::size).sum();
         let add = |(a, b): (usize, usize), (c, d): (usize, usize)| (a + c, b + d);
-        self.urgent.iter().chain(&self.ready).map(Ask::size).fold((condemned, 0), add)
+        self.asks().map(Ask::size).fold((condemned, 0), add)
     }
 
     /// Whether keys of tags that are to be read take less than the memory that there is for what waits to be sent.

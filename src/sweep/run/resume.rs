@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::sweep::batch::{Batch, Visit};
 use crate::sweep::checkpoint::Checkpoint;
 use crate::sweep::page::Page;
-use crate::sweep::report::Report;
+use crate::sweep::report::{Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::Place;
@@ -27,6 +27,9 @@ pub(super) struct Resume {
     pub round: bool,
 }
 
+/// What sums of shares are off by.
+const ROUNDING: f64 = 1e-9;
+
 impl Resume {
     pub fn new(purpose: Option<String>, now: Moment) -> Self {
         let (before, unfinished) = (Report::default(), Vec::new());
@@ -47,17 +50,24 @@ impl Running<'_> {
         self.report.removed_before = self.resume.before.references_removed;
     }
 
+    /// Figures of the sweeps that this one goes on from.
+    pub(super) fn before(&self) -> &Report {
+        &self.resume.before
+    }
+
     /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
         if !self.proof.is_settled() || self.contender.lease().is_none() {
             return None;
         }
-        let (place, beyond) = (self.walk.settled(), self.walk.beyond_what_waits());
+        let place = self.walk.settled();
+        let timed_out = matches!(self.ending.reason, Some(Reason::MaxDuration | Reason::Stopped));
+        let beyond = self.walk.beyond_what_takes_long(timed_out);
         let seen = self.resume.seen + self.walk.passed_to(place);
-        self.resume.round = !self.second_pass && seen >= 1.0;
+        self.resume.round = !self.second_pass && seen > 1.0 - ROUNDING;
         let (place, seen, report) = if self.resume.round {
             // What comes from here on belongs to another round.
-            (place, seen - 1.0, Report::default())
+            (place, (seen - 1.0).max(0.0), Report::default())
         } else if self.second_pass || beyond.is_some() {
             // Not all before it was seen to the end: who goes on goes round, and counts that anew.
             let place = Place { since: 0, ..beyond.unwrap_or(place) };

@@ -22,6 +22,9 @@ pub(super) const LAST_TRY: Duration = Duration::from_secs(1);
 const LOOK_UP: Duration = Duration::from_millis(50);
 const LEAST_LOOK: Duration = Duration::from_millis(10);
 
+/// A server that does nothing for so long does not count the time of uses meanwhile.
+const STALL: Duration = Duration::from_millis(500);
+
 /// Longest rest between two attempts to reach it.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -42,8 +45,9 @@ pub(super) struct Flight {
 /// What is known of the connection and of what is under way on it.
 pub(super) struct Wire {
     pub flights: VecDeque<Flight>,
-    /// When the last round came back.
+    /// When the last round came back, and the last reply.
     landed: Moment,
+    heard: Moment,
     /// Time that was spent with whoever watches since then: no server's.
     pub aside: Duration,
     /// How long rounds kept the server.
@@ -66,6 +70,7 @@ impl Wire {
         Self {
             flights: VecDeque::new(),
             landed: now,
+            heard: now,
             aside: Duration::ZERO,
             rounds: Histogram::default(),
             errors: BTreeMap::new(),
@@ -76,6 +81,11 @@ impl Wire {
             observed: now - LOAD_EVERY,
             sent: 0,
         }
+    }
+
+    /// What was asked and is not answered.
+    pub fn asks(&self) -> impl Iterator<Item = &Ask> {
+        self.flights.iter().flat_map(|flight| &flight.asks).map(|(ask, _)| ask)
     }
 }
 
@@ -225,7 +235,14 @@ impl Running<'_> {
             // However late it is, what is there already is read.
             let until = deadline.min(now + LOOK_UP).max(now + LEAST_LOOK);
             match self.link.listen(until)? {
-                Some(reply) => flight.came.push(reply),
+                Some(reply) => {
+                    flight.came.push(reply);
+                    // Time with whoever watches is none of the server's.
+                    let (now, since) = (Moment::now(), flight.awaited.unwrap_or(flight.sent));
+                    if now.since(std::mem::replace(&mut self.wire.heard, now).max(since)) >= STALL {
+                        self.idle.stood_still(now);
+                    }
+                }
                 None if over => return self.link.receive(now).map(|_| None),
                 None => return Ok(None),
             }
@@ -277,6 +294,7 @@ impl Running<'_> {
     /// promised: neither our lock nor our cursor means anything there.
     pub(super) fn reconnect(&mut self) -> Result<()> {
         self.prepare()?;
+        self.idle.stood_still(Moment::now());
         let (known, found) = (self.wire.server_id.as_ref(), self.link.server_id()?);
         if known.is_some() && found.is_some() && known != found.as_ref() {
             self.warn("the server was restarted or replaced during the sweep");
