@@ -6,6 +6,7 @@ use crate::handle::{bytes, put, shared, whole};
 use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
+use tagsweep::Error;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
 /// What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
@@ -280,6 +281,9 @@ unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
         named.transpose().map(|name| name.map(<[u8]>::to_vec))
     };
     let ms = Duration::from_millis;
+    if given.invalidate_aged && given.max_tag_age_ms == 0 {
+        return Err(Error::bad_argument("invalidate_aged needs max_tag_age_ms").into());
+    }
     let usual = Options::default();
     Ok(Options {
         entry_prefix: name(given.entry_prefix, given.entry_prefix_len)?,

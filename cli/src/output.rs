@@ -60,7 +60,7 @@ impl Screen {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:32} {percent:>3} %  {msg}");
+    let style = ProgressStyle::with_template("{bar:32} {percent:>3} %  {wide_msg}");
     let bar = ProgressBar::new(BAR_STEPS);
     if let Ok(style) = style {
         bar.set_style(style);

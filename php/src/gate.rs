@@ -57,8 +57,8 @@ pub(crate) fn is_fatal() -> bool {
 pub(crate) fn end<T>(done: T) -> T {
     if FATAL.take() {
         drop(done);
-        // SAFETY: the frames that this jumps past hold nothing but what the request's end frees: arguments
-        // of a method of ours.
+        // SAFETY: the frames that this jumps past are those of one method of ours and of what calls it for the
+        // engine: no lock, no lease and no guard is left in them. Arguments may be, whose memory is lost once.
         unsafe { bailout() }
     }
     done

@@ -35,7 +35,7 @@
 
 use crate::clock::Moment;
 use crate::error::Result;
-use crate::lock::lease::{Holder, Lease, names, safe_until, transit, whoami};
+use crate::lock::lease::{Holder, Lease, safe_until, tokens, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
 use crate::lock::wait::{WaitMode, line_life, next_look, pause};
 use std::time::Duration;
@@ -159,7 +159,7 @@ impl Attempt {
     /// # Errors
     /// The system gives no random bytes.
     pub fn new(manner: Manner, now: Moment) -> Result<Self> {
-        let (token, name) = names()?;
+        let (token, name) = tokens()?;
         Ok(Self::with_tokens(manner, token, name, now))
     }
 

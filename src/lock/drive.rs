@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lock::SharedLink;
 use crate::lock::attempt::{Attempt, Event, Step};
 use crate::lock::guard;
-use crate::lock::lease::{Holder, Lease, names};
+use crate::lock::lease::{Holder, Lease, tokens};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::lock::wait::{WATCH, pause};
@@ -213,7 +213,7 @@ impl<'a> Drive<'a> {
         let known = |e: Error| e.key(&self.keys.lock).server(&config.label());
         let spare = match kept {
             Some(spare) => spare,
-            None => Spare::dial(&config, format!("tagsweep-{}", names()?.1), deadline)?,
+            None => Spare::dial(&config, format!("tagsweep-{}", tokens()?.1), deadline)?,
         };
         let (line, answer) = Line::join(spare, self.keys, request, deadline).map_err(known)?;
         self.line = Some(line);

@@ -2,7 +2,7 @@
 
 use crate::connect::Link;
 use crate::error::Result;
-use crate::lock::lease::{Holder, names, transit};
+use crate::lock::lease::{Holder, tokens, transit};
 use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS};
 use crate::lock::{SharedLink, guard};
 use crate::script::{Args, FORCE};
@@ -37,7 +37,7 @@ pub(crate) fn force(link: &mut Link, keys: &Keys, fence: Option<u64>) -> Result<
     let args = [&keys.lock, &keys.fence, &keys.waiters, &keys.baton, &keys.stats, &keys.runs];
     let args = args.into_iter().fold(Args::default(), |args, key| args.key(key));
     let args = args.arg(fence.map(|fence| fence.to_string()).unwrap_or_default());
-    let args = args.arg(transit(&names()?.1)).number(CLAIM.as_millis()).number(MEMORY_MS);
+    let args = args.arg(transit(&tokens()?.1)).number(CLAIM.as_millis()).number(MEMORY_MS);
     // Not repeated when its reply is lost: without a fence it might hit the next holder.
     let deadline = link.deadline();
     let reply = FORCE.run(link, &args, deadline).map_err(|e| e.key(&keys.lock))?;

@@ -22,7 +22,7 @@ pub(crate) fn ttl_ms(ttl: Duration) -> Result<u64> {
 
 /// An owner token, which proves ownership: 128 bits from the kernel's CSPRNG, in hexadecimal; new for
 /// each acquisition. And a name for what others see of the attempt, 64 bits that tell nothing of it.
-pub(crate) fn names() -> Result<(String, String)> {
+pub(crate) fn tokens() -> Result<(String, String)> {
     let mut bytes = [0u8; 24];
     getrandom::fill(&mut bytes).map_err(|e| {
         Error::invalid(format!("the system gives no random bytes for an owner token: {e}"))
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn owner_tokens_are_128_bit_and_new_each_time() {
-        let ((a, name), (b, _)) = (names().unwrap(), names().unwrap());
+        let ((a, name), (b, _)) = (tokens().unwrap(), tokens().unwrap());
         assert_eq!((a.len(), name.len()), (32, 16));
         assert!(a.bytes().all(|c| c.is_ascii_hexdigit()) && a != b && !a.contains(&name));
     }

@@ -75,12 +75,12 @@ impl Options {
 
 /// A TTL of which something is left when clocks may differ.
 fn lasting(ttl: Duration) -> Result<()> {
-    ttl_ms(ttl)?;
-    match safe_until(Moment::at(Duration::ZERO), ttl) > Moment::at(Duration::ZERO) {
+    let begun = Moment::at(Duration::ZERO);
+    match ttl_ms(ttl).is_ok() && safe_until(begun, ttl) > begun {
         true => Ok(()),
-        false => {
-            Err(Error::invalid("the TTL must be at least 3 ms: two are for clocks that drift"))
-        }
+        false => Err(Error::invalid(
+            "the TTL must be at least 3 ms, of which two are for clocks that drift, and at most 2^53 ms",
+        )),
     }
 }
 

@@ -20,7 +20,7 @@ pub const CLAIM: Duration = Duration::from_millis(1000);
 /// Longest name of a lock.
 const NAME_MAX: usize = 64 * 1024;
 
-/// The keys of one lock. All share a slot of a Cluster.
+/// The keys of one lock. All share a slot of a Cluster, unless its name has braces that belong to none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Keys {
     /// `lock:<name>`, after the prefix.

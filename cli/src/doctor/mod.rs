@@ -4,7 +4,7 @@
 mod findings;
 mod look;
 
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, Role};
 use crate::monitor::link;
 use crate::{Done, exit};
 use findings::{Finding, Grade};
@@ -17,8 +17,13 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Done {
     let seen = look::look(&link, args)?;
     if !args.json {
         let server = args.server.config()?.label();
-        let name = findings::name(Info(seen.info.as_deref().unwrap_or_default()));
-        say!("{server}: {}", plain(&name));
+        match (&seen.info, args.role) {
+            (None, Role::Watch) => say!("{server}:"), // it was not asked what it is
+            (info, _) => {
+                let name = findings::name(Info(info.as_deref().unwrap_or_default()));
+                say!("{server}: {}", plain(&name));
+            }
+        }
     }
     let findings = findings::findings(&seen, args.role);
     for finding in &findings {
