@@ -46,8 +46,10 @@ pub(crate) struct Spare {
     /// What the server calls it, once asked, and what we call it there.
     pub id: Option<i64>,
     pub name: String,
-    /// Which of the link's connections is known to lead to the same server.
+    /// Which of the link's connections is known to lead to the same server, and which it had when this one was
+    /// made.
     pub beside: Option<u64>,
+    pub made_beside: u64,
 }
 
 impl Spare {
@@ -57,7 +59,7 @@ impl Spare {
     /// What keeps the server from being reached.
     pub fn dial(config: &Config, name: String, deadline: Moment) -> Result<Self> {
         let socket = Socket::dial(config, deadline).map_err(|e| e.server(&config.label()))?;
-        Ok(Self { socket, id: None, name, beside: None })
+        Ok(Self { socket, id: None, name, beside: None, made_beside: 0 })
     }
 }
 
@@ -134,6 +136,16 @@ impl Link {
             self.spares.clear();
             self.pid = std::process::id();
         }
+    }
+
+    /// Which connection it has, or had last.
+    pub(crate) fn connection(&self) -> u64 {
+        self.dials
+    }
+
+    /// Connections to block on that were kept are of no use.
+    pub(crate) fn drop_spares(&mut self) {
+        self.spares.clear();
     }
 
     /// A connection to block on that was kept and is alive.

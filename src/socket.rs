@@ -90,6 +90,12 @@ enum Stream {
     Unix(UnixStream),
 }
 
+/// What a server says that has no room for us; it hangs up then, whatever else is due.
+fn turned_away(reply: &Value) -> Option<Error> {
+    let refused = matches!(reply, Value::ServerError(_)).then(|| checked(reply.clone()))?;
+    refused.err().filter(|e| e.code() == Some("MAXCLIENTS"))
+}
+
 /// How long a connection that is gone is read for its last words.
 const FAREWELL: Duration = Duration::from_millis(20);
 
@@ -146,13 +152,11 @@ impl Socket {
                 stream.write_all(&pack.bytes).and_then(|()| stream.flush())
             }
         };
-        sent.map_err(|e| self.turned_away().unwrap_or_else(|| no_answer(&e)))
-    }
-
-    /// What a server says that has no room for us, before it hangs up.
-    fn turned_away(&mut self) -> Option<Error> {
-        let told = self.listen(Moment::now() + FAREWELL).ok()??;
-        checked(told).err().filter(|e| e.code() == Some("MAXCLIENTS"))
+        // It may have said why before it hung up.
+        sent.map_err(|e| match self.listen(Moment::now() + FAREWELL) {
+            Err(told) if told.code().is_some() => told,
+            _ => no_answer(&e),
+        })
     }
 
     /// The next reply. An error of the server is a reply: [`Value::ServerError`].
@@ -181,7 +185,7 @@ impl Socket {
             Some(session) => self.parser.parse_value(rustls::Stream::new(session, &mut bounded)),
         };
         match parsed {
-            Ok(reply) => Ok(Some(reply)),
+            Ok(reply) => turned_away(&reply).map_or(Ok(Some(reply)), Err),
             Err(fault) if fault.is_timeout() => Ok(None),
             Err(fault) => Err(broken(&fault)),
         }

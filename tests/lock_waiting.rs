@@ -401,6 +401,27 @@ fn who_has_no_room_for_a_place_in_the_line_asks_again() {
 }
 
 #[test]
+fn who_had_no_room_for_a_place_in_the_line_stands_in_it_again() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut holder = lock(&server, b"job", MS(60_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut waiter = lock(&server, b"job", MS(60_000));
+    waiter.status().unwrap();
+    let _: () = run(&mut con, "CONFIG SET maxclients 3");
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| take(&mut waiter, MS(20_000)));
+        until("it has tried", || begun.elapsed() > MS(1500));
+        let _: () = run(&mut con, "CONFIG SET maxclients 100");
+        until("it is in line", || run::<u64>(&mut con, "ZCARD {lock:job}:waiters") == 1);
+        let released = Instant::now();
+        assert!(holder.release().unwrap());
+        assert!(waits.join().unwrap().is_some() && released.elapsed() < MS(150));
+    });
+}
+
+#[test]
 fn a_full_server_is_waited_for_and_says_what_is_wrong() {
     let server = Server::start();
     let mut con = server.connect();

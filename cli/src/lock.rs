@@ -239,10 +239,11 @@ fn start(args: &LockArgs, fence: u64, tell: Sender<Event>) -> std::io::Result<Fa
     }
     // Before the command: afterwards there may be no thread to be had.
     let (hand, started) = channel::<Child>();
-    std::thread::Builder::new().spawn(move || {
+    let waits = std::thread::Builder::new().spawn(move || {
         let Ok(mut child) = started.recv() else { return };
         let _ = tell.send(Event::Exited(child.wait()));
-    })?;
+    });
+    waits.map_err(signals::no_thread)?;
     let spawned = signals::unblocked(&signals::forwarded(), || command.spawn())?;
     let child = spawned?;
     let pid = Pid::from_raw(child.id() as i32);

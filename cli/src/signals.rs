@@ -65,7 +65,12 @@ pub(crate) fn listen(
             let _ = Signal::try_from(origin.signal).map(|signal| tell(signal, sent));
         }
     });
-    thread.map(drop)
+    thread.map(drop).map_err(no_thread)
+}
+
+/// Says what it is that there is no more of.
+pub(crate) fn no_thread(e: std::io::Error) -> std::io::Error {
+    std::io::Error::new(e.kind(), format!("the system gives no thread: {e}"))
 }
 
 /// Does something with the signals unblocked, for a child inherits the mask.

@@ -17,7 +17,7 @@
 //! | | time for a look | Queued | look |
 //! | | the line broke | *on* | |
 //! | | there was no joining it, or it broke at once | Asking | ask without waiting |
-//! | | the same for the third time, though asking works | Leaving | leave, for back-off from now on |
+//! | | the same for the third time, though asking works | Leaving | leave, for back-off for a while |
 //! | | our place is another's | Straying | hang up |
 //! | | blocking is refused | Leaving | leave, for back-off from now on |
 //! | | time up, or cancelled | HangingUp | hang up |
@@ -43,8 +43,10 @@ use std::time::Duration;
 /// A place in the line that broke within this time was none.
 const AT_ONCE: Duration = Duration::from_millis(400);
 
-/// So many of them in a row, and there is no waiting in line.
+/// So many of them in a row, and for a while there is no waiting in line: a second, twice that the next time, and so on.
 const PLACES: u32 = 3;
+const WHILE: Duration = Duration::from_secs(1);
+const LONGEST_WHILE: Duration = Duration::from_secs(60);
 
 /// What the driver is to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +146,8 @@ pub struct Attempt {
     /// When we had our place in the line, and places in a row that came to nothing.
     placed: Option<Moment>,
     misplaced: u32,
+    /// Until when there is no waiting in line.
+    out_until: Option<Moment>,
     cancelled: bool,
     /// Nobody knows what came of an acquisition.
     doubtful: bool,
@@ -178,6 +182,7 @@ impl Attempt {
             pauses: 0,
             placed: None,
             misplaced: 0,
+            out_until: None,
             cancelled: false,
             doubtful: false,
             late: false,
@@ -278,6 +283,10 @@ impl Attempt {
     }
 
     fn queued(&mut self, ticket: String, look: Moment, event: Event, now: Moment) -> Step {
+        let lasted = self.placed.is_some_and(|placed| now.since(placed) > AT_ONCE);
+        if lasted {
+            self.misplaced = 0;
+        }
         match event {
             Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
                 self.holder = Holder::read(&holder, ttl);
@@ -297,27 +306,27 @@ impl Attempt {
                 self.state = State::Queued { ticket, next_look: look };
                 Step::Ask(self.wait_request(false))
             }
-            Event::CannotBlock => self.back_off(),
+            Event::CannotBlock => {
+                self.manner.mode = WaitMode::Backoff;
+                self.leave(None, false)
+            }
+            _ if lasted || !self.has_time(now) => self.go_on(now),
             _ => self.displaced(now),
         }
     }
 
-    fn back_off(&mut self) -> Step {
-        self.manner.mode = WaitMode::Backoff;
+    /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and waited
+    /// for a while, without one.
+    fn displaced(&mut self, now: Moment) -> Step {
+        self.misplaced += 1;
+        let Some(more) = self.misplaced.checked_sub(PLACES) else { return self.ask() };
+        self.out_until = Some(now + (WHILE * (1 << more.min(6))).min(LONGEST_WHILE));
         self.leave(None, false)
     }
 
-    /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and in the
-    /// end waited for, without one.
-    fn displaced(&mut self, now: Moment) -> Step {
-        let lasted = self.placed.take().is_some_and(|placed| now.since(placed) > AT_ONCE);
-        self.misplaced = if lasted { 0 } else { self.misplaced + 1 };
-        match self.misplaced {
-            0 => self.go_on(now),
-            PLACES.. if self.has_time(now) => self.back_off(),
-            _ if self.has_time(now) => self.ask(),
-            _ => self.go_on(now),
-        }
+    /// Whether waiting is waiting in line, now.
+    fn lines_up(&self, now: Moment) -> bool {
+        self.manner.mode == WaitMode::Line && self.out_until.is_none_or(|until| now >= until)
     }
 
     fn in_line(&mut self, ticket: String, next_look: Moment, now: Moment) -> Step {
@@ -356,15 +365,13 @@ impl Attempt {
         if !self.has_time(now) {
             return self.give_up();
         }
-        match self.manner.mode {
-            WaitMode::Line => self.join(),
-            WaitMode::Backoff => {
-                self.state = State::Pausing;
-                self.pauses += 1;
-                let pause = pause(self.pauses - 1, draw(&self.new_name()));
-                Step::Pause((now + pause).min(self.end))
-            }
+        if self.lines_up(now) {
+            return self.join();
         }
+        self.state = State::Pausing;
+        self.pauses += 1;
+        let pause = pause(self.pauses - 1, draw(&self.new_name()));
+        Step::Pause((now + pause).min(self.end))
     }
 
     /// Patience is over. What may be ours after all is asked for once more.

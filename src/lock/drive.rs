@@ -207,17 +207,37 @@ impl<'a> Drive<'a> {
     fn join(&mut self, request: &Request) -> Result<Event> {
         self.put_line_away();
         let deadline = Moment::now() + self.patience().min(JOIN);
-        let mut link = guard(self.link);
-        let (kept, config) = (link.take_spare(), link.config().clone());
-        drop(link);
-        let known = |e: Error| e.key(&self.keys.lock).server(&config.label());
-        let spare = match kept {
-            Some(spare) => spare,
-            None => Spare::dial(&config, format!("tagsweep-{}", tokens()?.1), deadline)?,
+        let kept = guard(self.link).take_spare();
+        let joined = match self.join_on(kept, request, deadline) {
+            Err(e) if e.code() == Some("NOSCRIPT") => {
+                guard(self.link).drop_spares();
+                self.join_on(None, request, deadline)
+            }
+            joined => joined,
         };
-        let (line, answer) = Line::join(spare, self.keys, request, deadline).map_err(known)?;
+        let label = || guard(self.link).config().label();
+        let (line, answer) = joined.map_err(|e| e.key(&self.keys.lock).server(&label()))?;
         self.line = Some(line);
         Ok(Event::Answered(answer, Moment::now()))
+    }
+
+    fn join_on(
+        &self,
+        kept: Option<Spare>,
+        request: &Request,
+        deadline: Moment,
+    ) -> Result<(Line, Answer)> {
+        let link = guard(self.link);
+        let (config, made_beside) = (link.config().clone(), link.connection());
+        drop(link);
+        let spare = match kept {
+            Some(spare) => spare,
+            None => {
+                let name = format!("tagsweep-{}", tokens()?.1);
+                Spare { made_beside, ..Spare::dial(&config, name, deadline)? }
+            }
+        };
+        Line::join(spare, self.keys, request, deadline)
     }
 
     /// # Errors

@@ -55,8 +55,9 @@ impl Line {
         }
         spare.socket.send(&commands.iter().collect(), deadline)?;
         if is_new {
-            // Without the permission its name is none, and it is not known again.
-            spare.socket.receive(deadline)?;
+            if spare.socket.receive(deadline)? != Value::Okay {
+                spare.name.clear();
+            }
             spare.id = match spare.socket.receive(deadline)? {
                 Value::Int(id) => Some(id),
                 _ => None,
@@ -98,12 +99,21 @@ impl Line {
     /// there the number is somebody else's.
     fn is_known(&mut self, id: i64, link: &mut Link, deadline: Moment) -> Result<bool> {
         let connection = link.connected(deadline)?;
-        if self.spare.beside != Some(connection) {
-            let ask = redis::cmd("CLIENT").arg("LIST").arg("ID").arg(id).to_owned();
-            let told: String = link.follow_up(&ask, deadline).and_then(understood)?;
-            let name = format!("name={}", self.spare.name);
-            self.spare.beside = told.split(' ').any(|field| field == name).then_some(connection);
+        if self.spare.beside == Some(connection) {
+            return Ok(true);
         }
+        // A user who may not ask or be named: then the link must not have been made anew.
+        let is_old = self.spare.made_beside == connection;
+        if self.spare.name.is_empty() {
+            return Ok(is_old);
+        }
+        let ask = redis::cmd("CLIENT").arg("LIST").arg("ID").arg(id).to_owned();
+        let told: String = match link.follow_up(&ask, deadline) {
+            Err(e) if e.kind() == ErrorKind::Denied => return Ok(is_old),
+            told => told.and_then(understood)?,
+        };
+        let name = format!("name={}", self.spare.name);
+        self.spare.beside = told.split(' ').any(|field| field == name).then_some(connection);
         Ok(self.spare.beside.is_some())
     }
 

@@ -18,10 +18,12 @@ pub(crate) fn idle_needed(grace: Duration) -> u64 {
     grace.as_secs() + u64::from(grace.subsec_nanos() > 0) + 1
 }
 
-/// How long it takes until something stale is removed from a tag in use: it is read again when it could have been
-/// left alone, and what is seen absent then must be so a grace later.
-pub(crate) fn in_use_takes(grace: Duration) -> Duration {
-    Duration::from_secs(idle_needed(grace)) + grace + Duration::from_millis(500)
+/// How long it takes until something stale is removed from a tag that must be looked at twice: what is seen absent
+/// must be so a grace later. One in use is read for that when it could have been left alone.
+pub(crate) fn twice_takes(grace: Duration, idle_runs: bool) -> Duration {
+    let by_idle = idle_runs && grace >= Duration::from_secs(1);
+    let first = if by_idle { Duration::from_secs(idle_needed(grace)) } else { Duration::ZERO };
+    first + grace + Duration::from_millis(500)
 }
 
 /// Judges an idle time in seconds. `trusted`: the server kept idle times for all of that period.

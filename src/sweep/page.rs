@@ -20,6 +20,8 @@ pub(crate) struct Page {
     pub skipped: Cell<u64>,
     pub unchanged: Cell<u64>,
     pub checked: Cell<u64>,
+    /// Of those checked, what nobody sees again.
+    pub removed: Cell<u64>,
 }
 
 /// Pages that follow each other.

@@ -135,6 +135,15 @@ impl Ask {
         matches!(self, Self::Verify(_) | Self::Restore(_) | Self::CrossOut(_) | Self::Records(_))
     }
 
+    /// Whether what is answered to it decides what becomes of a tag.
+    pub fn judges(&self) -> bool {
+        let keeps = matches!(
+            self,
+            Self::Untouch(_) | Self::Remember { .. } | Self::Tidy { .. } | Self::Forget { .. }
+        );
+        !keeps && !self.is_owed() && !self.is_urgent()
+    }
+
     /// Whether it comes before all else: what keeps us, and what is owed.
     pub fn is_urgent(&self) -> bool {
         let keeps = matches!(self, Self::Extend | Self::Load | Self::Checkpoint(_));

@@ -36,8 +36,9 @@ class LaravelStore extends RedisStore
         $store = new static($app['redis'], $config['prefix'] ?? $app['config']['cache.prefix'], $connection);
 
         return $store->setLockConnection($config['lock_connection'] ?? $connection)
-            ->setLockServer($config['lock_server'] ?? null)
-            ->setForEver($config['lock_for_ever'] ?? LaravelLockProvider::FOR_EVER)
+            // Configurations hold strings.
+            ->setLockServer(($config['lock_server'] ?? '') ?: null)
+            ->setForEver((($config['lock_for_ever'] ?? '') ?: LaravelLockProvider::FOR_EVER) + 0)
             ->setLockOptions($config['lock_options'] ?? []);
     }
 

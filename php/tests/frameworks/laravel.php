@@ -173,7 +173,7 @@ $store = function (array $config) use ($connections) {
 
     return Tagsweep\Bridge\LaravelStore::make(new App(['config' => $settings, 'redis' => $connections]), $config);
 };
-$long = $store(['prefix' => '', 'lock_for_ever' => 1_000_000])->lock('long');
+$long = $store(['prefix' => '', 'lock_for_ever' => '1000000', 'lock_server' => ''])->lock('long');
 check('until released is as long as configured', $long->get() && $redis->pttl('lock:long') > 999_000_000 && $long->release());
 $elsewhere = $store(['prefix' => '', 'lock_server' => ['path' => substr($dsn, strlen('unix://')), 'database' => 9], 'lock_options' => ['prefix' => 'own:']]);
 $lock = $elsewhere->lock('job', 10);

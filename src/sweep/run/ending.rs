@@ -4,7 +4,7 @@ use super::{Later, Running};
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sweep::batch::Batch;
-use crate::sweep::judge::in_use_takes;
+use crate::sweep::judge::twice_takes;
 use crate::sweep::report::Reason;
 use crate::sweep::round::Ask;
 use std::time::Duration;
@@ -57,13 +57,15 @@ impl Running<'_> {
         }
     }
 
-    /// Where every sweep is as short as this one, tags in use keep what is stale in them.
+    /// Where every sweep is as short as this one, tags that must be looked at twice keep what is stale in them.
     fn warn_of_haste(&mut self) {
-        let needed = in_use_takes(self.options.grace);
+        let needed = twice_takes(self.options.grace, self.idle.runs());
         let too_short = self.options.max_duration.is_some_and(|most| most < needed);
-        if too_short && !self.queue.waiting.is_empty() {
+        let is_tag = |later: &Later| matches!(later, Later::Tag { .. } | Later::Absent(_));
+        if too_short && self.queue.waiting.iter().any(is_tag) {
             self.warn(&format!(
-                "tags in use take {needed:?}, more than the time allowed: what is stale in them stays"
+                "tags that must be looked at twice take {needed:?}, more than the time allowed: what is \
+                 stale in them stays"
             ));
         }
     }

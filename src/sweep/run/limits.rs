@@ -160,9 +160,9 @@ impl Running<'_> {
     /// Whether a larger share would go than allowed, of all that was looked at since a sweep was complete: where one
     /// is cut short there may be more to remove than elsewhere.
     pub(super) fn is_too_large_a_share(&self) -> bool {
-        let before = self.before();
-        let removed = before.references_removed + self.limits.wanted;
-        let checked = before.references_checked + self.report.references_checked;
+        let (removed, checked) = self.before();
+        let removed = removed.saturating_add(self.limits.wanted);
+        let checked = checked.saturating_add(self.report.references_checked);
         judge::exceeds_share(removed, checked, self.options.max_share)
     }
 

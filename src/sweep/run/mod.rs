@@ -320,10 +320,8 @@ impl<'a> Running<'a> {
 
     /// Whether every tag is judged: what is left to do is done in any case.
     fn has_only_to_verify(&self) -> bool {
-        let is_extra =
-            |ask: &Ask| !ask.is_owed() && !ask.is_urgent() && !matches!(ask, Ask::Untouch(_));
-        let extra = self.queue.asks().chain(self.wire.asks()).any(is_extra);
-        self.is_judged() && self.proof.is_settled() && !extra
+        let judges = self.queue.asks().chain(self.wire.asks()).any(Ask::judges);
+        self.is_judged() && self.proof.is_settled() && !judges
     }
 
     fn is_done(&self) -> bool {

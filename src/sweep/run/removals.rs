@@ -96,6 +96,7 @@ impl Running<'_> {
         self.report.references_removed += removed;
         self.limits.take_back((batch.members.len() as u64).saturating_sub(removed));
         grow(&visit.removed, removed);
+        grow(&visit.page.removed, removed);
         if visit.reread.get() && !visit.looked {
             // Whoever reads the tag again does not see them any more.
             self.report.references_checked += removed;
@@ -290,7 +291,9 @@ impl Running<'_> {
         if let Ok(back @ 1..) = u64::try_from(back) {
             self.report.references_restored += back;
             let visit = &batch.visit;
-            visit.removed.set(visit.removed.get().saturating_sub(back));
+            for removed in [&visit.removed, &visit.page.removed] {
+                removed.set(removed.get().saturating_sub(back));
+            }
             if visit.reread.get() && !visit.looked {
                 let checked = &mut self.report.references_checked;
                 *checked = checked.saturating_sub(back);

@@ -10,6 +10,7 @@ use crate::sweep::run::Running;
 use crate::sweep::walk::Place;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What checkpoints are made of.
 pub(super) struct Resume {
@@ -26,6 +27,9 @@ pub(super) struct Resume {
     /// With those before it, this run has gone round the whole table.
     pub round: bool,
 }
+
+/// A run that ends before this has not tried.
+const MERELY_BEGUN: Duration = Duration::from_millis(250);
 
 /// What sums of shares are off by.
 const ROUNDING: f64 = 1e-9;
@@ -50,9 +54,14 @@ impl Running<'_> {
         self.report.removed_before = self.resume.before.references_removed;
     }
 
-    /// Figures of the sweeps that this one goes on from.
-    pub(super) fn before(&self) -> &Report {
-        &self.resume.before
+    /// References removed and looked at by the sweeps that this one goes on from, of the part of the table that they
+    /// have seen together; of one that went round several times it would be told wrong.
+    pub(super) fn before(&self) -> (u64, u64) {
+        let Report { references_removed, references_checked, .. } = self.resume.before;
+        match self.resume.seen > 0.0 {
+            true => (references_removed, references_checked.max(references_removed)),
+            false => (0, 0),
+        }
     }
 
     /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
@@ -61,7 +70,8 @@ impl Running<'_> {
             return None;
         }
         let place = self.walk.settled();
-        let timed_out = matches!(self.ending.reason, Some(Reason::MaxDuration | Reason::Stopped));
+        let timed = matches!(self.ending.reason, Some(Reason::MaxDuration | Reason::Stopped));
+        let timed_out = timed && Moment::now().since(self.begun) >= MERELY_BEGUN;
         let beyond = self.walk.beyond_what_takes_long(timed_out);
         let seen = self.resume.seen + self.walk.passed_to(place);
         self.resume.round = !self.second_pass && seen > 1.0 - ROUNDING;
@@ -91,7 +101,8 @@ impl Running<'_> {
             take(&mut report.tags_aged, &page.aged);
             take(&mut report.tags_skipped, &page.skipped);
             take(&mut report.tags_unchanged, &page.unchanged);
-            take(&mut report.references_checked, &page.checked);
+            let seen_again = page.checked.get().saturating_sub(page.removed.get());
+            take(&mut report.references_checked, &Cell::new(seen_again));
         }
         report
     }

@@ -45,9 +45,10 @@ pub(super) struct Flight {
 /// What is known of the connection and of what is under way on it.
 pub(super) struct Wire {
     pub flights: VecDeque<Flight>,
-    /// When the last round came back, and the last reply.
+    /// When the last round came back.
     landed: Moment,
-    heard: Moment,
+    /// How long the next reply was waited for.
+    waited: Duration,
     /// Time that was spent with whoever watches since then: no server's.
     pub aside: Duration,
     /// How long rounds kept the server.
@@ -70,7 +71,7 @@ impl Wire {
         Self {
             flights: VecDeque::new(),
             landed: now,
-            heard: now,
+            waited: Duration::ZERO,
             aside: Duration::ZERO,
             rounds: Histogram::default(),
             errors: BTreeMap::new(),
@@ -234,13 +235,13 @@ impl Running<'_> {
             let (now, over) = (Moment::now(), deadline.passed());
             // However late it is, what is there already is read.
             let until = deadline.min(now + LOOK_UP).max(now + LEAST_LOOK);
-            match self.link.listen(until)? {
+            let reply = self.link.listen(until)?;
+            self.wire.waited += Moment::now().since(now);
+            match reply {
                 Some(reply) => {
                     flight.came.push(reply);
-                    // Time with whoever watches is none of the server's.
-                    let (now, since) = (Moment::now(), flight.awaited.unwrap_or(flight.sent));
-                    if now.since(std::mem::replace(&mut self.wire.heard, now).max(since)) >= STALL {
-                        self.idle.stood_still(now);
+                    if std::mem::take(&mut self.wire.waited) >= STALL {
+                        self.idle.stood_still(Moment::now());
                     }
                 }
                 None if over => return self.link.receive(now).map(|_| None),
