@@ -12,8 +12,9 @@
  *   Outputs are written only on success. A pointer to an output may be NULL where that is said.
  *   Threads. A handle may move between threads but serves one call at a time. Locks of one client
  *     share its connection: their calls wait for each other, but for none that waits for a lock. A sweep
- *     has a connection of its own. With renewal asked for, the library runs one thread of its own, with all signals blocked;
- *     it calls the function given to tagsweep_lock_on_lost, and nothing else of the program.
+ *     has a connection of its own. With renewal asked for, the library runs one thread of its own, with
+ *     all signals blocked; it calls the function given to tagsweep_lock_on_lost, and nothing else of the
+ *     program.
  *   Fork. A forked child may use and free its copies of handles: they connect anew, and hold and
  *     release nothing of the parent's. Not so where another thread was using the client just then.
  *   exit() releases nothing: free the locks. A lease that is left ends with its TTL.

@@ -381,15 +381,21 @@ fn who_has_had_enough_need_not_wait_for_a_server_that_does_not_answer() {
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
 
+/// A server that is full: a connection, a holder, and a waiter that has one connection and finds no second.
+fn crowded(server: &Server) -> (redis::Connection, Lock, Lock) {
+    let mut con = server.connect();
+    let mut holder = lock(server, b"job", MS(60_000));
+    take(&mut holder, MS(0)).unwrap();
+    let waiter = lock(server, b"job", MS(60_000));
+    waiter.status().unwrap();
+    let _: () = run(&mut con, "CONFIG SET maxclients 3");
+    (con, holder, waiter)
+}
+
 #[test]
 fn who_has_no_room_for_a_place_in_the_line_asks_again() {
     let server = Server::start();
-    let mut con = server.connect();
-    let mut holder = lock(&server, b"job", MS(60_000));
-    take(&mut holder, MS(0)).unwrap();
-    let mut waiter = lock(&server, b"job", MS(60_000));
-    waiter.status().unwrap();
-    let _: () = run(&mut con, "CONFIG SET maxclients 3");
+    let (_third, mut holder, mut waiter) = crowded(&server);
     let begun = Instant::now();
     let had = std::thread::scope(|scope| {
         let waits = scope.spawn(|| take(&mut waiter, MS(8000)));
@@ -403,12 +409,7 @@ fn who_has_no_room_for_a_place_in_the_line_asks_again() {
 #[test]
 fn who_had_no_room_for_a_place_in_the_line_stands_in_it_again() {
     let server = Server::start();
-    let mut con = server.connect();
-    let mut holder = lock(&server, b"job", MS(60_000));
-    take(&mut holder, MS(0)).unwrap();
-    let mut waiter = lock(&server, b"job", MS(60_000));
-    waiter.status().unwrap();
-    let _: () = run(&mut con, "CONFIG SET maxclients 3");
+    let (mut con, mut holder, mut waiter) = crowded(&server);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| take(&mut waiter, MS(20_000)));
