@@ -34,13 +34,44 @@ pub(crate) struct Checkpoint {
     /// together: a share, below 1.
     #[serde(default)]
     pub seen: f64,
+    /// Of the same sweeps, to judge by what share would go.
+    #[serde(default)]
+    pub looked: Looked,
     /// Figures of all that was done so far, since then.
     pub report: Report,
 }
 
+/// References that sweeps which go on from each other looked at, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Looked {
+    /// Of all of these, what they removed.
+    pub removed: u64,
+    /// What nobody sees again who goes on from there.
+    pub checked: u64,
+    /// What whoever goes on from there sees again, before anything else.
+    pub ahead: u64,
+}
+
+impl Looked {
+    /// With those at which a sweep that goes on from there looked: what it removed, what it has done with, and what
+    /// is seen again behind it.
+    pub fn and(self, removed: u64, done: u64, ahead: u64) -> Self {
+        Self {
+            removed: self.removed.saturating_add(removed),
+            checked: self.checked.saturating_add(done),
+            ahead: ahead.max(self.ahead.saturating_sub(done)),
+        }
+    }
+
+    /// How many there are.
+    pub fn all(&self) -> u64 {
+        self.checked.saturating_add(self.ahead)
+    }
+}
+
 impl Checkpoint {
-    pub fn new(purpose: &str, place: Place, seen: f64, report: Report) -> Self {
-        Self { purpose: purpose.to_owned(), place, seen, report }
+    pub fn new(purpose: &str, place: Place, seen: f64, looked: Looked, report: Report) -> Self {
+        Self { purpose: purpose.to_owned(), place, seen, looked, report }
     }
 
     /// As it is kept.
@@ -86,7 +117,7 @@ mod tests {
         let report =
             Report { tags_seen: 7, duration: Duration::from_millis(1500), ..Report::default() };
         let place = Place { cursor: 9, since: 1000 };
-        let kept = Checkpoint::new(&ours, place, 0.25, report).to_bytes();
+        let kept = Checkpoint::new(&ours, place, 0.25, Looked::default(), report).to_bytes();
         let found = Checkpoint::read(&kept, &ours).unwrap();
         assert_eq!((found.place, found.report.tags_seen), (place, 7));
         assert_eq!(found.report.duration, Duration::from_millis(1500));
@@ -107,16 +138,30 @@ mod tests {
         }
         let place = Place { cursor: 9, since: 1000 };
         for seen in [-1.0, 1.0, f64::MAX] {
-            let kept = Checkpoint::new("p", place, seen, Report::default()).to_bytes();
+            let kept = Checkpoint::new("p", place, seen, Looked::default(), Report::default());
+            let kept = kept.to_bytes();
             assert_eq!(Checkpoint::read(&kept, "p"), None);
         }
     }
 
     #[test]
     fn the_rest_is_enough_for_a_grace() {
-        let kept = Checkpoint::new("p", Place { cursor: 9, since: 1000 }, 0.5, Report::default());
+        let place = Place { cursor: 9, since: 1000 };
+        let kept = Checkpoint::new("p", place, 0.5, Looked::default(), Report::default());
         let goes_round = |now, grace| kept.walk(now, Duration::from_secs(grace)).is_whole();
         assert!(!goes_round(1000, 5) && !goes_round(1004, 5));
         assert!(goes_round(1005, 5) && goes_round(1000, 0) && goes_round(90_000, 5));
+    }
+
+    #[test]
+    fn what_is_looked_at_twice_counts_once() {
+        let first = Looked::default().and(400, 500, 300);
+        assert_eq!((first.removed, first.all()), (400, 800));
+        // The next one begins with those 300.
+        assert_eq!(first.and(0, 100, 0), Looked { removed: 400, checked: 600, ahead: 200 });
+        assert_eq!(first.and(50, 200, 150).all(), 850);
+        assert_eq!(first.and(0, 0, 1000).all(), 1500);
+        let nonsense = Looked { removed: u64::MAX, checked: u64::MAX, ahead: u64::MAX };
+        assert_eq!(nonsense.and(1, 1, 1).all(), u64::MAX);
     }
 }

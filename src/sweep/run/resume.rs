@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::sweep::batch::{Batch, Visit};
-use crate::sweep::checkpoint::Checkpoint;
+use crate::sweep::checkpoint::{Checkpoint, Looked};
 use crate::sweep::page::Page;
 use crate::sweep::report::{Reason, Report};
 use crate::sweep::round::Ask;
@@ -19,6 +19,8 @@ pub(super) struct Resume {
     pub checkpointed: Moment,
     /// Figures of the sweep that this one goes on from.
     before: Report,
+    /// At what it and those before it looked.
+    pub looked: Looked,
     /// Pages of which something was given up or postponed: whoever goes on begins with them.
     unfinished: Vec<Rc<Page>>,
     farewell: bool,
@@ -36,9 +38,9 @@ const ROUNDING: f64 = 1e-9;
 
 impl Resume {
     pub fn new(purpose: Option<String>, now: Moment) -> Self {
-        let (before, unfinished) = (Report::default(), Vec::new());
+        let (before, looked, unfinished) = (Report::default(), Looked::default(), Vec::new());
         let (farewell, round) = (false, false);
-        Self { purpose, checkpointed: now, before, unfinished, farewell, seen: 0.0, round }
+        Self { purpose, checkpointed: now, before, looked, unfinished, farewell, seen: 0.0, round }
     }
 }
 
@@ -50,18 +52,9 @@ impl Running<'_> {
         let Some(checkpoint) = Checkpoint::read(kept, purpose) else { return };
         self.walk = checkpoint.walk(self.server_time(), self.options.grace);
         self.report.resumed_at = checkpoint.place.share();
-        (self.resume.before, self.resume.seen) = (checkpoint.report, checkpoint.seen);
+        let Checkpoint { report, looked, seen, .. } = checkpoint;
+        (self.resume.before, self.resume.looked, self.resume.seen) = (report, looked, seen);
         self.report.removed_before = self.resume.before.references_removed;
-    }
-
-    /// References removed and looked at by the sweeps that this one goes on from, of the part of the table that they
-    /// have seen together; of one that went round several times it would be told wrong.
-    pub(super) fn before(&self) -> (u64, u64) {
-        let Report { references_removed, references_checked, .. } = self.resume.before;
-        match self.resume.seen > 0.0 {
-            true => (references_removed, references_checked.max(references_removed)),
-            false => (0, 0),
-        }
     }
 
     /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
@@ -75,19 +68,27 @@ impl Running<'_> {
         let beyond = self.walk.beyond_what_takes_long(timed_out);
         let seen = self.resume.seen + self.walk.passed_to(place);
         self.resume.round = !self.second_pass && seen > 1.0 - ROUNDING;
-        let (place, seen, report) = if self.resume.round {
+        let (place, seen, looked, report) = if self.resume.round {
             // What comes from here on belongs to another round.
-            (place, (seen - 1.0).max(0.0), Report::default())
+            (place, (seen - 1.0).max(0.0), Looked::default(), Report::default())
         } else if self.second_pass || beyond.is_some() {
             // Not all before it was seen to the end: who goes on goes round, and counts that anew.
             let place = Place { since: 0, ..beyond.unwrap_or(place) };
-            (place, 0.0, self.done_up_to_there())
+            (place, 0.0, self.looked_at(Looked::default(), 0), self.done_up_to_there())
         } else {
-            (place, seen, self.done_up_to_there())
+            let ahead = self.walk.unsettled().map(|page| seen_again(&page)).sum();
+            let looked = self.looked_at(self.resume.looked, ahead);
+            (place, seen, looked, self.done_up_to_there())
         };
         let done = self.resume.round || place.cursor != 0 || report.references_removed > 0;
         let purpose = self.resume.purpose.as_ref().filter(|_| done)?;
-        Some(Checkpoint::new(purpose, place, seen, report))
+        Some(Checkpoint::new(purpose, place, seen, looked, report))
+    }
+
+    /// At what this run looked, and those before it; so much of that is seen again.
+    fn looked_at(&self, before: Looked, ahead: u64) -> Looked {
+        let Report { references_removed, references_checked, .. } = self.report;
+        before.and(references_removed, references_checked.saturating_sub(ahead), ahead)
     }
 
     /// Figures of what this run and those before it have done with.
@@ -101,8 +102,7 @@ impl Running<'_> {
             take(&mut report.tags_aged, &page.aged);
             take(&mut report.tags_skipped, &page.skipped);
             take(&mut report.tags_unchanged, &page.unchanged);
-            let seen_again = page.checked.get().saturating_sub(page.removed.get());
-            take(&mut report.references_checked, &Cell::new(seen_again));
+            take(&mut report.references_checked, &Cell::new(seen_again(&page)));
         }
         report
     }
@@ -152,4 +152,9 @@ impl Running<'_> {
         }
         true
     }
+}
+
+/// References of a page that whoever begins with it looks at once more.
+fn seen_again(page: &Page) -> u64 {
+    page.checked.get().saturating_sub(page.removed.get())
 }
