@@ -257,7 +257,8 @@ typedef struct {
    */
   uint64_t max_tag_age_ms;
   /**
-   * Stop when more than this share of the references would go, greater than 0; 1 for never. Default: 1.
+   * Stop when more than this share of the references would go, of all that this sweep and those cut short that it
+   * goes on from have looked at, greater than 0; 1 for never. Default: 1.
    */
   double max_share;
   /**

@@ -127,7 +127,7 @@ impl IdleClock {
 
     /// An earlier sweep, at that time of the server's, found an LFU policy in force.
     pub fn not_before(&mut self, none_at: u64) {
-        self.none_at = none_at;
+        self.none_at = self.none_at.max(none_at);
     }
 
     /// An idle time that the server tells at that time of its own, if it is one: a key that was last used

@@ -330,8 +330,8 @@ fn a_checkpoint_of_another_question_or_server_is_none() {
     assert_eq!((report.resumed_at, report.complete), (0.0, true));
 }
 
-/// A sweeper dies after it has removed a reference, and then the entry appears.
-fn die_before_verification(how: &str) -> bool {
+/// A sweeper dies after it has removed a reference: of that tag.
+fn die_before_verification(how: &str) -> (Server, Connection, usize) {
     let server = Server::start();
     let mut con = server.connect();
     for t in 0..300 {
@@ -341,6 +341,12 @@ fn die_before_verification(how: &str) -> bool {
     assert!(!sweeper(&server, how).wait().unwrap().success());
     let tags = all_tags(&mut con);
     let gone = (0..300).find(|t| !tags.contains_key(&format!("tag:{t}"))).unwrap();
+    (server, con, gone)
+}
+
+/// The entry appears then, and somebody sweeps.
+fn is_put_back_after(how: &str) -> bool {
+    let (server, mut con, gone) = die_before_verification(how);
     let _: () = con.set(format!("item:{gone}"), "late").unwrap();
     let report = sweep(&server, quick());
     assert!(report.complete);
@@ -350,8 +356,26 @@ fn die_before_verification(how: &str) -> bool {
 
 #[test]
 fn a_durable_quarantine_outlives_the_sweeper() {
-    assert!(die_before_verification("removing durable"));
-    assert!(!die_before_verification("removing"), "this is what the option is for");
+    assert!(is_put_back_after("removing durable"));
+    assert!(!is_put_back_after("removing"), "this is what the option is for");
+}
+
+#[test]
+fn what_a_durable_sweep_left_has_the_grace_for_its_entry() {
+    let (server, mut con, gone) = die_before_verification("removing durable");
+    let grace = Duration::from_secs(3);
+    let mut sweep = Sweep::new(server.config(), Options { grace, ..quick() }).unwrap();
+    let (mut asked, mut written) = (0, false);
+    let ended = sweep.run(&mut |progress| {
+        // The writer comes when the entry was looked for, and not there.
+        asked += u32::from(progress.waiting && progress.report.pages > 0);
+        if asked > 3 && !std::mem::replace(&mut written, true) {
+            let _: () = con.set(format!("item:{gone}"), "late").unwrap();
+        }
+        Flow::Continue
+    });
+    assert!(written && matches!(ended, Ok(Ended::Swept(report)) if report.complete));
+    assert_eq!(con.sismember(format!("tag:{gone}"), format!("item:{gone}")), Ok(true));
 }
 
 #[test]

@@ -34,7 +34,8 @@ pub struct tagsweep_options {
     pub verify_ms: u64,
     /// Age from which a tag counts as aged (ms), 1 s to 180 days; 0 to not ask. Default: 0.
     pub max_tag_age_ms: u64,
-    /// Stop when more than this share of the references would go, greater than 0; 1 for never. Default: 1.
+    /// Stop when more than this share of the references would go, of all that this sweep and those cut short that it
+    /// goes on from have looked at, greater than 0; 1 for never. Default: 1.
     pub max_share: f64,
     /// Stop after this many removed references; 0 for no limit. Default: 0.
     pub max_removals: u64,

@@ -34,6 +34,8 @@ pub(crate) struct Visit {
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
     pub gone: Cell<bool>,
+    /// More of its members are to be read.
+    pub partial: Cell<bool>,
     /// Whether some of its members are known to stay.
     pub alive: Cell<bool>,
     /// Whether its memory is asked for, as a sample.

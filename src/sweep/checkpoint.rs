@@ -41,31 +41,25 @@ pub(crate) struct Checkpoint {
     pub report: Report,
 }
 
-/// References that sweeps which go on from each other looked at, each counted once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// References that the sweeps of one round looked at, each counted once however many saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Looked {
-    /// Of all of these, what they removed.
+    /// What they removed.
     pub removed: u64,
-    /// What nobody sees again who goes on from there.
+    /// What they looked at, but for what comes next.
     pub checked: u64,
-    /// What whoever goes on from there sees again, before anything else.
+    /// What stands behind the place, where they had looked already, and is seen again.
     pub ahead: u64,
+    /// How far behind it they had looked: a share of the table.
+    pub reach: f64,
 }
 
 impl Looked {
-    /// With those at which a sweep that goes on from there looked: what it removed, what it has done with, and what
-    /// is seen again behind it.
-    pub fn and(self, removed: u64, done: u64, ahead: u64) -> Self {
-        Self {
-            removed: self.removed.saturating_add(removed),
-            checked: self.checked.saturating_add(done),
-            ahead: ahead.max(self.ahead.saturating_sub(done)),
-        }
-    }
-
-    /// How many there are.
-    pub fn all(&self) -> u64 {
-        self.checked.saturating_add(self.ahead)
+    /// With those of a sweep that goes on from there: what it removed, and how many it looked at on pages where they
+    /// had looked, and on others. How many are removed, and how many there are.
+    pub fn and(&self, removed: u64, again: u64, new: u64) -> (u64, u64) {
+        let known = self.checked.saturating_add(self.ahead.max(again));
+        (self.removed.saturating_add(removed), known.saturating_add(new))
     }
 }
 
@@ -83,18 +77,20 @@ impl Checkpoint {
     /// One that is good for `purpose`; anything else is as if there were none.
     pub fn read(kept: &[u8], purpose: &str) -> Option<Self> {
         let found: Self = serde_json::from_slice(kept).ok()?;
-        (found.purpose == purpose && (0.0..1.0).contains(&found.seen)).then_some(found)
+        let sound = (0.0..1.0).contains(&found.seen) && (0.0..=1.0).contains(&found.looked.reach);
+        (found.purpose == purpose && sound).then_some(found)
     }
 
     /// How to go on, now, by the server's clock (s).
     pub fn walk(&self, now: u64, grace: Duration) -> Walk {
         // A second more, for clocks of whole seconds.
         let left = now.saturating_sub(self.place.since) + 1;
-        match self.place.cursor {
+        let walk = match self.place.cursor {
             0 => Walk::new(now),
             _ if left <= grace.as_secs() => Walk::rest(self.place),
             _ => Walk::round(self.place),
-        }
+        };
+        walk.known_for(self.looked.reach)
     }
 }
 
@@ -155,13 +151,13 @@ mod tests {
 
     #[test]
     fn what_is_looked_at_twice_counts_once() {
-        let first = Looked::default().and(400, 500, 300);
-        assert_eq!((first.removed, first.all()), (400, 800));
-        // The next one begins with those 300.
-        assert_eq!(first.and(0, 100, 0), Looked { removed: 400, checked: 600, ahead: 200 });
-        assert_eq!(first.and(50, 200, 150).all(), 850);
-        assert_eq!(first.and(0, 0, 1000).all(), 1500);
-        let nonsense = Looked { removed: u64::MAX, checked: u64::MAX, ahead: u64::MAX };
-        assert_eq!(nonsense.and(1, 1, 1).all(), u64::MAX);
+        let first = Looked { removed: 400, checked: 500, ahead: 300, reach: 0.1 };
+        assert_eq!(first.and(0, 0, 0), (400, 800));
+        assert_eq!(first.and(50, 200, 0), (450, 800), "of those 300");
+        assert_eq!(first.and(50, 350, 70), (450, 920), "there are 50 more now, and 70 behind them");
+        // Those ahead were passed over, for nobody has used them.
+        assert_eq!(first.and(50, 0, 70), (450, 870));
+        let nonsense = Looked { removed: u64::MAX, checked: u64::MAX, ahead: u64::MAX, reach: 1.0 };
+        assert_eq!(nonsense.and(1, 1, 1), (u64::MAX, u64::MAX));
     }
 }

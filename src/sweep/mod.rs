@@ -123,7 +123,7 @@ impl Sweep {
     /// an existing entry. What was done before is in [`Sweep::report`].
     pub fn run(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<Ended> {
         self.report = None;
-        let survey = survey(&mut guard(&self.link))?;
+        let mut survey = survey(&mut guard(&self.link))?;
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
         if let Some(holder) = self.lock(&mut contender, watch)? {
@@ -132,6 +132,9 @@ impl Sweep {
             return Ok(Ended::Held(holder));
         }
         let link = &mut guard(&self.link);
+        if !self.options.wait.is_zero() {
+            survey = survey_again(&mut contender, link)?;
+        }
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Running::new(link, &mut contender, &self.options, &layout, survey);
         let swept = run.finish(watch);
@@ -180,11 +183,18 @@ impl Sweep {
     }
 }
 
-/// What a server said of itself before the lock was waited for.
+/// What a server said of itself.
 struct Survey {
     facts: Facts,
     keys: u64,
     at: Moment,
+}
+
+/// Asks once more when the lock was waited for: another server may have taken the first one's place.
+fn survey_again(contender: &mut Contender, link: &mut Link) -> Result<Survey> {
+    survey(link).inspect_err(|_| {
+        let _ = link.hurry(LAST_WORDS, |link| release(contender, link));
+    })
 }
 
 /// Asks the server what it is, and how many keys it holds.

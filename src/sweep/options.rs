@@ -32,8 +32,8 @@ pub struct Options {
     /// What to do with aged tags. Default: keep.
     pub on_aged: OnAged,
     /// Stop when more than this share of the references looked at would go, stale or of aged tags
-    /// (1 = never). Judged from a thousand references on, or when all are seen; nothing goes before.
-    /// Default: 1; greater than 0.
+    /// (1 = never): by this sweep, and by those cut short that it goes on from. Judged from a thousand references of
+    /// its own on, or when all are seen; nothing goes before. Default: 1; greater than 0.
     pub max_share: f64,
     /// Stop after this many removed references; `None` for no limit.
     pub max_removals: Option<u64>,

@@ -11,6 +11,7 @@
 //! rounds; many tiny ones would get in the way of the others at each beginning.
 
 use crate::clock::Moment;
+use crate::sweep::batch::BATCH;
 use std::time::Duration;
 
 /// Bounds of a round, in units of about half a microsecond of server time each.
@@ -99,6 +100,11 @@ impl Pace {
     /// Units that the next round may hold.
     pub fn size(&self) -> usize {
         self.size as usize
+    }
+
+    /// Members that one command or script of it may hold.
+    pub fn members(&self) -> usize {
+        BATCH.min(self.size() * 2 / 3)
     }
 
     /// Rounds that may be under way at once: two, so that the server works on one while we read the

@@ -11,6 +11,8 @@ pub(crate) struct Page {
     pub next: u64,
     /// Something of it was passed over before the mapping was proven.
     pub missed: Cell<bool>,
+    /// An earlier sweep, that this one goes on from, looked at it, too.
+    pub known: bool,
     /// Nothing more is done about something of it.
     pub given_up: Cell<bool>,
     /// Something of it waited for a grace when the sweep was cut short.
@@ -22,6 +24,24 @@ pub(crate) struct Page {
     pub checked: Cell<u64>,
     /// Of those checked, what nobody sees again.
     pub removed: Cell<u64>,
+}
+
+impl Page {
+    /// Counts another one as a part of this.
+    pub fn absorb(&self, other: &Self) {
+        for (sum, part) in self.counts().into_iter().zip(other.counts()) {
+            sum.set(sum.get() + part.get());
+        }
+    }
+
+    fn counts(&self) -> [&Cell<u64>; 6] {
+        [&self.seen, &self.aged, &self.skipped, &self.unchanged, &self.checked, &self.removed]
+    }
+
+    /// References that whoever begins with it looks at once more.
+    pub fn left(&self) -> u64 {
+        self.checked.get().saturating_sub(self.removed.get())
+    }
 }
 
 /// Pages that follow each other.

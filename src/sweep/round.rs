@@ -50,7 +50,7 @@ pub(crate) enum Ask {
     /// Keep the ages of tags, or forget them.
     Records(Vec<(Vec<u8>, Option<Record>)>),
     /// Records of ages in these buckets, from the first on.
-    Tidy { first: u32 },
+    Tidy { first: u32, buckets: u32, units: usize },
     /// Forget records of a bucket, by field.
     Forget { bucket: u32, fields: Vec<Vec<u8>> },
     /// Keep the proof of the mapping for later runs.
@@ -106,7 +106,7 @@ impl Ask {
             Self::Records(records) => {
                 records.iter().for_each(|(tag, age)| keep_record(tag, *age, terms, out));
             }
-            Self::Tidy { first } => (*first..*first + records::TIDIED).for_each(|n| {
+            Self::Tidy { first, buckets, .. } => (*first..*first + buckets).for_each(|n| {
                 on_bucket("HGETALL", n, terms, out, |cmd| cmd);
                 let life = records::LIFE.as_secs();
                 on_bucket("EXPIRE", n, terms, out, |cmd| cmd.arg(life));
@@ -195,7 +195,7 @@ impl Ask {
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,
             Self::Records(records) => 4 * records.len(),
-            Self::Tidy { .. } => 400,
+            Self::Tidy { units, .. } => *units,
             Self::Forget { fields, .. } => 4 + fields.len(),
             Self::Load => 80,
         }

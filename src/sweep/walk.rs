@@ -12,7 +12,7 @@ use crate::sweep::page::{Page, Stretch};
 use crate::sweep::records;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashSet, VecDeque};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 /// The largest page that is asked for.
 pub(crate) const LARGEST: usize = 1000;
@@ -92,8 +92,11 @@ pub(crate) struct Walk {
     asked: usize,
     count: u64,
     met: Met,
-    /// Pages with the places that led to them, oldest first.
-    pages: VecDeque<(Place, Weak<Page>)>,
+    /// How far an earlier walk came that this one goes on from, as a share of the table.
+    reach: f64,
+    /// Pages with the places that led to them, oldest first, from the first one on of which something is
+    /// unsettled. Who else has a page is not done with it.
+    pages: VecDeque<(Place, Rc<Page>)>,
 }
 
 impl Walk {
@@ -113,8 +116,14 @@ impl Walk {
             asked: 0,
             count: 0,
             met: Met::default(),
+            reach: 0.0,
             pages: VecDeque::new(),
         }
+    }
+
+    /// The same, after one that began nowhere later and came so much farther.
+    pub fn known_for(self, reach: f64) -> Self {
+        Self { reach, ..self }
     }
 
     /// Of the whole table, from a place on and round to it.
@@ -157,10 +166,11 @@ impl Walk {
         self.asked += count;
         names.retain(|name| self.met.is_new(name, is_first));
         let (number, from) = (self.count, self.at.cursor);
-        let page = Rc::new(Page { number, cursor: from, next: cursor, ..Page::default() });
+        let known = self.passed() < self.reach;
+        let page = Rc::new(Page { number, cursor: from, next: cursor, known, ..Page::default() });
         self.count += 1;
         self.forget_settled();
-        self.pages.push_back((self.at, Rc::downgrade(&page)));
+        self.pages.push_back((self.at, Rc::clone(&page)));
         self.at.cursor = cursor;
         let is_over = match self.way {
             Way::Rest => cursor == 0,
@@ -189,6 +199,14 @@ impl Walk {
     /// something is unsettled.
     pub fn settled(&mut self) -> Place {
         self.forget_settled();
+        let all = std::mem::take(&mut self.pages);
+        for (place, page) in all {
+            match self.pages.back() {
+                // What is settled behind it goes with it: many pages may come before the first one is done with.
+                Some((_, unsettled)) if is_settled(&page) => unsettled.absorb(&page),
+                _ => self.pages.push_back((place, page)),
+            }
+        }
         self.pages.front().map_or(self.at, |(place, _)| *place)
     }
 
@@ -196,23 +214,23 @@ impl Walk {
     /// whoever began there would come no farther. `timed_out`: what the first page is about took all the time there was.
     pub fn beyond_what_takes_long(&self, timed_out: bool) -> Option<Place> {
         let stuck = self.pages.front().is_some_and(|(place, _)| place.cursor == self.from);
-        let open = |page: Rc<Page>| !page.postponed.get() || page.given_up.get();
+        let open = |page: &Page| !page.postponed.get() || page.given_up.get();
         let passed = usize::from(timed_out);
         let next = self.pages.iter().skip(passed);
-        let mut next = next.filter(|(_, page)| page.upgrade().is_some_and(open));
+        let mut next = next.filter(|(_, page)| !is_settled(page) && open(page));
         let place = next.next().map_or(self.at, |(place, _)| *place);
         (stuck && place.cursor != self.from).then_some(place)
     }
 
     fn forget_settled(&mut self) {
-        while self.pages.front().is_some_and(|(_, page)| page.strong_count() == 0) {
+        while self.pages.front().is_some_and(|(_, page)| is_settled(page)) {
             self.pages.pop_front();
         }
     }
 
-    /// The pages that are unsettled, and those behind them.
-    pub fn unsettled(&self) -> impl Iterator<Item = Rc<Page>> {
-        self.pages.iter().filter_map(|(_, page)| page.upgrade())
+    /// The first page of which something is unsettled, and all behind it: whoever goes on sees them again.
+    pub fn seen_again(&self) -> impl Iterator<Item = &Page> {
+        self.pages.iter().map(|(_, page)| &**page)
     }
 
     /// Whether it sees the whole table.
@@ -242,6 +260,11 @@ impl Walk {
         let before = if self.is_whole() { 0.0 } else { fraction(position(self.from)) };
         before + self.passed()
     }
+}
+
+/// Whether nobody has anything to do with a page any more.
+fn is_settled(page: &Rc<Page>) -> bool {
+    Rc::strong_count(page) == 1
 }
 
 /// Where in the table a cursor is, as a share of 2^64.
@@ -479,9 +502,36 @@ mod tests {
         assert_eq!(walk.settled().cursor, 0);
         drop(first);
         assert_eq!(walk.settled(), Place { cursor: 4, since: 5 });
-        assert_eq!(walk.unsettled().map(|page| page.seen.get()).sum::<u64>(), 3);
+        assert_eq!(walk.seen_again().map(|page| page.seen.get()).sum::<u64>(), 3);
         drop(second);
-        assert_eq!((walk.settled().cursor, walk.unsettled().count()), (6, 0));
+        assert_eq!((walk.settled().cursor, walk.seen_again().count()), (6, 0));
+    }
+
+    #[test]
+    fn what_is_settled_behind_the_oldest_unsettled_page_is_seen_again_too() {
+        let mut walk = Walk::new(5);
+        let page = |walk: &mut Walk, cursor| walk.answered(cursor, 9, &mut vec![], 6);
+        let first = page(&mut walk, 4);
+        for cursor in [6, 1, 5] {
+            let behind = page(&mut walk, cursor);
+            behind.checked.set(10);
+            behind.removed.set(4);
+        }
+        assert_eq!(walk.settled().cursor, 0);
+        assert_eq!(walk.pages.len(), 1, "however many they are");
+        assert_eq!(walk.seen_again().map(Page::left).sum::<u64>(), 18);
+        drop(first);
+        assert_eq!((walk.settled().cursor, walk.seen_again().count()), (5, 0));
+    }
+
+    #[test]
+    fn pages_are_known_as_far_as_an_earlier_walk_came() {
+        let at = Place { cursor: 0, since: 5 };
+        let mut walk = Walk::rest(at).known_for(0.5);
+        // Positions are bit-reversed cursors: a quarter, a half, three quarters.
+        let known = [2 << 61, 1 << 63, 3 << 62].map(u64::reverse_bits);
+        let known = known.map(|cursor| walk.answered(cursor, 9, &mut vec![], 6).known);
+        assert_eq!(known, [true, true, false]);
     }
 
     #[test]

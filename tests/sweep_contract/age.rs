@@ -253,3 +253,27 @@ fn who_may_not_ask_for_idle_times_knows_of_no_policy() {
     let lfu: bool = con.hexists("{lock:cache_tag_cleanup}:sweeps", "last_lfu").unwrap();
     assert!(!lfu);
 }
+
+#[test]
+fn an_aged_tag_that_is_used_is_spared_whatever_else_its_idle_time_proves() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "aged", 1, 20_000, 1);
+    let mut used = false;
+    let options = Options {
+        grace: Duration::ZERO,
+        max_tag_age: Some(Duration::from_secs(600)),
+        on_aged: OnAged::Invalidate,
+        ..quick()
+    };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.entries_invalidated > 0 && !std::mem::replace(&mut used, true) {
+            let _: () = con.sadd("tag:aged:0", "item:new").unwrap();
+        }
+        Flow::Continue
+    });
+    // Before Redis 7.2 nobody can ask: our own reads have made it young.
+    let can_ask = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").exec(&mut con).is_ok();
+    assert!(used && report.complete, "{report:?}");
+    assert_eq!(report.entries_invalidated < 20_000, can_ask, "{report:?}");
+}

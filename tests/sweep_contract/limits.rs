@@ -293,3 +293,19 @@ fn the_share_of_sweeps_that_go_on_from_each_other_is_that_of_what_they_saw() {
     }
     assert!(sweep(server.config(), share()).complete);
 }
+
+#[test]
+fn a_part_of_a_large_tag_is_not_taken_for_all_of_it() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "large", 1, 100_000, 2);
+    let few = || Options { max_removals: Some(500), ..quick() };
+    let plan = sweep(server.config(), Options { dry_run: true, ..few() });
+    assert_eq!((plan.reason, plan.tags_removed, plan.tags_pruned), (Reason::MaxRemovals, 0, 1));
+    let report = sweep(server.config(), few());
+    assert_eq!((report.tags_removed, report.tags_pruned), (0, 1), "{report:?}");
+    assert!(
+        report.bytes_reclaimed < 100_000,
+        "its memory is not that of what was read: {report:?}"
+    );
+}

@@ -36,7 +36,7 @@ impl Running<'_> {
             Ask::Extend => self.extended(replies, sent)?,
             Ask::Load => self.loaded(&replies, sent),
             Ask::Recover { .. } => self.recovered(replies)?,
-            Ask::Tidy { first } => self.tidied_up(first, replies)?,
+            Ask::Tidy { first, .. } => self.tidied_up(first, replies)?,
             Ask::Untouch(on) => self.untouching &= !on || replies.first() == Some(&Value::Okay),
             Ask::Checkpoint(_) | Ask::CrossOut(_) | Ask::Remember { .. } => {}
             Ask::Records(_) | Ask::Forget { .. } => {}

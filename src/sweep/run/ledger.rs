@@ -128,7 +128,8 @@ impl Running<'_> {
     pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
         let Some(visit) = Rc::into_inner(visit) else { return };
         // Whoever reads a tag again weighs it again, and keeps what is known of it.
-        if visit.weight.get() > 0 && !visit.reread.get() {
+        // What a tag weighs says nothing of a part of its members.
+        if visit.weight.get() > 0 && !visit.reread.get() && !visit.partial.get() {
             self.figures.weighed.0 += visit.weight.get();
             self.figures.weighed.1 += visit.checked.get();
         }

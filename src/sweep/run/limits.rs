@@ -160,8 +160,8 @@ impl Running<'_> {
     /// Whether a larger share would go than allowed, of all that was looked at since a sweep was complete: where one
     /// is cut short there may be more to remove than elsewhere.
     pub(super) fn is_too_large_a_share(&self) -> bool {
-        let looked = self.resume.looked.and(self.limits.wanted, self.report.references_checked, 0);
-        judge::exceeds_share(looked.removed, looked.all(), self.options.max_share)
+        let (removed, checked) = self.looked_at(self.limits.wanted);
+        judge::exceeds_share(removed, checked, self.options.max_share)
     }
 
     /// Whether so much was looked at that a share says something: a thousand references, or all there are.

@@ -66,8 +66,7 @@ impl Running<'_> {
     fn count_checked(&mut self, batch: &Batch) -> u64 {
         let (visit, total) = (&batch.visit, batch.members.len() as u64);
         if !visit.looked {
-            self.report.references_checked += total;
-            grow(&visit.page.checked, total);
+            self.count_looks(&visit.page, total as i64);
         }
         grow(&visit.checked, total);
         total
@@ -143,7 +142,7 @@ impl Running<'_> {
         self.report.references_removed += removed;
         let visit = &batch.visit;
         grow(&visit.removed, removed);
-        visit.gone.set(visit.removed.get() == visit.checked.get());
+        visit.gone.set(visit.removed.get() == visit.checked.get() && !visit.partial.get());
         self.let_go(batch.visit);
     }
 

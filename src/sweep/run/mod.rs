@@ -215,8 +215,7 @@ impl<'a> Running<'a> {
     /// What has come due. What was removed is verified before anything else is asked.
     fn look_at_the_clock(&mut self) {
         let now = Moment::now();
-        let over = self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most);
-        if over && !self.has_only_to_verify() {
+        if self.is_over(now) && !self.has_only_to_verify() {
             self.stop(Reason::MaxDuration);
         }
         while let Some(removed) = self.queue.next_verify(now) {
@@ -230,6 +229,11 @@ impl<'a> Running<'a> {
         if now.since(self.wire.observed) >= LOAD_EVERY && !self.is_done() {
             self.ask_for_load();
         }
+    }
+
+    /// Whether it has taken all the time it may.
+    pub(super) fn is_over(&self, now: Moment) -> bool {
+        self.options.max_duration.is_some_and(|most| now.since(self.begun) >= most)
     }
 
     /// Goes on with what has come due. What fills the memory must go on, or nothing is read any more; but what
@@ -334,9 +338,9 @@ impl<'a> Running<'a> {
 
     /// Walks again if something was passed over before the mapping was proven.
     fn next_pass(&mut self) -> bool {
-        let Some(pages) = self.proof.take_missed().filter(|_| !self.is_ending()) else {
-            return false;
-        };
+        // What was passed over stays on record: no checkpoint may lie behind it.
+        let missed = if self.is_ending() { None } else { self.proof.take_missed() };
+        let Some(pages) = missed else { return false };
         (self.second_pass, self.figures.pass_begun) = (true, Moment::now());
         let now = self.server_time();
         self.walk = if self.positions { self.walk.again_over(pages, now) } else { Walk::new(now) };

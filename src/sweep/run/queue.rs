@@ -130,6 +130,12 @@ impl Queue {
         self.waiting.size() + self.unverified.size() + self.held_size >= self.memory.quarantine()
     }
 
+    /// Whether what has come due cannot be taken up, for the keys that are to be read before leave no room.
+    fn is_stuck(&self) -> bool {
+        let is_due = self.waiting.next_due().is_some_and(Moment::passed);
+        is_due && self.is_full() && !self.has_room_for_keys()
+    }
+
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
         let terms = self.condemned.front()?.visit.idle_wanted.get();
@@ -196,7 +202,7 @@ impl Running<'_> {
     /// small scripts and pages would cost the server more than a few large ones.
     pub(super) fn compose(&mut self) -> Vec<Ask> {
         let size = self.pace.size();
-        let script = BATCH.min(size * 2 / 3);
+        let script = self.pace.members();
         let (mut asks, mut units) = (Vec::new(), 0);
         let under_way: usize = self.wire.flights.iter().map(|flight| flight.reads).sum();
         let (members, keys) = self.queue.names();
@@ -219,6 +225,8 @@ impl Running<'_> {
         let idle = asks.is_empty() && self.wire.flights.is_empty();
         if let Some(batches) = idle.then(|| self.queue.next_prune(script)).flatten() {
             asks.push(Ask::Prune(self.noted(batches)));
+        } else if idle && self.queue.is_stuck() {
+            asks.extend(self.queue.next_ready(&mut 1));
         }
         asks
     }

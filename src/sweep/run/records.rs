@@ -1,5 +1,6 @@
 //! What is known of tags: on record for later sweeps, their age and until when nothing in them can be stale.
 
+use crate::clock::Moment;
 use crate::error::Result;
 use crate::reply::{checked, understood};
 use crate::sweep::batch::{Batch, Visit};
@@ -11,14 +12,23 @@ use crate::sweep::run::ledger::grow;
 use redis::Value;
 
 /// Records of a run.
-#[derive(Default)]
 pub(super) struct Records {
     /// Ages are kept on record, because our reads reset them.
     pub aging: bool,
     /// Those to be written.
     pub due: Vec<(Vec<u8>, Option<Record>)>,
-    /// Buckets that are tidied up.
+    /// Buckets that are tidied up, and what one costs, in units.
     tidied: u32,
+    bucket: usize,
+}
+
+/// What an empty bucket costs.
+const EMPTY: usize = 24;
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { aging: false, due: Vec::new(), tidied: 0, bucket: EMPTY }
+    }
 }
 
 impl Running<'_> {
@@ -87,11 +97,16 @@ impl Running<'_> {
         let whole = !self.is_ending() && self.walk.is_whole();
         let keeps = self.records.aging || self.options.remember.is_some();
         let writes = keeps && !self.options.dry_run;
-        if !whole || !writes || self.records.tidied >= records::BUCKETS {
+        let done = self.records.tidied >= records::BUCKETS || self.is_over(Moment::now());
+        if !whole || !writes || done {
             return false;
         }
-        self.queue.ask(Ask::Tidy { first: self.records.tidied });
-        self.records.tidied += records::TIDIED;
+        // The first one tells how large they are.
+        let (first, units) = (self.records.tidied, self.records.bucket);
+        let most = if first == 0 { 1 } else { (self.pace.size() / units) as u32 };
+        let buckets = most.clamp(1, records::TIDIED).min(records::BUCKETS - first);
+        self.queue.ask(Ask::Tidy { first, buckets, units: units * buckets as usize });
+        self.records.tidied += buckets;
         true
     }
 
@@ -101,6 +116,7 @@ impl Running<'_> {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
             let records: Vec<Field> = understood(reply)?;
+            self.records.bucket = self.records.bucket.max(EMPTY + records.len());
             let (began, now) = (self.clock.at(self.begun), self.server_time());
             let unseen = |record: &[u8]| {
                 Record::read(record).is_none_or(|record| record.is_unseen(began, now))

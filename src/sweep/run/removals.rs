@@ -59,7 +59,10 @@ impl Running<'_> {
                     self.limits.take_back(batch.members.len() as u64);
                     self.vouch(batch);
                 }
-                Value::Int(-1) => self.used_meanwhile(batch),
+                Value::Int(-1) => {
+                    let absent = batch.members.len() as u64;
+                    self.used_meanwhile(batch, absent);
+                }
                 Value::Int(-2) => self.of_another_type(batch),
                 Value::Array(figures) => {
                     let done = self.removed(batch, figures);
@@ -99,8 +102,7 @@ impl Running<'_> {
         grow(&visit.page.removed, removed);
         if visit.reread.get() && !visit.looked {
             // Whoever reads the tag again does not see them any more.
-            self.report.references_checked += removed;
-            grow(&visit.page.checked, removed);
+            self.count_looks(&visit.page, removed as i64);
         }
         visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
         let ambiguous = self.proof.is_given() && stayed.iter().any(|position| *position < 0);
@@ -205,7 +207,10 @@ impl Running<'_> {
                 self.report.entries_invalidated += deleted;
                 self.prune(batch);
             }
-            Some(Value::Int(-1)) => self.used_meanwhile(batch),
+            Some(Value::Int(-1)) => {
+                let absent = (batch.members.len() as u64).saturating_sub(live);
+                self.used_meanwhile(batch, absent);
+            }
             _ => self.of_another_type(batch),
         }
         Ok(())
@@ -223,13 +228,13 @@ impl Running<'_> {
         self.queue.ask(Ask::Prune(noted));
     }
 
-    /// A tag that was used since it was read is read again, once.
-    fn used_meanwhile(&mut self, batch: Batch) {
+    /// A tag that was used since it was read is read again, once; so many of these references lead nowhere.
+    fn used_meanwhile(&mut self, batch: Batch, absent: u64) {
         self.limits.take_back(batch.members.len() as u64);
         if !batch.visit.again && !self.is_ending() {
             return self.read_again(batch.visit, self.options.grace);
         }
-        self.report.references_skipped += batch.members.len() as u64;
+        self.report.references_skipped += absent;
         self.leave(batch);
     }
 
@@ -295,9 +300,7 @@ impl Running<'_> {
                 removed.set(removed.get().saturating_sub(back));
             }
             if visit.reread.get() && !visit.looked {
-                let checked = &mut self.report.references_checked;
-                *checked = checked.saturating_sub(back);
-                visit.page.checked.set(visit.page.checked.get().saturating_sub(back));
+                self.count_looks(&visit.page, -(back as i64));
             }
             visit.gone.set(false);
         } else if back < 0 {

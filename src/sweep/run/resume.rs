@@ -8,7 +8,6 @@ use crate::sweep::report::{Reason, Report};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
 use crate::sweep::walk::Place;
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,8 +18,9 @@ pub(super) struct Resume {
     pub checkpointed: Moment,
     /// Figures of the sweep that this one goes on from.
     before: Report,
-    /// At what it and those before it looked.
-    pub looked: Looked,
+    /// At what it and those before it looked, and how many references this one met where they had looked.
+    looked: Looked,
+    again: u64,
     /// Pages of which something was given up or postponed: whoever goes on begins with them.
     unfinished: Vec<Rc<Page>>,
     farewell: bool,
@@ -40,7 +40,18 @@ impl Resume {
     pub fn new(purpose: Option<String>, now: Moment) -> Self {
         let (before, looked, unfinished) = (Report::default(), Looked::default(), Vec::new());
         let (farewell, round) = (false, false);
-        Self { purpose, checkpointed: now, before, looked, unfinished, farewell, seen: 0.0, round }
+        let (again, seen) = (0, 0.0);
+        Self {
+            purpose,
+            checkpointed: now,
+            before,
+            looked,
+            again,
+            unfinished,
+            farewell,
+            seen,
+            round,
+        }
     }
 }
 
@@ -74,35 +85,55 @@ impl Running<'_> {
         } else if self.second_pass || beyond.is_some() {
             // Not all before it was seen to the end: who goes on goes round, and counts that anew.
             let place = Place { since: 0, ..beyond.unwrap_or(place) };
-            (place, 0.0, self.looked_at(Looked::default(), 0), self.done_up_to_there())
+            (place, 0.0, Looked::default(), self.done_up_to_there())
         } else {
-            let ahead = self.walk.unsettled().map(|page| seen_again(&page)).sum();
-            let looked = self.looked_at(self.resume.looked, ahead);
-            (place, seen, looked, self.done_up_to_there())
+            (place, seen, self.looked_up_to(place), self.done_up_to_there())
         };
         let done = self.resume.round || place.cursor != 0 || report.references_removed > 0;
         let purpose = self.resume.purpose.as_ref().filter(|_| done)?;
         Some(Checkpoint::new(purpose, place, seen, looked, report))
     }
 
-    /// At what this run looked, and those before it; so much of that is seen again.
-    fn looked_at(&self, before: Looked, ahead: u64) -> Looked {
-        let Report { references_removed, references_checked, .. } = self.report;
-        before.and(references_removed, references_checked.saturating_sub(ahead), ahead)
+    /// References looked at on a page, or fewer after all.
+    pub(super) fn count_looks(&mut self, page: &Page, more: i64) {
+        let add = |sum: u64| sum.saturating_add_signed(more);
+        self.report.references_checked = add(self.report.references_checked);
+        page.checked.set(add(page.checked.get()));
+        if page.known {
+            self.resume.again = add(self.resume.again);
+        }
+    }
+
+    /// Of all references that the sweeps of this round looked at: how many are gone when so many of this one go, and
+    /// how many there are.
+    pub(super) fn looked_at(&self, removed: u64) -> (u64, u64) {
+        let Resume { looked, again, .. } = &self.resume;
+        looked.and(removed, *again, self.report.references_checked.saturating_sub(*again))
+    }
+
+    /// For whoever goes on from there.
+    fn looked_up_to(&self, place: Place) -> Looked {
+        let Looked { ahead, reach, .. } = self.resume.looked;
+        let (removed, all) = self.looked_at(self.report.references_removed);
+        let (walked, passed) = (self.walk.passed(), self.walk.passed_to(place));
+        let unmet = if walked < reach { ahead.saturating_sub(self.resume.again) } else { 0 };
+        let ahead = unmet.saturating_add(self.walk.seen_again().map(Page::left).sum());
+        let reach = (walked.max(reach) - passed).max(0.0);
+        Looked { removed, checked: all.saturating_sub(ahead), ahead, reach }
     }
 
     /// Figures of what this run and those before it have done with.
     fn done_up_to_there(&self) -> Report {
         let mut report = self.resume.before.clone();
         report.add(&self.report);
-        for page in self.walk.unsettled() {
+        for page in self.walk.seen_again() {
             // What was kept may be nonsense.
-            let take = |sum: &mut u64, n: &Cell<u64>| *sum = sum.saturating_sub(n.get());
-            take(&mut report.tags_seen, &page.seen);
-            take(&mut report.tags_aged, &page.aged);
-            take(&mut report.tags_skipped, &page.skipped);
-            take(&mut report.tags_unchanged, &page.unchanged);
-            take(&mut report.references_checked, &Cell::new(seen_again(&page)));
+            let take = |sum: &mut u64, n: u64| *sum = sum.saturating_sub(n);
+            take(&mut report.tags_seen, page.seen.get());
+            take(&mut report.tags_aged, page.aged.get());
+            take(&mut report.tags_skipped, page.skipped.get());
+            take(&mut report.tags_unchanged, page.unchanged.get());
+            take(&mut report.references_checked, page.left());
         }
         report
     }
@@ -152,9 +183,4 @@ impl Running<'_> {
         }
         true
     }
-}
-
-/// References of a page that whoever begins with it looks at once more.
-fn seen_again(page: &Page) -> u64 {
-    page.checked.get().saturating_sub(page.removed.get())
 }

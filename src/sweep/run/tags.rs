@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
 use crate::reply::{checked, understood};
 use crate::strings::Strings;
-use crate::sweep::batch::{BATCH, BATCH_BYTES, Batch, Tally, Visit};
+use crate::sweep::batch::{BATCH_BYTES, Batch, Tally, Visit};
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::records::Record;
@@ -54,7 +54,7 @@ impl Running<'_> {
 
     /// Reads a tag, or goes on with it.
     fn next_read(&self, visit: Rc<Visit>, cursor: u64) -> Ask {
-        let count = self.queue.memory.members();
+        let count = self.queue.memory.members().min(2 * self.pace.members());
         let likely = if cursor == 0 { self.queue.memory.likely() } else { count };
         Ask::Read { visit, cursor, count, likely }
     }
@@ -213,13 +213,14 @@ impl Running<'_> {
     /// Looks for the entries of some members, and reads the next ones of their tag. What was begun comes
     /// before what is new: the idle time that we go by gets old.
     fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
+        visit.partial.set(next != 0);
         if next != 0 && self.is_ending() {
             self.give_up(&visit.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);
             self.queue.ask_first(on);
         }
-        for members in bites(members) {
+        for members in bites(members, self.pace.members()) {
             self.queue.ask_first(Ask::Look(Batch::of(&visit, members)));
         }
         self.let_go(visit);
@@ -258,8 +259,7 @@ impl Running<'_> {
         }
         let again = visit.checked.get().saturating_sub(visit.removed.get());
         let counted = if visit.looked { 0 } else { again };
-        self.report.references_checked -= counted;
-        visit.page.checked.set(visit.page.checked.get() - counted);
+        self.count_looks(&visit.page, -(counted as i64));
         self.read_later(&visit, span);
         self.let_go(visit);
     }
@@ -294,19 +294,21 @@ impl Running<'_> {
             evidence = Evidence::Unclear;
         }
         visit.unclear.set(evidence == Evidence::Unclear);
-        let ask = self.untouching && evidence == Evidence::Settled && !grace.is_zero();
+        let settled = evidence == Evidence::Settled && !grace.is_zero();
         let age = self.options.max_tag_age.filter(|_| visit.aged.get()).map(|age| age.as_secs());
-        visit.idle_wanted.set(ask.then_some(age.unwrap_or(0).max(needed)));
+        // Whatever else its idle time proves, an aged tag that is used meanwhile is none any more.
+        let wanted = settled.then_some(needed).max(age);
+        visit.idle_wanted.set(wanted.filter(|_| self.untouching));
         evidence
     }
 }
 
 /// Members in batches that one command takes, by number and by length.
-fn bites(members: &[Vec<u8>]) -> Vec<Strings> {
+fn bites(members: &[Vec<u8>], most: usize) -> Vec<Strings> {
     let mut bites: Vec<Strings> = Vec::new();
     for member in members {
         match bites.last_mut() {
-            Some(bite) if bite.len() < BATCH && bite.bytes() < BATCH_BYTES => bite.push(member),
+            Some(bite) if bite.len() < most && bite.bytes() < BATCH_BYTES => bite.push(member),
             _ => bites.push(std::iter::once(member.as_slice()).collect()),
         }
     }
