@@ -29,9 +29,9 @@
 //! | Leaving | left | *on*, or HandingOn | hand the baton on, if there is one |
 //! | HandingOn | handed on | *on* | |
 //!
-//! *On* means, while there is time: join the line (Queued), or with back-off pause (Pausing). When patience
-//! is over: ask once more if an answer to an acquisition was lost (Asking); then leave if that is to be
-//! counted, or if we may have a place (Leaving); then it is done: held.
+//! *On* means: ask once more if an answer to an acquisition was lost (Asking). Then, while there is time: join
+//! the line (Queued), or with back-off pause (Pausing). When patience is over: leave if that is to be counted, or
+//! if we may have a place (Leaving); then it is done: held.
 
 use crate::clock::Moment;
 use crate::error::Result;
@@ -364,6 +364,10 @@ impl Attempt {
     fn go_on(&mut self, now: Moment) -> Step {
         if !self.has_time(now) {
             return self.give_up();
+        }
+        // Or it waits for itself.
+        if std::mem::take(&mut self.doubtful) {
+            return self.ask();
         }
         if self.lines_up(now) {
             return self.join();

@@ -288,6 +288,13 @@ impl Contender {
 
     /// Takes what became of a lease into the statistics.
     fn account(&mut self, lease: &Lease, pulse: &Pulse, now: Moment) {
+        // Who tells of a loss knows better why it is one.
+        pulse.end();
+        if self.restored && pulse.lost().is_some() {
+            // It never was ours, as far as anybody knows.
+            self.last_loss = pulse.lost();
+            return;
+        }
         let (renewed, failed) = pulse.take_counts();
         for stats in [&mut self.total, &mut self.untold] {
             stats.renewed += renewed;
@@ -300,7 +307,6 @@ impl Contender {
         if let Some(reason) = pulse.lost() {
             self.count_loss(reason);
         }
-        pulse.end();
     }
 
     /// The end of the lease, and what the server is to be told; no request without a lease. The
@@ -333,7 +339,7 @@ impl Contender {
         let transit = transit(&lease.transit_token());
         Some(Request::Release {
             value: lease.value,
-            ttl: self.ttl,
+            ttl: self.manner(Duration::ZERO).ttl,
             fence: lease.fence,
             transit,
             keep,

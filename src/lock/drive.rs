@@ -68,6 +68,7 @@ impl<'a> Drive<'a> {
             && !passes(e)
         {
             self.end = self.end.min(Moment::now());
+            self.hang_up();
             self.leave(&request);
         }
         ended
@@ -137,10 +138,10 @@ impl<'a> Drive<'a> {
             let rest = if fault.code().is_some() { WATCH } else { LOOK_UP };
             refusal = Some(fault).filter(|fault| fault.code().is_some()).or(refusal);
             match self.listen((Moment::now() + rest).min(end), holder)? {
-                Event::Time if (self.go_on)(holder) => {}
                 Event::Time => {
-                    self.end = Moment::now();
-                    return Ok(Event::Cancel);
+                    if let Some(end) = self.called_off(holder) {
+                        return Ok(end);
+                    }
                 }
                 heard => return Ok(heard),
             }
@@ -187,11 +188,7 @@ impl<'a> Drive<'a> {
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
         std::thread::sleep(rest);
-        if !(self.go_on)(attempt.holder()) {
-            self.end = Moment::now();
-            return Ok(Event::Cancel);
-        }
-        Ok(Event::Broken)
+        Ok(self.called_off(attempt.holder()).unwrap_or(Event::Broken))
     }
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
@@ -243,18 +240,18 @@ impl<'a> Drive<'a> {
     /// # Errors
     /// Something else has the name of the baton.
     fn listen(&mut self, until: Moment, holder: &Holder) -> Result<Event> {
-        let Some(line) = &mut self.line else { return Ok(Event::Broken) };
         let begun = Moment::now();
         loop {
+            let Some(line) = &mut self.line else { return Ok(Event::Broken) };
             match line.listen(until.min(Moment::now() + LOOK_UP)) {
                 Ok(Heard::Baton(baton)) => return Ok(Event::Baton(baton)),
                 Ok(Heard::Refused) => return Ok(Event::CannotBlock),
                 Ok(Heard::Nothing) if until.passed() => return Ok(Event::Time),
-                Ok(Heard::Nothing) if !(self.go_on)(holder) => {
-                    self.end = Moment::now();
-                    return Ok(Event::Cancel);
+                Ok(Heard::Nothing) => {
+                    if let Some(end) = self.called_off(holder) {
+                        return Ok(end);
+                    }
                 }
-                Ok(Heard::Nothing) => {}
                 Err(e) if e.kind() == ErrorKind::WrongType => {
                     return Err(e.key(&self.keys.baton).server(&guard(self.link).config().label()));
                 }
@@ -264,6 +261,15 @@ impl<'a> Drive<'a> {
                 }
             }
         }
+    }
+
+    /// The event that ends a wait which is not to go on; a child that was forked meanwhile does not wait.
+    fn called_off(&mut self, holder: &Holder) -> Option<Event> {
+        let goes_on = (self.go_on)(holder) && std::process::id() == self.pid;
+        (!goes_on).then(|| {
+            self.end = Moment::now();
+            Event::Cancel
+        })
     }
 
     /// A place in the line broke after so long. Where that happens at once, again and again, it is not asked
@@ -277,9 +283,8 @@ impl<'a> Drive<'a> {
 
     fn pause(&mut self, until: Moment, holder: &Holder) -> Event {
         while !until.passed() {
-            if !(self.go_on)(holder) {
-                self.end = Moment::now();
-                return Event::Cancel;
+            if let Some(end) = self.called_off(holder) {
+                return end;
             }
             std::thread::sleep(until.left().min(LOOK_UP));
         }

@@ -22,6 +22,7 @@ pub(crate) fn end(
     say: impl FnOnce(&mut Contender, Moment) -> Option<Request>,
 ) -> Result<bool> {
     let known = contender.known_loss();
+    let restored = contender.is_restored();
     let (until, too_long) = (contender.safe_until(), contender.is_held_too_long(Moment::now()));
     let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
@@ -40,7 +41,8 @@ pub(crate) fn end(
         _ => false,
     };
     contender.released(&request, done, Moment::now());
-    if let (Request::Release { fence, .. }, false, None) = (&request, done, known) {
+    if let (Request::Release { fence, .. }, false, None, false) = (&request, done, known, restored)
+    {
         let until = until.unwrap_or(Moment::now());
         let loss = Loss { fence: *fence, until, found: LossReason::Expired };
         let reason = match too_long {

@@ -71,7 +71,7 @@ pub(crate) fn was_given_back(
     let (grant, runs) = grants(link, keys, deadline)?;
     let lost = |run: &Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
     Ok(match fence_of(&grant) {
-        Some(last) if last == fence => Some(!grant.contains('+')),
+        Some(last) if last == fence => Some(!grant.contains('+') && !runs.iter().any(lost)),
         Some(last) if last > fence && recorded => Some(!runs.iter().any(lost)),
         Some(last) if last > fence => None,
         _ => Some(false),

@@ -242,13 +242,12 @@ impl Lock {
     /// Gives up a lease that the watchdog has lost, and says why it has: it is over, whatever the server
     /// says now, for nobody renews it. One round trip if it may still be there.
     pub fn give_up_lost(&mut self) -> Option<LossReason> {
-        let reason = self.lost()?;
-        match reason {
+        match self.lost()? {
             // Others need not wait for its TTL.
             LossReason::Unknown | LossReason::MaxHold => drop(self.release_within(ASIDE)),
             _ => self.forget(),
         }
-        Some(reason)
+        self.last_loss()
     }
 
     fn tell(&self, reason: LossReason) {

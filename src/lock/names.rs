@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::layout::escape_glob;
-use crate::lock::protocol::has_hash_tag;
+use crate::lock::protocol::{Keys, has_hash_tag};
 use crate::lock::{SharedLink, guard};
 use crate::reply::understood;
 use std::collections::BTreeSet;
@@ -28,13 +28,18 @@ pub fn names(link: &SharedLink) -> Result<Vec<Vec<u8>>> {
         let reply = link.persist(|link, deadline| link.call(&scan, deadline))?;
         let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = understood(reply)?;
         for key in keys {
-            found.extend(name_in(&key, &plain, &braced));
+            found.extend(name_in(&key, &plain, &braced).filter(|name| is_name(name, &prefix)));
         }
         if next == b"0" {
             return Ok(found.into_iter().collect());
         }
         cursor = next;
     }
+}
+
+/// Whether a lock may be called that: not every key under the prefix is one.
+fn is_name(name: &[u8], prefix: &[u8]) -> bool {
+    Keys::new(prefix, name).is_ok()
 }
 
 /// What a lock, or a sweep under it, keeps beside the lock key; and records, which are numbered.

@@ -92,15 +92,17 @@ impl Pulse {
         self.safe_until.store(safe_until(sent, ttl).micros(), Ordering::Release);
     }
 
-    /// The holder is about to ask for another TTL than the usual one: whatever comes of that, no more is certain
-    /// from here on. A longer one is none until it is granted.
+    /// The holder is about to ask for exactly that TTL: whatever comes of that, no more is certain from here on.
+    /// A longer one than the usual is none until it is granted.
     pub fn ask_for(&self, now: Moment, ttl: Duration, usual: Duration) {
-        if ttl >= self.ttl(usual) {
+        let until = safe_until(now, ttl);
+        if ttl < self.ttl(usual) {
+            self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
+        } else if until >= self.safe_until() {
             return;
         }
-        self.ttl.store(Moment::at(ttl).micros(), Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
-        self.safe_until.fetch_min(safe_until(now, ttl).micros(), Ordering::AcqRel);
+        self.safe_until.fetch_min(until.micros(), Ordering::AcqRel);
     }
 
     /// When the last request was sent that the server confirmed.
@@ -146,10 +148,10 @@ impl Pulse {
         }
     }
 
-    /// Tells of the loss, unless the lease was given up.
-    pub fn tell(&self, tell: impl FnOnce()) {
+    /// It is lost, and whoever says so first tells, unless it was given up: who gives it up then waits for that.
+    pub fn lose_and(&self, reason: LossReason, tell: impl FnOnce()) {
         let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_ended() {
+        if !self.lose(reason) {
             return;
         }
         *teller = Some(current().id());
@@ -233,6 +235,11 @@ mod tests {
             safe_until(t + s(2), s(10)),
             "an older renewal says nothing"
         );
+        // Another's grant may have much more left than the usual time, and all of it goes.
+        let pulse = Pulse::new(t, s(3600));
+        pulse.ask_for(t + s(1), s(120), s(60));
+        assert_eq!((pulse.ttl(s(60)), pulse.version()), (s(60), 1));
+        assert_eq!(pulse.safe_until(), safe_until(t + s(1), s(120)));
     }
 
     #[test]

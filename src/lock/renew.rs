@@ -104,6 +104,16 @@ struct State {
     closing: bool,
 }
 
+impl State {
+    /// Those whose leases were given up, to be dropped without the lock: what a listener captured may watch others.
+    fn take_ended(&mut self) -> Vec<(Moment, Ward)> {
+        let all = std::mem::take(&mut self.wards);
+        let (ended, kept) = all.into_iter().partition(|(_, ward)| ward.pulse.is_ended());
+        self.wards = kept;
+        ended
+    }
+}
+
 /// Longest time for one renewal; leases of other servers wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -134,10 +144,11 @@ impl Home {
         let shared = self.shared();
         let mut state = lock(&shared.state);
         state.closing = true;
-        state.wards.clear();
+        let wards = std::mem::take(&mut state.wards);
         shared.changed.notify_all();
         let ended = shared.changed.wait_timeout_while(state, patience, |state| state.running);
         drop(ended);
+        drop(wards);
     }
 }
 
@@ -162,7 +173,7 @@ impl Watchdog {
         let mut state = lock(&shared.state);
         // A thread that was to end, and has not yet, goes on.
         state.closing = false;
-        state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
+        let ended = state.take_ended();
         let due = ward.first_due();
         let sooner = state.wards.iter().all(|(other, _)| due < *other);
         state.wards.push((due, ward));
@@ -175,6 +186,8 @@ impl Watchdog {
         } else if sooner {
             shared.changed.notify_one();
         }
+        drop(state);
+        drop(ended);
         Ok(())
     }
 
@@ -205,10 +218,13 @@ fn start(shared: Arc<Shared>) -> Result<()> {
 }
 
 fn keep_watch(shared: &Shared) {
-    let _watch = Watch(shared);
+    let watch = Watch(shared);
     let mut links = Links::new();
     loop {
-        let Some(ward) = wait_for_due(shared, &mut links) else { return };
+        let Some(ward) = wait_for_due(shared, &mut links) else {
+            // It is said already, and another thread may watch by now.
+            return std::mem::forget(watch);
+        };
         let version = ward.pulse.version();
         if let Some(next) = tend(&ward, &mut links) {
             // The holder may have set another TTL meanwhile.
@@ -219,7 +235,7 @@ fn keep_watch(shared: &Shared) {
     }
 }
 
-/// However the thread ends, it is known to have ended: leases are then lost by their own clock.
+/// If the thread fails, it is known to have ended: leases are then lost by their own clock.
 struct Watch<'a>(&'a Shared);
 
 impl Drop for Watch<'_> {
@@ -235,9 +251,17 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
+            state.running = false;
+            shared.changed.notify_all();
             return None;
         }
-        state.wards.retain(|(_, ward)| !ward.pulse.is_ended());
+        let ended = state.take_ended();
+        if !ended.is_empty() {
+            drop(state);
+            drop(ended);
+            state = lock(&shared.state);
+            continue;
+        }
         links.retain(|config, _| state.wards.iter().any(|(_, ward)| ward.config == *config));
         let failing = |ward: &Ward| links.get(&ward.config).is_some_and(|known| known.failing);
         let now = Moment::now();
@@ -264,7 +288,7 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
     let ttl = ward.pulse.ttl(ward.ttl);
     let left = ward.end.map_or(ttl, |end| end.since(now));
     if left < Duration::from_millis(1) || (ward.is_over(now) && ward.ends_with_its_hold()) {
-        return lose(ward, LossReason::MaxHold);
+        return lose(ward, LossReason::MaxHold, || LossReason::MaxHold);
     }
     match renew(ward, ttl.min(left), links) {
         Ok(Answer::Extended(left)) => {
@@ -279,40 +303,39 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
             let found = if stolen { LossReason::Stolen } else { LossReason::Expired };
             let loss = Loss { fence: ward.fence, until: ward.pulse.safe_until(), found };
             // Its holder knows at once; why it is, in a moment.
-            if ward.pulse.lose(found) {
+            lose(ward, found, || {
                 let known = links.get_mut(&ward.config);
                 let reason = known.map_or(found, |known| why(&mut known.link, &ward.keys, &loss));
                 ward.pulse.explain(reason);
-                tell(ward, reason);
-            }
-            None
+                reason
+            })
         }
         // Somebody has put something else in its place.
-        Err(e) if e.kind() == ErrorKind::WrongType => lose(ward, LossReason::Stolen),
+        Err(e) if e.kind() == ErrorKind::WrongType => {
+            lose(ward, LossReason::Stolen, || LossReason::Stolen)
+        }
         Err(_) => {
             ward.pulse.count(false);
             let now = Moment::now();
             if ward.is_over(now) {
                 let held = ward.ends_with_its_hold();
-                return lose(ward, if held { LossReason::MaxHold } else { LossReason::Unknown });
+                let reason = if held { LossReason::MaxHold } else { LossReason::Unknown };
+                return lose(ward, reason, || reason);
             }
             Some((now + AGAIN.min(ttl / 20)).min(ward.pulse.safe_until()))
         }
     }
 }
 
-fn lose(ward: &Ward, reason: LossReason) -> Option<Moment> {
-    if ward.pulse.lose(reason) {
-        tell(ward, reason);
-    }
+/// Its lease is lost, and its listener told why, as can be found out. Whoever is told may fail, and other leases
+/// are renewed all the same.
+fn lose(ward: &Ward, found: LossReason, why: impl FnOnce() -> LossReason) -> Option<Moment> {
+    let tell = || {
+        let reason = why();
+        ward.on_lost.iter().for_each(|tell| tell(reason));
+    };
+    let _ = catch_unwind(AssertUnwindSafe(|| ward.pulse.lose_and(found, tell)));
     None
-}
-
-/// Whoever is told may fail, and other leases are renewed all the same.
-fn tell(ward: &Ward, reason: LossReason) {
-    if let Some(tell) = &ward.on_lost {
-        let _ = catch_unwind(AssertUnwindSafe(|| ward.pulse.tell(|| tell(reason))));
-    }
 }
 
 /// One renewal: one attempt, bounded, so that there is time for another.
