@@ -21,6 +21,8 @@ final class LockLifeTest extends TestCase
         $this->server = new Server();
         $this->redis = $this->server->redis();
         $this->dsn = $this->server->dsn();
+        // Whoever leaves the line has a moment for it: enough to say so once, be the server slow.
+        $this->redis->script('load', file_get_contents(dirname(__DIR__, 2) . '/src/scripts/leave.lua'));
     }
 
     private function lock(int|float $seconds = 30, mixed ...$options): DistributedLock
@@ -31,11 +33,11 @@ final class LockLifeTest extends TestCase
     /** A process that waits for the lock and tells when it had it. */
     private function waiter(float $wait, string $then = ''): Run
     {
+        $before = $this->redis->zCard('{lock:job}:waiters');
         $run = Run::code("\$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
             \$had = \$lock->acquireWithin($wait);
             echo json_encode([\$had, microtime(true)]), \"\\n\"; $then");
         $end = microtime(true) + 10;
-        $before = $this->redis->zCard('{lock:job}:waiters');
         while ($this->redis->zCard('{lock:job}:waiters') === $before) {
             self::assertLessThan($end, microtime(true), 'nobody waits');
         }
@@ -68,7 +70,7 @@ final class LockLifeTest extends TestCase
             self::assertGreaterThan($before, $when);
             $before = $when;
         }
-        self::assertLessThan($released + 1, $before);
+        self::assertLessThan($released + 1.7, $before, 'nobody comes to it by looking, every 0.9 s');
         self::assertSame(0, $this->redis->exists('lock:job', '{lock:job}:waiters', '{lock:job}:baton'));
     }
 
@@ -79,7 +81,9 @@ final class LockLifeTest extends TestCase
         $begun = microtime(true);
         self::assertFalse($other->acquireWithin(0.3));
         self::assertFalse($other->block(0.01));
-        self::assertEqualsWithDelta(0.32, microtime(true) - $begun, 0.2);
+        $waited = microtime(true) - $begun;
+        self::assertGreaterThanOrEqual(0.31, $waited);
+        self::assertLessThan(0.9, $waited, 'not until the next look');
         self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
     }
 
@@ -139,16 +143,16 @@ final class LockLifeTest extends TestCase
 
     public function testRenewalGoesOnWhilePhpSleepsAndComputes(): void
     {
-        $lock = $this->lock(0.6, renew: true);
+        $lock = $this->lock(2, renew: true);
         self::assertTrue($lock->acquire());
-        usleep(1_500_000);
+        usleep(2_500_000);
         self::assertTrue($lock->isAcquired());
-        for ($end = microtime(true) + 1.5; microtime(true) < $end;) {
+        for ($end = microtime(true) + 2.5; microtime(true) < $end;) {
         }
         self::assertTrue($lock->isAcquired() && $lock->verify());
         self::assertTrue($lock->release());
-        self::assertGreaterThanOrEqual(8, $lock->stats()['renewed']);
-        usleep(400_000);
+        self::assertGreaterThanOrEqual(3, $lock->stats()['renewed']);
+        usleep(800_000);
         self::assertSame(0, $this->redis->exists('lock:job'), 'no renewal after the release');
     }
 
@@ -161,7 +165,7 @@ final class LockLifeTest extends TestCase
      */
     public function testALeaseLostMeanwhileIsToldByTheNextOperation(string $first): void
     {
-        $lock = $this->lock(0.6, renew: true);
+        $lock = $this->lock(2, renew: true);
         $operations = [
             'extend' => fn () => $lock->extend(),
             'release' => fn () => $lock->release(),
@@ -171,7 +175,7 @@ final class LockLifeTest extends TestCase
         ];
         $lock->acquire();
         $this->redis->set('lock:job', 'thief');
-        $this->until('it is known', fn () => !$lock->isAcquired(), 1);
+        $this->until('it is known', fn () => !$lock->isAcquired(), 1.9);
         try {
             $operations[$first]();
             self::fail('no exception');
@@ -190,11 +194,13 @@ final class LockLifeTest extends TestCase
 
     public function testMaxHoldEndsARenewedLease(): void
     {
-        $lock = $this->lock(0.6, renew: true, maxHold: 1.0);
-        $lock->acquire();
+        $lock = $this->lock(2, renew: true, maxHold: 2.5);
         $begun = microtime(true);
-        $this->until('it ends', fn () => $this->redis->exists('lock:job') === 0, 3);
-        self::assertEqualsWithDelta(1.0, microtime(true) - $begun, 0.4);
+        $lock->acquire();
+        $this->until('it ends', fn () => $this->redis->exists('lock:job') === 0);
+        $held = microtime(true) - $begun;
+        self::assertGreaterThan(2.4, $held);
+        self::assertLessThan(3.9, $held, 'the last renewal was for what was left, not for a TTL');
         $this->until('it is known', fn () => !$lock->isAcquired(), 1);
     }
 
@@ -202,13 +208,13 @@ final class LockLifeTest extends TestCase
     {
         $code = <<<'PHP'
             $dsn = 'unix://' . getenv('SOCKET');
-            $lock = new Tagsweep\DistributedLock($dsn, 'job', 0.6, ['renew' => true]);
+            $lock = new Tagsweep\DistributedLock($dsn, 'job', 2, ['renew' => true]);
             $lock->acquire();
             $pid = pcntl_fork();
             if ($pid === 0) {
-                $own = new Tagsweep\DistributedLock($dsn, 'own', 0.6, ['renew' => true]);
+                $own = new Tagsweep\DistributedLock($dsn, 'own', 2, ['renew' => true]);
                 $mine = [$lock->isAcquired(), $lock->release(), $own->acquire()];
-                usleep(1_500_000);
+                usleep(2_500_000);
                 echo json_encode([...$mine, $own->isAcquired(), $own->release()]), "\n";
                 exit(0);
             }
@@ -258,7 +264,7 @@ final class LockLifeTest extends TestCase
         $told = microtime(true);
         $holder->signal($signal);
         self::assertSame(-$signal, $holder->end()[0], 'ended by the signal itself');
-        self::assertLessThan(1.0, microtime(true) - $told);
+        self::assertLessThan(3.0, microtime(true) - $told);
         self::assertSame(0, $this->redis->exists('lock:job'));
     }
 
@@ -294,22 +300,23 @@ final class LockLifeTest extends TestCase
         $code = "pcntl_async_signals(true);
             \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 5, ['waitMode' => getenv('MODE')]);
             \$child = -1;
-            pcntl_signal(SIGUSR1, function () use (&\$child) { \$child = pcntl_fork(); });
-            echo \"ready\\n\";
+            pcntl_signal(SIGUSR1, function () use (&\$child) { (\$child = pcntl_fork()) && print(\"forked\\n\"); });
             \$had = \$lock->acquireWithin(9);
             if (\$child === 0) {
                 exit(\$had || \$lock->isAcquired() ? 1 : 0);
             }
             pcntl_waitpid(\$child, \$status);
             echo json_encode([\$had, \$lock->verify(), pcntl_wexitstatus(\$status)]), \"\\n\";";
-        foreach (['line', 'backoff'] as $mode) {
+        $asked = fn (): int => (int) substr($this->redis->info('commandstats')['cmdstat_evalsha'] ?? 'calls=0', 6);
+        $waits = ['line' => fn () => $this->redis->zCard('{lock:job}:waiters') === 1, 'backoff' => fn () => $asked() > 2];
+        foreach ($waits as $mode => $so) {
             putenv("MODE=$mode");
             $this->redis->set('lock:job', 'foreign');
+            $this->redis->rawCommand('CONFIG', 'RESETSTAT');
             $waiter = Run::code($code);
-            $waiter->awaitLine('ready');
-            usleep(200_000);
+            $this->until('it waits', $so);
             $waiter->signal(SIGUSR1);
-            usleep(200_000);
+            $waiter->awaitLine('forked');
             $this->redis->del('lock:job');
             self::assertSame([0, "[true,true,0]\n", ''], $waiter->end(), $mode);
         }
@@ -349,7 +356,7 @@ final class LockLifeTest extends TestCase
         $holder->signal(SIGTERM);
         self::assertSame(-SIGTERM, $holder->end()[0]);
         $this->server->signal(SIGCONT);
-        self::assertLessThan(1.3, microtime(true) - $told);
+        self::assertLessThan(4.0, microtime(true) - $told);
     }
 
     public function testAKilledHolderIsReplacedWithinItsTtl(): void
@@ -363,7 +370,7 @@ final class LockLifeTest extends TestCase
         [, $output] = $waiter->end();
         [$had, $when] = json_decode($output);
         self::assertTrue($had);
-        self::assertLessThan(1.1, $when - $killed);
+        self::assertLessThan(1.7, $when - $killed, 'not by the next look, 1.8 s after it joined');
         $holder->end();
         self::assertSame(1, $this->lock()->stats()['takeovers']);
     }
@@ -413,7 +420,7 @@ final class LockLifeTest extends TestCase
             self::assertStringContainsString('while the body ran', $e->getMessage());
         }
         try {
-            $lock->synchronized(fn () => 1, 0.05);
+            $lock->synchronized(fn () => 1, 0.5);
             self::fail('no exception');
         } catch (LockConflictedException) {
             self::assertSame('thief', $this->redis->get('lock:job'));
@@ -444,7 +451,7 @@ final class LockLifeTest extends TestCase
                 self::assertInstanceOf(LogicException::class, $e);
             }
         }
-        self::assertLessThan(1.0, microtime(true) - $begun);
+        self::assertLessThan(5.0, microtime(true) - $begun);
         self::assertTrue($lock->release());
         self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
     }
@@ -457,8 +464,8 @@ final class LockLifeTest extends TestCase
         $lock->acquire();
         $holder = $this->lock()->getHolder();
         self::assertSame([$lock->fence(), gethostname(), getmypid()], [$holder['fence'], $holder['host'], $holder['pid']]);
-        self::assertEqualsWithDelta(30, $holder['ttl'], 1);
-        self::assertEqualsWithDelta(microtime(true), $holder['since'], 2);
+        self::assertEqualsWithDelta(30, $holder['ttl'], 5);
+        self::assertEqualsWithDelta(microtime(true), $holder['since'], 5);
         self::assertTrue($this->lock()->forceRelease());
         self::assertFalse($this->lock()->forceRelease());
         self::assertFalse($lock->verify());
@@ -475,7 +482,7 @@ final class LockLifeTest extends TestCase
         $lock = $this->lock(5);
         $lock->acquire();
         $this->lock()->acquire();
-        Run::code("(new Tagsweep\\DistributedLock('{$this->dsn}', 'job'))->acquireWithin(0.01);")->end();
+        Run::code("(new Tagsweep\\DistributedLock('{$this->dsn}', 'job'))->acquireWithin(0.5);")->end();
         $stats = $this->lock()->stats();
         self::assertSame([3, 1, 1], [$stats['acquired'], $stats['held'], $stats['timeouts']]);
         self::assertSame(3, $stats['hold']['count']);
@@ -488,26 +495,28 @@ final class LockLifeTest extends TestCase
         for ($i = 0; $i < 6; $i++) {
             $lock = $this->lock(30, ttl: 'auto');
             $lock->acquire();
-            self::assertEqualsWithDelta($i < 5 ? 30 : 10, $lock->remaining(), 1, "round $i");
+            self::assertEqualsWithDelta($i < 5 ? 30 : 10, $lock->remaining(), 5, "round $i");
             $lock->release();
         }
         $this->redis->del('{lock:job}:stats');
         $this->redis->set('{lock:job}:stats', 'poison');
         $lock = $this->lock(30, ttl: 'auto');
         self::assertTrue($lock->acquire());
-        self::assertEqualsWithDelta(30, $lock->remaining(), 1);
+        self::assertEqualsWithDelta(30, $lock->remaining(), 5);
         self::assertTrue($lock->release());
     }
 
     public function testAtLeastKeepsTheLockTaken(): void
     {
-        $lock = $this->lock(30, atLeast: 0.5);
-        $lock->acquire();
+        $lock = $this->lock(30, atLeast: 2);
         $begun = microtime(true);
+        $lock->acquire();
         self::assertTrue($lock->release());
         self::assertFalse($this->lock()->acquire());
         self::assertTrue($this->lock()->acquireWithin(5));
-        self::assertEqualsWithDelta(0.5, microtime(true) - $begun, 0.2);
+        $taken = microtime(true) - $begun;
+        self::assertGreaterThan(1.9, $taken);
+        self::assertLessThan(2.7, $taken, 'looks come every 0.9 s, and when its time is over');
     }
 
     public function testReplicasThatAreNotThereDoNotConfirm(): void
@@ -550,11 +559,11 @@ final class LockLifeTest extends TestCase
             } catch (ConnectionException $thrown) {
             }
             self::assertNotNull($thrown);
-            self::assertLessThan(0.8, microtime(true) - $begun, 'a constructor');
+            self::assertLessThan(1.4, microtime(true) - $begun, 'a constructor');
             $begun = microtime(true);
             unset($lock);
             $locks = [];
-            self::assertLessThan(1.3, microtime(true) - $begun, 'four destructors');
+            self::assertLessThan(2.8, microtime(true) - $begun, 'four destructors');
         } finally {
             $this->server->signal(SIGCONT);
         }

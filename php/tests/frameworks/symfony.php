@@ -60,7 +60,7 @@ check('several stores, one key', $all->acquire() && $redis->exists($keys) === 3)
 $all->release();
 check('each store gives its own lock back', $redis->exists($keys) === 0);
 
-$short = $factory->createLock('short', 0.2);
+$short = $factory->createLock('short', 1);
 check('a short lock', $short->acquire());
 while ($short->isAcquired()) {
     usleep(5_000);
@@ -98,21 +98,21 @@ $waiter = waiting($redis, 'wait', '$factory = new Symfony\Component\Lock\LockFac
 $released = microtime(true);
 $held->release();
 [$had, $when, $whole] = json_decode(ended($waiter));
-check('acquire(true) waits and is woken', $had && $whole && $when - $released < 0.1);
+check('acquire(true) waits and is woken', $had && $whole && $when - $released < 0.8);
 printf("woken after %.1f ms\n", ($when - $released) * 1e3);
 
 $dead = new LockFactory(new SymfonyLockStore('redis://127.0.0.1:1'));
 check('a server that is not there', thrown(fn () => $dead->createLock('x', 5)->acquire()) === LockAcquiringException::class);
-$renewed = new LockFactory(new SymfonyLockStore($dsn, 0.6, ['renew' => true]));
+$renewed = new LockFactory(new SymfonyLockStore($dsn, 2.0, ['renew' => true]));
 $lock = $renewed->createLock('renewed', null);
 $lock->acquire();
-usleep(1_500_000);
+usleep(2_500_000);
 check('renewed while it lives', $lock->isAcquired());
 $lock->release();
-$lock = (new LockFactory(new SymfonyLockStore($dsn, 300.0, ['renew' => true])))->createLock('shorter', 0.6);
+$lock = (new LockFactory(new SymfonyLockStore($dsn, 300.0, ['renew' => true])))->createLock('shorter', 2);
 $lock->acquire();
-usleep(1_500_000);
-check('renewed with the TTL of the lock', $redis->exists('lock:shorter') === 1 && $redis->pttl('lock:shorter') <= 600);
+usleep(2_500_000);
+check('renewed with the TTL of the lock', $redis->exists('lock:shorter') === 1 && $redis->pttl('lock:shorter') <= 2_000);
 $lock->release();
 $key = new Key('abort');
 $store->save($key);
