@@ -52,7 +52,7 @@ int main(int argc, char **argv) {
   signal(SIGINT, interrupt);
   signal(SIGTERM, interrupt);
   tagsweep_lock_options_init(&options);
-  options.ttl_ms = 1000;
+  options.ttl_ms = 3000;
   status = tagsweep_client_new(argv[1], strlen(argv[1]), "", 0, 0, &client, error, sizeof error);
   if (status == TAGSWEEP_OK) {
     status = tagsweep_lock_new_with(client, argv[2], strlen(argv[2]), &options, &lock, error, sizeof error);

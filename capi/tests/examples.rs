@@ -98,7 +98,7 @@ fn the_examples_are_clean_under_valgrind() {
     )
     .unwrap();
     tagged_cache(&server);
-    let renew = &["job", "100", "1500"][..];
+    let renew = &["job", "20000", "4500"][..];
     for (example, arguments) in [("lock.c", &["job"][..]), ("sweep.c", &[]), ("renew.c", renew)] {
         let program = program(example, C99, place.path());
         let mut command = Command::new("valgrind");
@@ -161,7 +161,7 @@ fn a_renewed_lease_is_waited_for_handed_over_and_lost() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut con = server.connect();
-    let holder = start("0", "2500");
+    let holder = start("0", "4500");
     until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
     let waiter = start("20000", "30000");
     until("one waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == 1);
@@ -170,7 +170,7 @@ fn a_renewed_lease_is_waited_for_handed_over_and_lost() {
     support::signal(cancelled.id(), "INT");
     assert_eq!(cancelled.wait_with_output().unwrap().status.code(), Some(3));
     let first = holder.wait_with_output().unwrap();
-    assert_eq!(first.status.code(), Some(0), "held beyond its TTL of a second");
+    assert_eq!(first.status.code(), Some(0), "held beyond its TTL of three seconds");
     until("it is handed over", || {
         con.get::<_, String>("lock:job").unwrap().contains(&format!("|{}|", waiter.id()))
     });
