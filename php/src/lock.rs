@@ -45,6 +45,7 @@ pub(crate) struct DistributedLock {
     lock: RefCell<Option<Lock>>,
     wait: Duration,
     renewed: bool,
+    given_back: bool,
     /// Fence of the lease that the registry has of us.
     registered: Cell<Option<u64>>,
 }
@@ -65,6 +66,8 @@ thread_local! {
 struct Held {
     fence: u64,
     renewed: bool,
+    /// It ends with its object; others are to outlast the process.
+    given_back: bool,
 }
 
 /// Releases all leases of this process, each within a second: a signal ends it.
@@ -90,14 +93,14 @@ impl DistributedLock {
         let config = config(redis, NAME, &given)?;
         let lock_options = lock_options(&given, ttl, restoring.is_none())?;
         let wait = given.seconds("wait")?.unwrap_or_default();
-        let renewed = lock_options.renew.is_some();
+        let (renewed, given_back) = (lock_options.renew.is_some(), lock_options.release_on_drop);
         let link = shared_link(config)?;
         let lock = match restoring {
             Some(owner) => Lock::restore(link, &lockKey.0, &owner.0, lock_options),
             None => Lock::on(link, &lockKey.0, lock_options),
         };
         let lock = RefCell::new(Some(lock.map_err(from_core)?));
-        Ok(Self { lock, wait, renewed, registered: Cell::default() })
+        Ok(Self { lock, wait, renewed, given_back, registered: Cell::default() })
     }
 
     /// The lock, for one call at a time.
@@ -166,10 +169,14 @@ impl DistributedLock {
         HELD.with_borrow_mut(|held| {
             let lock = &raw const self.lock;
             match fence {
-                Some(fence) => held.insert(lock, Held { fence, renewed: self.renewed }),
+                Some(fence) => {
+                    let Self { renewed, given_back, .. } = *self;
+                    held.insert(lock, Held { fence, renewed, given_back })
+                }
                 None => held.remove(&lock),
             };
-            LEASES.store(held.len(), Ordering::Release);
+            let given_back = held.values().filter(|held| held.given_back).count();
+            LEASES.store(given_back, Ordering::Release);
         });
     }
 

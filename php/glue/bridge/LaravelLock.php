@@ -7,6 +7,7 @@ namespace Tagsweep\Bridge;
 use Illuminate\Cache\Lock;
 use Illuminate\Contracts\Cache\LockTimeoutException;
 use Tagsweep\DistributedLock;
+use Tagsweep\Exception\ExceptionInterface;
 use Tagsweep\Exception\LockLostException;
 use Tagsweep\Exception\ReentrantLockException;
 
@@ -33,7 +34,7 @@ final class LaravelLock extends Lock
     ) {
         parent::__construct($name, $seconds, $owner);
         if (self::mayBeOurs($owner)) {
-            $this->lock = DistributedLock::restore($server->target(), $name, $owner, $this->native());
+            $this->lock = $this->ofOwner();
         }
     }
 
@@ -64,7 +65,13 @@ final class LaravelLock extends Lock
 
     public function release(): bool
     {
-        return $this->unlessLost(static fn (DistributedLock $lock) => $lock->release());
+        try {
+            return $this->unlessLost(static fn (DistributedLock $lock) => $lock->release());
+        } catch (ExceptionInterface $e) {
+            // The next attempt goes by the owner.
+            $this->lock = $this->ofOwner();
+            throw $e;
+        }
     }
 
     public function forceRelease(): void
@@ -166,6 +173,11 @@ final class LaravelLock extends Lock
     private function anybodys(): DistributedLock
     {
         return new DistributedLock($this->server->target(), $this->name, $this->ttl($this->seconds), $this->native());
+    }
+
+    private function ofOwner(): DistributedLock
+    {
+        return DistributedLock::restore($this->server->target(), $this->name, $this->owner, $this->native());
     }
 
     private function ttl(int|float $seconds): float

@@ -125,8 +125,12 @@ final class SymfonyLockStore implements BlockingStoreInterface
     public function delete(Key $key): void
     {
         $owners = $this->owners($key);
-        $released = $this->of($key, static fn (DistributedLock $lock) => $lock->release());
-        unset($this->locks[$key]);
+        try {
+            $released = $this->of($key, static fn (DistributedLock $lock) => $lock->release());
+        } finally {
+            // One that failed is tried again by its owner.
+            unset($this->locks[$key]);
+        }
         // Another store's owner stays.
         $gone = $released ? $this->owner($key) : $owners[$this->target()] ?? null;
         $key->setState(self::class, array_diff($owners, [$gone]));
@@ -134,7 +138,16 @@ final class SymfonyLockStore implements BlockingStoreInterface
 
     public function exists(Key $key): bool
     {
-        return $this->of($key, static fn (DistributedLock $lock) => $lock->verify());
+        return $this->of($key, function (DistributedLock $lock) use ($key) {
+            $held = $lock->verify();
+            if ($held && ($this->options['renew'] ?? false)) {
+                // Others do not hear of renewals.
+                $key->resetLifetime();
+                $key->reduceLifetime($lock->remaining() ?? 0.0);
+            }
+
+            return $held;
+        });
     }
 
     private function take(Key $key, float $wait): void

@@ -40,6 +40,13 @@ printf("woken after %.1f ms\n", ($when - $released) * 1e3);
 check('block gave it back', $redis->exists('lock:app:job') === 0);
 check('block when it is free', $a->block(1) === true);
 
+$again = (new LaravelLockProvider($dsn, 'app:', ['timeout' => 0.5]))->lock('again', 30);
+$again->get();
+$redis->config('SET', 'min-replicas-to-write', '1');
+check('a release that is refused', thrown(fn () => $again->release()) !== null);
+$redis->config('SET', 'min-replicas-to-write', '0');
+check('is tried again', $again->release() === true && $redis->exists('lock:app:again') === 0);
+
 $owner = $a->owner();
 unset($a);
 check('it outlives its object', $redis->get('lock:app:job') === $owner);

@@ -113,7 +113,14 @@ $lock = (new LockFactory(new SymfonyLockStore($dsn, 300.0, ['renew' => true])))-
 $lock->acquire();
 usleep(2_500_000);
 check('renewed with the TTL of the lock', $redis->exists('lock:shorter') === 1 && $redis->pttl('lock:shorter') <= 2_000);
+check('what is renewed has not expired', $lock->isAcquired() && !$lock->isExpired() && $lock->getRemainingLifetime() > 0.5);
 $lock->release();
+$again = (new LockFactory(new SymfonyLockStore($dsn, 300.0, ['timeout' => 0.5])))->createLock('again', 30, false);
+$again->acquire();
+$redis->config('SET', 'min-replicas-to-write', '1');
+check('a release that is refused', thrown(fn () => $again->release()) !== null);
+$redis->config('SET', 'min-replicas-to-write', '0');
+check('is tried again', $again->isAcquired() && thrown(fn () => $again->release()) === null && $redis->exists('lock:again') === 0);
 $key = new Key('abort');
 $store->save($key);
 check('what expired while it was refreshed is gone', thrown(fn () => $store->putOffExpiration($key, 1e-6)) === Symfony\Component\Lock\Exception\LockExpiredException::class && $redis->exists('lock:abort') === 0);
