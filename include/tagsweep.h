@@ -14,9 +14,10 @@
  *     share its connection: their calls wait for each other, but for none that waits for a lock. A sweep
  *     has a connection of its own. With renewal asked for, the library runs one thread of its own, with
  *     all signals blocked; it calls the function given to tagsweep_lock_on_lost, and nothing else of the
- *     program.
+ *     program. A host name is looked up on a thread that ends when the system has answered, which may be
+ *     after the call.
  *   Fork. A forked child may use and free its copies of handles: they connect anew, and hold and
- *     release nothing of the parent's. Not so where another thread was using the client just then.
+ *     release nothing of the parent's. Not so where another thread was in a call of the library just then.
  *   exit() releases nothing: free the locks. A lease that is left ends with its TTL.
  *   Signals do not end a call early (but see tagsweep_keep_waiting); calls are bounded by the client's
  *     timeout. SIGPIPE is not raised.

@@ -419,8 +419,14 @@ pub(crate) struct AclArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DemoArgs {
     /// Server to use, under a prefix of the demo's own. Default: a private redis-server.
-    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
-    pub url: Option<String>,
+    #[arg(
+        long,
+        env = "REDIS_URL",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub url: String,
     /// Tags to write.
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(3..=1_000_000))]
     pub tags: u32,

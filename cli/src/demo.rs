@@ -3,12 +3,15 @@
 use crate::args::DemoArgs;
 use crate::output::{Screen, print_report};
 use crate::{Done, exit, signals};
+use redis::Value;
+use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tagsweep::Config;
+use tagsweep::connect::Link;
 use tagsweep::sweep::{Ended, Flow, Options, Sweep};
 use tempfile::TempDir;
 
@@ -16,16 +19,16 @@ use tempfile::TempDir;
 const MEMBERS: u32 = 10;
 
 pub(crate) fn demo(args: &DemoArgs) -> Done {
-    let private = args.url.is_none().then(Private::start).transpose()?;
-    let url = args.url.clone().or(private.as_ref().map(|p| p.url.clone())).unwrap_or_default();
+    let private = args.url.is_empty().then(Private::start).transpose()?;
+    let url = private.as_ref().map_or(&args.url, |private| &private.url);
     let prefix = format!("tagsweep-demo:{}:", std::process::id());
-    let config = Config::from_url(&url)?.prefix(prefix.as_str());
+    let config = Config::from_url(url)?.prefix(prefix.as_str());
     let label = config.label();
     let stop = signals::stop_flag()?;
-    let mut connection = redis::Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
+    let mut link = Link::new(config.clone())?;
     say!("Writing {} tags of {MEMBERS} references each to {label}", args.tags);
     say!("  a third live, a third half stale, a third orphaned");
-    write(&mut connection, &prefix, args.tags)?;
+    write(&mut link, &prefix, args.tags)?;
     say!("Sweeping. The tags are young, so the sweep waits for its grace (1 s and a tick).");
     let options = Options { grace: Duration::from_secs(1), ..Options::default() };
     let mut screen = Screen::new(false);
@@ -34,48 +37,51 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
         if stop.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
     });
     screen.end();
-    let left = clear(&mut connection, &prefix, args.tags)?;
+    let left = clear(&mut link, &prefix, args.tags)?;
     match ended? {
         Ended::Swept(report) => {
             print_report(&report, &label);
             say!("{left} tags are left, each with live references only.");
             Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
         }
-        Ended::Held(_) => Ok(exit::HELD),
+        Ended::Held(holder) => {
+            say!("Somebody else sweeps under the demo's own name: {holder}");
+            Ok(exit::HELD)
+        }
     }
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Tag n: members 0..10; live ones have an entry.
-fn write(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisResult<()> {
+fn write(link: &mut Link, prefix: &str, tags: u32) -> Result<(), Box<dyn Error>> {
     for n in 0..tags {
-        let mut pipe = redis::pipe();
-        for i in 0..MEMBERS {
-            let live = n % 3 == 0 || (n % 3 == 1 && i % 2 == 0);
-            if live {
-                pipe.set(format!("{prefix}item:{n}:{i}"), "a cached value").ignore();
-            }
-            pipe.sadd(format!("{prefix}tag:t{n}"), format!("item:{n}:{i}")).ignore();
+        let is_live = |i: &u32| n % 3 == 0 || (n % 3 == 1 && i.is_multiple_of(2));
+        for i in (0..MEMBERS).filter(is_live) {
+            ask(link, "SET", &[&format!("{prefix}item:{n}:{i}"), "a cached value"])?;
         }
-        pipe.exec(con)?;
+        let members = (0..MEMBERS).map(|i| format!("item:{n}:{i}"));
+        let words: Vec<_> = std::iter::once(format!("{prefix}tag:t{n}")).chain(members).collect();
+        ask(link, "SADD", &words)?;
     }
     Ok(())
 }
 
 /// Removes what the demo wrote; answers how many of its tags the sweep left.
-fn clear(con: &mut redis::Connection, prefix: &str, tags: u32) -> redis::RedisResult<u64> {
+fn clear(link: &mut Link, prefix: &str, tags: u32) -> Result<u32, Box<dyn Error>> {
     let mut left = 0;
     for n in 0..tags {
-        let tag = format!("{prefix}tag:t{n}");
+        left += u32::from(ask(link, "UNLINK", &[format!("{prefix}tag:t{n}")])? == Value::Int(1));
         let entries: Vec<_> = (0..MEMBERS).map(|i| format!("{prefix}item:{n}:{i}")).collect();
-        let (gone, _): (u64, u64) = redis::pipe().unlink(tag).unlink(entries).query(con)?;
-        left += gone;
+        ask(link, "UNLINK", &entries)?;
     }
     let lock = format!("{prefix}lock:cache_tag_cleanup");
     let ours = ["fence", "stats", "runs", "mapping", "checkpoint", "history", "sweeps"];
-    redis::cmd("UNLINK").arg(&ours.map(|what| format!("{{{lock}}}:{what}"))).exec(con)?;
+    ask(link, "UNLINK", &ours.map(|what| format!("{{{lock}}}:{what}")))?;
     Ok(left)
+}
+
+fn ask(link: &mut Link, command: &str, words: &[impl AsRef<str>]) -> Result<Value, Box<dyn Error>> {
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    Ok(link.bare(redis::cmd(command).arg(words))?.extract_error()?)
 }
 
 /// A redis-server of the demo's own, which ends with it.

@@ -146,20 +146,26 @@ fn figures(report: &Report) -> Vec<String> {
 /// What an operator can do about a holder that is gone for good.
 pub(crate) fn way_out(server: &ServerArgs, lock: &OsStr, holder: &Holder) -> String {
     let Some(fence @ 1..) = holder.fence else { return String::new() };
-    let mut words = format!("tagsweep force-release {} --fence {fence}", for_shell(lock));
+    let mut words = format!("tagsweep force-release --fence {fence}");
     if !server.prefix.is_empty() {
-        words.push_str(&format!(" --prefix {}", for_shell(&server.prefix)));
+        words.push_str(&format!(" --prefix={}", for_shell(&server.prefix)));
     }
+    let is_like_an_option = lock.as_encoded_bytes().starts_with(b"-");
+    words.push_str(if is_like_an_option { " -- " } else { " " });
+    words.push_str(&for_shell(lock));
     format!("; if that is wrong: {words} (on the same server)")
 }
 
-/// A word as a shell takes it.
+/// A word as a shell takes it; one that cannot be shown as it is, as bash does.
 fn for_shell(word: &OsStr) -> String {
-    let word = plain(&word.to_string_lossy());
+    let shown = plain(&word.to_string_lossy());
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word,
-        false => format!("'{}'", word.replace('\'', "'\\''")),
+    if OsStr::new(&shown) != word {
+        return format!("$'{}'", word.as_encoded_bytes().escape_ascii());
+    }
+    match !shown.is_empty() && shown.chars().all(is_plain) {
+        true => shown,
+        false => format!("'{}'", shown.replace('\'', "'\\''")),
     }
 }
 

@@ -207,23 +207,40 @@ fn what_is_written_replaces_files_and_nothing_else() {
 
 #[test]
 fn the_way_out_of_a_held_lock_can_be_pasted() {
+    paste_the_way_out_of("it's; echo $HOME", "sh");
+    paste_the_way_out_of("it's\n\\a tab\t", "bash");
+}
+
+fn paste_the_way_out_of(name: &str, shell: &str) {
     let server = Server::start();
     let url = server.url();
-    let name = "it's; echo $HOME";
     let mut holder = Command::new(TAGSWEEP);
     holder.args([
-        "lock", name, "--url", &url, "--prefix", "a b:", "--ttl", "2s", "--", "sleep", "60",
+        "lock", "--url", &url, "--prefix", "a b:", "--ttl", "2s", name, "--", "sleep", "60",
     ]);
     let mut holder = holder.spawn().unwrap();
     let mut con = server.connect();
     until("it is held", || con.exists(format!("a b:lock:{name}")).unwrap());
-    let (code, _, err) = tagsweep(&["lock", name, "--url", &url, "--prefix", "a b:", "--", "true"]);
+    let (code, _, err) = tagsweep(&["lock", "--url", &url, "--prefix", "a b:", name, "--", "true"]);
     assert_eq!(code, 3, "{err}");
-    let words = err.split("tagsweep force-release").nth(1).unwrap();
+    paste(&err, shell, &url);
+    assert_eq!(holder.wait().unwrap().code(), Some(4));
+}
+
+#[test]
+fn a_lock_that_is_called_like_an_option_has_a_way_out() {
+    let server = Server::start();
+    let _: () = server.connect().set("lock:-x", "somebody:7|host|1|program").unwrap();
+    let (code, _, err) = tagsweep(&["sweep", "--lock=-x", "--url", &server.url()]);
+    assert_eq!(code, 3, "{err}");
+    paste(&err, "sh", &server.url());
+}
+
+fn paste(told: &str, shell: &str, url: &str) {
+    let words = told.split("tagsweep force-release").nth(1).unwrap();
     let words = words.split(" (on the same server)").next().unwrap();
-    let mut pasted = Command::new("sh");
-    pasted.args(["-c", &format!("{TAGSWEEP} force-release{words}")]).env("REDIS_URL", &url);
+    let mut pasted = Command::new(shell);
+    pasted.args(["-c", &format!("{TAGSWEEP} force-release{words}")]).env("REDIS_URL", url);
     let (code, out, err) = read(&mut pasted);
     assert!(code == 0 && out.contains("taken away"), "{words}: {out}{err}");
-    assert_eq!(holder.wait().unwrap().code(), Some(4));
 }
