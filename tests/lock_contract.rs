@@ -657,3 +657,25 @@ fn a_lease_is_given_back_though_another_could_not_be() {
     drop(b);
     assert!(!run::<bool>(&mut con, "EXISTS lock:b"));
 }
+
+#[test]
+fn a_lease_that_never_was_ours_is_no_loss() {
+    let server = Server::start();
+    let options = || Options { record: true, ..Options::new(Duration::from_secs(5)) };
+    let mut lock = Lock::restore(server.link(), b"a", b"somebody:7|h|1|p", options()).unwrap();
+    assert!(!lock.verify().unwrap() && !lock.release().unwrap());
+    assert!(lock.stats().lost.is_empty() && lock.stats().holds.count() == 0);
+    drop(lock);
+    let kept: redis::Value = run(&mut server.connect(), "HGETALL {lock:a}:stats");
+    assert_eq!(kept, redis::Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_key_that_names_no_lock_keeps_nobody_from_the_others() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for key in ["lock:", "lock:a", "{lock:}:fence"] {
+        run::<()>(&mut con, &format!("SET {key} x"));
+    }
+    assert_eq!(tagsweep::lock::names(&server.link()).unwrap(), [b"a".to_vec()]);
+}

@@ -323,3 +323,21 @@ fn a_lease_that_is_held_for_as_long_as_it_may_be_is_lost_for_that_reason() {
         assert_eq!(heard.recv_timeout(Duration::from_secs(5)), Ok(LossReason::MaxHold));
     }
 }
+
+#[test]
+fn a_loss_is_told_as_what_it_is_though_the_holder_finds_it_meanwhile() {
+    let server = Server::start();
+    let mut lock = renewed(&server, &Watchdog::new(), MS(1500));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    lock.on_lost(move |reason| tell.lock().unwrap().push(reason));
+    take(&mut lock).unwrap();
+    assert!(force_release(&server.link(), b"a", lock.fence()).is_ok());
+    // The watchdog knows that it is lost, and asks why.
+    while lock.lost().is_none() {
+        std::hint::spin_loop();
+    }
+    assert_eq!(lock.give_up_lost(), Some(LossReason::Forced));
+    assert_eq!(*told.lock().unwrap(), [LossReason::Forced]);
+    assert_eq!(lock.last_loss(), Some(LossReason::Forced));
+}
