@@ -7,7 +7,7 @@ use redis::Commands;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
-use support::{Server, age, run, until};
+use support::{Server, age, run, unstalled, until};
 use tagsweep::connect::Link;
 use tagsweep::lock::{Lock, Options as Terms, Outcome, Ttl, WaitMode};
 use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
@@ -15,6 +15,9 @@ use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_millis(600);
+
+/// What one lost answer costs of that.
+const LOST: Duration = Duration::from_millis(270);
 
 fn lock(proxy: &Proxy) -> Lock {
     Lock::new(proxy.config().timeout(PATIENCE), b"job", TTL).unwrap()
@@ -86,31 +89,38 @@ fn a_release_whose_answer_was_lost_does_not_take_a_theft_for_its_own_doing() {
     let mut con = server.connect();
     for taken_over in [false, true] {
         let options = || Terms { record: true, ..Terms::new(TTL) };
-        let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
-        let mut lock = Lock::on(Arc::new(Mutex::new(link)), b"job", options()).unwrap();
-        lock.acquire().unwrap();
-        let _: () = match taken_over {
-            false => con.set("lock:job", "thief").unwrap(),
-            true => con.del("lock:job").unwrap(),
-        };
-        if taken_over {
-            // Another grant follows one that was never given back.
-            let mut other = Lock::on(server.link(), b"job", options()).unwrap();
-            other.acquire().unwrap();
-            other.forget();
-        }
-        proxy.break_next("EVALSHA", Fault::DropReply, 1);
-        assert!(!lock.release().unwrap(), "{taken_over}");
-        assert_eq!(proxy.left(), 0);
-        let _: () = con.del("lock:job").unwrap();
+        let released = unstalled(|| {
+            let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+            let mut lock = Lock::on(Arc::new(Mutex::new(link)), b"job", options()).unwrap();
+            lock.acquire().unwrap();
+            let _: () = match taken_over {
+                false => con.set("lock:job", "thief").unwrap(),
+                true => con.del("lock:job").unwrap(),
+            };
+            if taken_over {
+                // Another grant follows one that was never given back.
+                let mut other = Lock::on(server.link(), b"job", options()).unwrap();
+                other.acquire().unwrap();
+                other.forget();
+            }
+            proxy.break_next("EVALSHA", Fault::DropReply, 1);
+            let asked = Instant::now();
+            let released = lock.release();
+            // The first of three times was in vain.
+            let took = asked.elapsed().saturating_sub(LOST);
+            assert_eq!(proxy.left(), 0);
+            let _: () = con.del("lock:job").unwrap();
+            (took, released)
+        });
+        assert!(!released.unwrap(), "{taken_over}");
     }
 }
 
 #[test]
 fn no_call_has_more_time_than_one() {
     let server = Server::start();
-    let short = || server.config().timeout(PATIENCE);
-    let most = PATIENCE + Duration::from_millis(200);
+    let patience = Duration::from_secs(2);
+    let most = patience * 3 / 2;
     let in_time = |act: &str, call: &mut dyn FnMut()| {
         let begun = Instant::now();
         call();
@@ -118,7 +128,7 @@ fn no_call_has_more_time_than_one() {
     };
     let ttl = Ttl::Auto { least: Duration::from_secs(5), most: Duration::from_secs(60) };
     let options = Terms { ttl, confirm: 1, ..Terms::new(TTL) };
-    let link = Arc::new(Mutex::new(Link::new(short()).unwrap()));
+    let link = Arc::new(Mutex::new(Link::new(server.config().timeout(patience)).unwrap()));
     let mut learns = Lock::on(Arc::clone(&link), b"job", options).unwrap();
     let mut waits = Lock::new(server.config(), b"job", TTL).unwrap();
     server.signal("STOP");
@@ -129,7 +139,7 @@ fn no_call_has_more_time_than_one() {
     });
     server.signal("CONT");
     let proxy = Proxy::start(&server.socket());
-    let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+    let link = Link::new(proxy.config().timeout(patience)).unwrap();
     let options = Terms { confirm: 1, ..Terms::new(TTL) };
     let mut confirmed = Lock::on(Arc::new(Mutex::new(link)), b"other", options).unwrap();
     proxy.break_next("WAIT", Fault::DropReply, 99);
@@ -145,7 +155,7 @@ fn what_stays_unknown_is_an_unknown_and_in_time() {
     proxy.break_next("EVALSHA", Fault::DropReply, 99);
     let begun = Instant::now();
     let e = lock.extend(None).unwrap_err();
-    assert!(begun.elapsed() < PATIENCE + Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < PATIENCE * 5 / 2, "{:?}", begun.elapsed());
     assert!(e.is_unknown() && e.to_string().contains("tried "), "{e}");
     assert!(lock.is_held(), "until its own deadline");
     proxy.break_next("EVALSHA", Fault::DropReply, 0);
@@ -165,7 +175,7 @@ fn a_tls_server_that_does_not_shake_hands_has_no_more_time_than_another() {
     });
     let (error, took) = tell.recv_timeout(PATIENCE * 10).unwrap();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    assert!(took < PATIENCE + Duration::from_millis(200), "{took:?}");
+    assert!(took < PATIENCE * 5 / 2, "{took:?}");
 }
 
 fn stale(con: &mut redis::Connection, tags: u32) {
@@ -207,12 +217,12 @@ fn a_sweep_outlasts_a_server_out_of_reach() {
 fn a_sweep_that_waits_outlasts_connections_that_are_cut_again_and_again() {
     let server = Server::start();
     stale(&mut server.connect(), 5);
-    let (verify, lock_ttl) = (Duration::from_secs(4), Duration::from_secs(1));
+    let (verify, lock_ttl) = (Duration::from_secs(4), Duration::from_secs(2));
     let options = Options { verify, lock_ttl, ..patient() };
     let mut sweep = Sweep::new(server.config(), options).unwrap();
     let (mut other, mut cut, mut cuts) = (server.connect(), Instant::now(), 0);
     let ended = sweep.run(&mut |progress| {
-        if progress.report.references_removed == 100 && cut.elapsed() > Duration::from_millis(40) {
+        if progress.report.references_removed == 100 && cut.elapsed() > Duration::from_millis(300) {
             cuts += run::<i64>(&mut other, "CLIENT KILL TYPE normal SKIPME yes");
             cut = Instant::now();
         }
@@ -307,14 +317,21 @@ fn a_lease_whose_shortening_nobody_confirms_is_believed_in_no_longer_than_that()
 fn who_asked_in_vain_for_less_time_takes_the_lock_anew_all_the_same() {
     let server = Server::start();
     let proxy = Proxy::start(&server.socket());
-    let mut lock = lock(&proxy);
-    lock.acquire().unwrap();
-    proxy.break_next("EVALSHA", Fault::CloseBefore, 1000);
-    assert!(lock.extend(Some(Duration::from_millis(100))).is_err());
-    proxy.break_next("EVALSHA", Fault::CloseBefore, 0);
-    until("it is over", || !lock.is_held());
-    assert!(run::<i64>(&mut server.connect(), "PTTL lock:job") > 20_000, "but not on the server");
-    let outcome = lock.acquire().unwrap();
+    let outcome = unstalled(|| {
+        let mut lock = lock(&proxy);
+        lock.acquire().unwrap();
+        proxy.break_next("EVALSHA", Fault::CloseBefore, 1000);
+        assert!(lock.extend(Some(Duration::from_millis(100))).is_err());
+        proxy.break_next("EVALSHA", Fault::CloseBefore, 0);
+        until("it is over", || !lock.is_held());
+        let left = run::<i64>(&mut server.connect(), "PTTL lock:job");
+        assert!(left > 20_000, "but not on the server");
+        let asked = Instant::now();
+        let outcome = lock.acquire().unwrap();
+        let took = asked.elapsed();
+        let _: () = run(&mut server.connect(), "DEL lock:job");
+        (took, outcome)
+    });
     assert!(matches!(outcome, Outcome::Acquired { .. }), "{outcome:?}");
 }
 
@@ -330,19 +347,19 @@ fn a_wait_ends_in_time_whatever_comes_before_it() {
     proxy.break_next("\r\n", Fault::DropReply, 1000);
     let begun = Instant::now();
     assert!(lock.acquire_within(Duration::from_millis(50), &mut |_| true).is_err());
-    assert!(begun.elapsed() < Duration::from_millis(250), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[test]
 fn a_grant_that_is_over_when_it_is_told_and_cannot_be_extended_is_a_loss() {
     let server = Server::start();
     let proxy = Proxy::start(&server.socket());
-    let (ttl, timeout) = (Duration::from_millis(150), Duration::from_millis(900));
+    let (ttl, timeout) = (Duration::from_millis(600), Duration::from_secs(6));
     let mut lock = Lock::new(proxy.config().timeout(timeout), b"job", ttl).unwrap();
     lock.acquire().unwrap();
     lock.extend(None).unwrap();
     lock.release().unwrap();
-    proxy.break_next("EVALSHA", Fault::Delay(200), 2);
+    proxy.break_next("EVALSHA", Fault::Delay(1000), 2);
     let begun = Instant::now();
     assert_eq!(lock.acquire().unwrap_err().kind(), ErrorKind::Lost);
     assert!(begun.elapsed() < timeout, "{:?}", begun.elapsed());

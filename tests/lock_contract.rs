@@ -3,10 +3,13 @@
 
 mod support;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use redis::Commands;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use support::{Server, run, until};
+use std::time::{Duration, Instant};
+use support::{ASIDE, Server, run, unstalled, until};
 use tagsweep::lock::{Lock, LossReason, Options, Outcome, perform, protocol, status};
 use tagsweep::{Config, ErrorKind};
 
@@ -97,7 +100,7 @@ fn fences_grow_over_loss_of_all_data() {
 #[test]
 fn a_lease_ends_with_its_ttl_and_is_then_nobodys() {
     let server = Server::start();
-    let mut a = Lock::new(server.config(), b"job", Duration::from_millis(50)).unwrap();
+    let mut a = Lock::new(server.config(), b"job", Duration::from_secs(1)).unwrap();
     let mut b = lock(&server);
     fence(a.acquire().unwrap());
     until("b takes over", || matches!(b.acquire().unwrap(), Outcome::Acquired { .. }));
@@ -119,21 +122,26 @@ fn a_loss_has_a_reason() {
         (&[value], LossReason::Stolen),
         (&memory, LossReason::Evicted),
     ] {
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let mut lock = lock(&server);
-        let tell = Arc::clone(&told);
-        lock.on_lost(move |reason| tell.lock().unwrap().push(reason));
-        fence(lock.acquire().unwrap());
-        acts.iter().for_each(|act| drop(run::<redis::Value>(&mut other, act)));
-        if reason == LossReason::Evicted {
-            // It evicts a little with each command.
-            until("the key is evicted", || !run::<bool>(&mut other, "EXISTS lock:job"));
-            let _: () = run(&mut other, "CONFIG SET maxmemory 0");
-        }
-        assert!(!lock.extend(None).unwrap());
+        let (lock, told) = unstalled(|| {
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let mut lock = lock(&server);
+            let tell = Arc::clone(&told);
+            lock.on_lost(move |reason| tell.lock().unwrap().push(reason));
+            fence(lock.acquire().unwrap());
+            acts.iter().for_each(|act| drop(run::<redis::Value>(&mut other, act)));
+            if reason == LossReason::Evicted {
+                // It evicts a little with each command.
+                until("the key is evicted", || !run::<bool>(&mut other, "EXISTS lock:job"));
+                let _: () = run(&mut other, "CONFIG SET maxmemory 0");
+            }
+            let asked = Instant::now();
+            assert!(!lock.extend(None).unwrap());
+            let took = asked.elapsed();
+            let _: () = run(&mut other, "DEL lock:job");
+            (took, (lock, told))
+        });
         assert_eq!(*told.lock().unwrap(), [reason]);
         assert_eq!(lock.stats().lost.get(&reason), Some(&1));
-        let _: () = run(&mut other, "DEL lock:job");
     }
 }
 
@@ -245,14 +253,14 @@ fn faults_are_told_apart() {
 #[test]
 fn a_stopped_server_costs_no_more_than_the_timeout() {
     let server = Server::start();
-    let patience = Duration::from_millis(300);
+    let patience = Duration::from_secs(1);
     let mut lock = Lock::new(server.config().timeout(patience), b"job", TTL).unwrap();
     fence(lock.acquire().unwrap());
     server.signal("STOP");
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let e = lock.extend(None).unwrap_err();
     assert!(e.is_unknown() || e.kind() == ErrorKind::Unreachable, "{e}");
-    assert!(begun.elapsed() < patience + Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < patience * 5 / 2, "{:?}", begun.elapsed());
     assert!(lock.is_held(), "the lease lives on until its own deadline");
     server.signal("CONT");
     assert!(lock.extend(None).unwrap());
@@ -334,18 +342,20 @@ fn a_server_that_accepts_nobody_is_not_waited_for_for_ever() {
     let server = Server::with(&["--tcp-backlog", "1"]);
     support::signal(server.pid(), "STOP");
     // The queue of a unix socket, filled.
+    let address = UnixAddr::new(&server.socket()).unwrap();
     let mut queue = Vec::new();
-    for _ in 0..4 {
-        let socket = server.socket();
-        queue.push(std::thread::spawn(move || std::os::unix::net::UnixStream::connect(socket)));
-    }
+    let is_full = (0..100).any(|_| {
+        let (unix, at_once) = (AddressFamily::Unix, SockFlag::SOCK_NONBLOCK);
+        queue.push(socket(unix, SockType::Stream, at_once, None).unwrap());
+        connect(queue.last().unwrap().as_raw_fd(), &address) == Err(Errno::EAGAIN)
+    });
+    assert!(is_full);
     let config = server.config().timeout(Duration::from_millis(500));
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let mut lock = Lock::new(config, b"job", Duration::from_secs(1)).unwrap();
     assert!(lock.acquire().is_err());
-    assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     support::signal(server.pid(), "CONT");
-    queue.into_iter().for_each(|one| drop(one.join().unwrap()));
 }
 
 #[test]
@@ -353,14 +363,14 @@ fn a_grant_that_no_replica_confirms_is_given_back_at_once_and_within_the_wait() 
     let server = Server::start();
     let ttl = Duration::from_secs(20);
     let options = Options { at_least: ttl, confirm: 1, ..Options::new(ttl) };
-    for budget in [Duration::ZERO, Duration::from_millis(100)] {
+    for budget in [Duration::ZERO, Duration::from_millis(600)] {
         let mut other = lock(&server);
         fence(other.acquire().unwrap());
         let mut lock = Lock::on(server.link(), b"job", options.clone()).unwrap();
         if budget.is_zero() {
             other.release().unwrap();
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let mut free = Some(other);
         let e = lock.acquire_within(budget, &mut |_| {
             // At the last moment.
@@ -371,7 +381,7 @@ fn a_grant_that_no_replica_confirms_is_given_back_at_once_and_within_the_wait() 
         });
         assert_eq!(e.unwrap_err().kind(), ErrorKind::Unconfirmed);
         let usual = server.config().timeout;
-        let most = if budget.is_zero() { usual } else { budget } + Duration::from_millis(200);
+        let most = if budget.is_zero() { usual } else { budget } + Duration::from_secs(1);
         assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
         assert!(!run::<bool>(&mut server.connect(), "EXISTS lock:job"), "nobody made use of it");
     }
@@ -424,31 +434,36 @@ fn a_connection_that_the_server_closed_costs_no_call_and_no_renewal() {
     let server = Server::start();
     let mut con = server.connect();
     let close = |con: &mut redis::Connection| run::<i64>(con, "CLIENT KILL TYPE normal SKIPME yes");
-    let (max_hold, ttl) = (Some(10 * TTL), Duration::from_millis(600));
+    let (max_hold, ttl) = (Some(10 * TTL), Duration::from_secs(3));
     let watchdog = Some(tagsweep::lock::Watchdog::new());
     let terms = Options { renew: watchdog, ..Options::new(ttl) };
     let mut renewed = Lock::on(server.link(), b"renewed", terms).unwrap();
     fence(renewed.acquire().unwrap());
     for _ in 0..4 {
         // Right after a renewal none is under way.
-        until("it is renewed", || run::<i64>(&mut con, "PTTL lock:renewed") > 590);
+        until("it is renewed", || run::<i64>(&mut con, "PTTL lock:renewed") > 2900);
         assert!(close(&mut con) > 0);
-        until("time passes", || run::<i64>(&mut con, "PTTL lock:renewed") < 550);
+        until("time passes", || run::<i64>(&mut con, "PTTL lock:renewed") < 2800);
     }
     assert!(renewed.is_held() && renewed.release().unwrap());
     assert!(renewed.stats().renewed > 2, "{:?}", renewed.stats());
     assert_eq!(renewed.stats().renew_failed, 0);
-    let mut granted = lock(&server);
-    fence(granted.acquire().unwrap());
-    let owner = granted.owner().unwrap().to_vec();
     let age = Duration::from_millis(300);
-    std::thread::sleep(age);
-    let link = server.link();
-    status(&link, b"job").unwrap();
-    let options = Options { max_hold, ..Options::new(TTL) };
-    let mut lock = Lock::restore(link, b"job", &owner, options).unwrap();
-    close(&mut con);
-    assert!(lock.extend(Some(20 * TTL)).unwrap());
+    let (mut granted, lock) = unstalled(|| {
+        let mut granted = lock(&server);
+        fence(granted.acquire().unwrap());
+        let owner = granted.owner().unwrap().to_vec();
+        std::thread::sleep(age);
+        let link = server.link();
+        status(&link, b"job").unwrap();
+        let options = Options { max_hold, ..Options::new(TTL) };
+        let mut lock = Lock::restore(link, b"job", &owner, options).unwrap();
+        close(&mut con);
+        let asked = Instant::now();
+        assert!(lock.extend(Some(20 * TTL)).unwrap());
+        let took = asked.elapsed();
+        (took, (granted, lock))
+    });
     assert!(lock.remaining().unwrap() <= 10 * TTL - age, "it counts from the grant");
     close(&mut con);
     assert!(granted.force_release().unwrap());
@@ -457,7 +472,7 @@ fn a_connection_that_the_server_closed_costs_no_call_and_no_renewal() {
 #[test]
 fn a_server_that_answers_again_is_told_of_the_end_of_a_lease() {
     let server = Server::start();
-    let config = server.config().timeout(Duration::from_millis(200));
+    let config = server.config().timeout(Duration::from_secs(1));
     let link = Arc::new(Mutex::new(tagsweep::connect::Link::new(config).unwrap()));
     let take = |name: &[u8]| {
         let mut lock = Lock::on(Arc::clone(&link), name, Options::new(TTL)).unwrap();
@@ -475,26 +490,31 @@ fn a_server_that_answers_again_is_told_of_the_end_of_a_lease() {
 #[test]
 fn losses_are_those_that_happened() {
     let server = Server::start();
-    let options = || Options { record: true, ..Options::new(Duration::from_millis(300)) };
-    let over = || std::thread::sleep(Duration::from_millis(310));
+    let options = || Options { record: true, ..Options::new(Duration::from_millis(800)) };
+    let over = || std::thread::sleep(Duration::from_millis(810));
     let mut lock = Lock::on(server.link(), b"job", options()).unwrap();
     for _ in 0..3 {
         fence(lock.acquire().unwrap());
         over();
     }
     assert_eq!(lock.stats().lost.get(&LossReason::Expired), Some(&2), "and one is to come");
-    let max_hold = Some(Duration::from_millis(300));
+    let max_hold = Some(Duration::from_millis(800));
     let mut held = Lock::on(server.link(), b"held", Options { max_hold, ..options() }).unwrap();
     fence(held.acquire().unwrap());
     over();
     assert!(!held.release().unwrap());
     assert_eq!(held.stats().lost.get(&LossReason::MaxHold), Some(&1));
     let long = Options { record: true, ..Options::new(TTL) };
-    let mut given = Lock::on(server.link(), b"given", long.clone()).unwrap();
-    fence(given.acquire().unwrap());
-    let owner = given.owner().unwrap().to_vec();
-    let mut other = Lock::restore(server.link(), b"given", &owner, long).unwrap();
-    assert!(other.release().unwrap() && !given.release().unwrap());
+    let given = unstalled(|| {
+        let mut given = Lock::on(server.link(), b"given", long.clone()).unwrap();
+        fence(given.acquire().unwrap());
+        let owner = given.owner().unwrap().to_vec();
+        let mut other = Lock::restore(server.link(), b"given", &owner, long.clone()).unwrap();
+        assert!(other.release().unwrap());
+        let asked = Instant::now();
+        assert!(!given.release().unwrap());
+        (asked.elapsed(), given)
+    });
     assert!(given.stats().lost.is_empty(), "{:?}", given.stats());
 }
 
@@ -528,7 +548,7 @@ fn spans_of_long_ago_are_forgotten_and_nothing_else() {
     for field in ["renewed", "wait.3", "g999999.1"] {
         assert!(left.iter().any(|kept| kept == field), "{field}: {left:?}");
     }
-    assert!(left.iter().any(|field| field.starts_with("d2")), "{left:?}");
+    assert!(left.iter().any(|field| field.starts_with('d')), "{left:?}");
 }
 
 #[test]
@@ -536,19 +556,25 @@ fn jobs_that_outlast_their_lease_teach_a_longer_one() {
     let server = Server::start();
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
     let ttl = tagsweep::lock::Ttl::Auto { least, most };
-    let run_for = |span: Duration| {
-        let options = Options { ttl, record: true, ..Options::new(TTL) };
-        let mut lock = Lock::on(server.link(), b"job", options).unwrap();
-        fence(lock.acquire().unwrap());
-        std::thread::sleep(span);
-        let _ = lock.release().unwrap();
-        lock.ttl()
+    let run_for = |lives: u32| {
+        unstalled(|| {
+            let options = Options { ttl, record: true, ..Options::new(TTL) };
+            let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+            let asked = Instant::now();
+            fence(lock.acquire().unwrap());
+            let (took, ttl) = (asked.elapsed(), lock.ttl());
+            if took < ASIDE {
+                std::thread::sleep(lives * ttl);
+            }
+            (took, (ttl, lock.release().unwrap()))
+        })
     };
     for _ in 0..6 {
-        run_for(Duration::from_millis(5));
+        run_for(0);
     }
-    assert_eq!(run_for(Duration::from_millis(300)), least, "it was lost");
-    assert!(run_for(Duration::ZERO) > Duration::from_millis(300));
+    let (ttl, kept) = run_for(3);
+    assert!(!kept && ttl < Duration::from_secs(5), "it was lost");
+    assert!(run_for(0).0 > 3 * ttl);
 }
 
 #[test]
@@ -588,7 +614,7 @@ fn a_wait_for_ever_is_one() {
 #[test]
 fn who_waited_for_the_link_has_its_own_time_then() {
     let server = Server::start();
-    let config = server.config().timeout(Duration::from_millis(300));
+    let config = server.config().timeout(Duration::from_secs(1));
     let link = Arc::new(Mutex::new(tagsweep::connect::Link::new(config).unwrap()));
     let mut lock = Lock::on(Arc::clone(&link), b"job", Options::new(TTL)).unwrap();
     fence(lock.acquire().unwrap());
@@ -596,7 +622,7 @@ fn who_waited_for_the_link_has_its_own_time_then() {
         let busy = link.lock().unwrap();
         std::thread::scope(|scope| {
             let done = scope.spawn(|| act(&mut lock));
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(1200));
             drop(busy);
             assert!(done.join().unwrap().unwrap());
         });
@@ -611,7 +637,7 @@ fn a_loss_is_told_by_whichever_call_finds_it() {
         |lock| assert!(!lock.extend(None).unwrap()),
         |lock| assert!(!lock.verify().unwrap()),
     ] {
-        let mut lock = Lock::new(server.config(), b"brief", Duration::from_millis(200)).unwrap();
+        let mut lock = Lock::new(server.config(), b"brief", Duration::from_millis(500)).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         lock.on_lost(move |reason| tell.send(reason).unwrap());
         assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));

@@ -17,7 +17,7 @@ use tagsweep::lock::{Lock, Options, Outcome};
 use tagsweep::{Config, Error, ErrorKind};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
-const PATIENCE: Duration = Duration::from_millis(600);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// First word of the server's error, the kind it becomes, and whether another attempt may fare better.
 const MATRIX: &[(&str, ErrorKind, bool)] = &[
@@ -84,7 +84,7 @@ fn saying(error: &'static str) -> (tempfile::TempDir, Config, Arc<AtomicU32>) {
         }
     });
     let config = Config::from_url(&format!("unix://{}", socket.display())).unwrap();
-    (folder, config.timeout(PATIENCE), asked)
+    (folder, config.timeout(2 * PATIENCE), asked)
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn every_error_of_a_server_has_its_kind_and_is_repeated_only_if_that_may_help() 
         let mut lock = Lock::new(config, b"job", MS(30_000)).unwrap();
         let begun = Instant::now();
         let e = lock.acquire().unwrap_err();
-        assert!(begun.elapsed() < PATIENCE + MS(200), "{error}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < PATIENCE, "{error}: {:?}", begun.elapsed());
         assert_eq!(e.kind(), *kind, "{error}: {e}");
         let first = error.split(' ').next().unwrap();
         let word = match error {
@@ -148,7 +148,7 @@ fn real_servers_that_refuse_are_told_apart_and_a_full_one_still_locks() {
     let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
     assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
     let mut other = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
-    assert!(matches!(other.acquire_within(MS(50), &mut |_| true).unwrap(), Outcome::Held(_)));
+    assert!(matches!(other.acquire_within(MS(500), &mut |_| true).unwrap(), Outcome::Held(_)));
     assert!(lock.extend(None).unwrap() && lock.release().unwrap());
 }
 
@@ -180,7 +180,7 @@ fn what_stays_unknown_is_said_in_time_for_every_act() {
         ("verify", Lock::verify),
         ("release", Lock::release),
     ];
-    for (name, act) in acts {
+    let try_each_fault = |(name, act): (&str, Act)| {
         for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore] {
             let server = Server::start();
             let proxy = Proxy::start(&server.socket());
@@ -195,11 +195,16 @@ fn what_stays_unknown_is_said_in_time_for_every_act() {
             let begun = Instant::now();
             let e = act(&mut lock).unwrap_err();
             let took = begun.elapsed();
-            assert!(took < PATIENCE + MS(200), "{name} {fault:?}: {took:?}");
+            assert!(took < 2 * PATIENCE, "{name} {fault:?}: {took:?}");
             assert_eq!(e.kind(), ErrorKind::Unknown, "{name} {fault:?}: {e}");
             assert!(e.to_string().contains("tried 3 times"), "{e}");
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for act in acts {
+            scope.spawn(move || try_each_fault(act));
+        }
+    });
 }
 
 #[test]
@@ -207,7 +212,7 @@ fn a_silent_server_outlasts_no_wait() {
     let server = Server::start();
     let mut holder = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
     holder.acquire().unwrap();
-    let mut lock = Lock::new(server.config().timeout(PATIENCE), b"job", MS(30_000)).unwrap();
+    let mut lock = Lock::new(server.config(), b"job", MS(30_000)).unwrap();
     let begun = Instant::now();
     let mut frozen = false;
     let outcome = lock.acquire_within(MS(1500), &mut |_| {
@@ -219,7 +224,7 @@ fn a_silent_server_outlasts_no_wait() {
     });
     let took = begun.elapsed();
     server.signal("CONT");
-    assert!(took < MS(1700), "{took:?}: {outcome:?}");
+    assert!(took < MS(3500), "{took:?}: {outcome:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{Server, run, until};
+use tagsweep::connect::Link;
 use tagsweep::lock::{
     Lock, LossReason, Options, Outcome, SharedLink, Watchdog, force_release, status,
 };
@@ -30,22 +31,22 @@ fn renewed(server: &Server, watchdog: &Watchdog, ttl: Duration) -> Lock {
 #[test]
 fn a_restored_lease_is_renewed_once_it_is_known_to_be_ours() {
     let server = Server::start();
-    let mut first = Lock::new(server.config(), b"a", MS(600)).unwrap();
+    let mut first = Lock::new(server.config(), b"a", MS(2000)).unwrap();
     take(&mut first).unwrap();
     let owner = first.owner().unwrap().to_vec();
     first.forget();
-    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(600)) };
+    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(2000)) };
     let mut restored = Lock::restore(server.link(), b"a", &owner, options).unwrap();
     assert!(restored.verify().unwrap());
     let begun = Instant::now();
-    until("three lives are over", || begun.elapsed() > MS(1800));
+    until("two lives are over", || begun.elapsed() > MS(4500));
     assert!(restored.is_held() && restored.release().unwrap());
 }
 
 #[test]
 fn a_restored_lease_is_renewed_before_what_it_has_left_is_over() {
     let server = Server::start();
-    let mut lock = Lock::on(server.link(), b"a", Options::new(MS(600))).unwrap();
+    let mut lock = Lock::on(server.link(), b"a", Options::new(MS(2000))).unwrap();
     take(&mut lock).unwrap();
     let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(60_000)) };
     let owner = lock.owner().unwrap().to_vec();
@@ -53,7 +54,7 @@ fn a_restored_lease_is_renewed_before_what_it_has_left_is_over() {
     let mut lock = Lock::restore(server.link(), b"a", &owner, options).unwrap();
     assert!(lock.verify().unwrap());
     let begun = Instant::now();
-    until("its first life is over", || begun.elapsed() > MS(900));
+    until("its first life is over", || begun.elapsed() > MS(3000));
     assert!(lock.is_held() && lock.verify().unwrap());
 }
 
@@ -70,17 +71,17 @@ fn what_a_restored_lease_may_and_must_counts_from_its_grant() {
         Lock::restore(server.link(), b"a", &owner, options).unwrap()
     };
     let terms = || Options::new(MS(10_000));
-    let mut lock = heir(Options { at_least: MS(1000), ..terms() });
+    let mut lock = heir(Options { at_least: MS(5000), ..terms() });
     assert!(lock.release().unwrap());
     let left: i64 = run(&mut con, "PTTL lock:a");
-    assert!((1..=400).contains(&left), "{left}");
-    until("that is over, too", || run::<i64>(&mut con, "EXISTS lock:a") == 0);
+    assert!((1..=4400).contains(&left), "{left}");
+    let _: () = run(&mut con, "DEL lock:a");
     drop(heir(Options { at_least: MS(500), ..terms() }));
     assert_eq!(run::<i64>(&mut con, "EXISTS lock:a"), 0);
     let mut lock = heir(Options { max_hold: Some(MS(500)), ..terms() });
     assert!(!lock.extend(None).unwrap() && !lock.is_held());
-    let mut lock = heir(Options { max_hold: Some(MS(1000)), ..terms() });
-    assert!(lock.extend(None).unwrap() && lock.remaining().unwrap() <= MS(400));
+    let mut lock = heir(Options { max_hold: Some(MS(5000)), ..terms() });
+    assert!(lock.extend(None).unwrap() && lock.remaining().unwrap() <= MS(4400));
 }
 
 #[test]
@@ -106,7 +107,7 @@ fn leases_on_a_server_that_does_not_answer_cost_no_lease_on_another() {
     let farewell = begun.elapsed();
     silent.signal("CONT");
     assert!(held, "the lease on the server that answers");
-    assert!(farewell < MS(1500), "{farewell:?}");
+    assert!(farewell < MS(4000), "{farewell:?}");
 }
 
 #[test]
@@ -136,12 +137,12 @@ fn a_shorter_life_is_renewed_in_time() {
     let server = Server::start();
     let mut lock = renewed(&server, &Watchdog::new(), MS(9000));
     take(&mut lock).unwrap();
-    assert!(lock.extend(Some(MS(600))).unwrap());
+    assert!(lock.extend(Some(MS(2000))).unwrap());
     let begun = Instant::now();
-    until("three lives are over", || begun.elapsed() > MS(1800));
+    until("two lives are over", || begun.elapsed() > MS(4500));
     assert!(lock.is_held() && lock.verify().unwrap());
     let left = run::<i64>(&mut server.connect(), "PTTL lock:a");
-    assert!(left <= 600, "{left}");
+    assert!(left <= 2000, "{left}");
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn whoever_fails_when_told_costs_no_other_lease() {
     let server = Server::start();
     let watchdog = Watchdog::new();
     let [mut lost, mut kept] = [b"lost", b"kept"].map(|name| {
-        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(300)) };
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(1500)) };
         Lock::on(server.link(), name, options).unwrap()
     });
     let (tell, told) = channel();
@@ -160,9 +161,9 @@ fn whoever_fails_when_told_costs_no_other_lease() {
     });
     assert!(take(&mut lost).is_some() && take(&mut kept).is_some());
     let _: () = run(&mut server.connect(), "DEL lock:lost");
-    told.recv_timeout(MS(2000)).unwrap();
+    told.recv_timeout(MS(5000)).unwrap();
     let begun = Instant::now();
-    until("two lives are over", || begun.elapsed() > MS(700));
+    until("two lives are over", || begun.elapsed() > MS(3500));
     assert!(kept.is_held() && kept.verify().unwrap());
 }
 
@@ -170,11 +171,11 @@ fn whoever_fails_when_told_costs_no_other_lease() {
 fn a_watchdog_that_was_closed_watches_again() {
     let server = Server::start();
     let watchdog = Watchdog::new();
-    let mut first = renewed(&server, &watchdog, MS(900));
+    let mut first = renewed(&server, &watchdog, MS(1500));
     let mut others: Vec<Lock> = Vec::new();
     for n in 0..20u8 {
         take(&mut first).unwrap();
-        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(900)) };
+        let options = Options { renew: Some(watchdog.clone()), ..Options::new(MS(1500)) };
         others.push(Lock::on(server.link(), &[n], options).unwrap());
         // Its thread may not have ended yet.
         watchdog.close(Duration::ZERO);
@@ -183,7 +184,7 @@ fn a_watchdog_that_was_closed_watches_again() {
         let _: () = run(&mut server.connect(), "DEL lock:a");
         if n % 5 == 4 {
             let begun = Instant::now();
-            until("a life is over", || begun.elapsed() > MS(1000));
+            until("a life is over", || begun.elapsed() > MS(1600));
             assert!(others.last().unwrap().is_held(), "{n}");
         }
     }
@@ -215,9 +216,9 @@ fn a_loss_is_told_and_counted_once_whoever_finds_it() {
     let mut by = |act: &str| drop(run::<redis::Value>(&mut other, act));
     for reason in [LossReason::Expired, LossReason::Stolen, LossReason::Forced, LossReason::MaxHold]
     {
-        let max_hold = (reason == LossReason::MaxHold).then_some(MS(200));
+        let max_hold = (reason == LossReason::MaxHold).then_some(MS(600));
         let renew = Some(Watchdog::new());
-        let options = Options { renew, max_hold, record: true, ..Options::new(MS(300)) };
+        let options = Options { renew, max_hold, record: true, ..Options::new(MS(1500)) };
         let mut lock = Lock::on(server.link(), b"a", options).unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
@@ -284,30 +285,38 @@ fn who_is_told_may_use_the_client_whatever_the_holder_does_meanwhile() {
 #[test]
 fn a_lease_whose_grant_came_late_is_renewed_in_time() {
     let server = Server::start();
-    let mut lock = renewed(&server, &Watchdog::new(), MS(2100));
-    take(&mut lock).unwrap();
-    assert!(lock.release().unwrap());
-    server.signal("STOP");
-    let begun = Instant::now();
-    let (took, lock) = std::thread::scope(|scope| {
-        let taking = scope.spawn(|| take(&mut lock).map(|_| lock));
-        until("more than two thirds of a life are over", || begun.elapsed() > MS(1450));
-        server.signal("CONT");
-        (begun.elapsed(), taking.join().unwrap().unwrap())
-    });
-    assert!(took < MS(1600), "too late for this test: {took:?}");
-    until("another life is over", || begun.elapsed() > MS(4000));
+    // The server goes on when it is told to, and that may be too late: then the scene is set again.
+    let in_time = |_| {
+        // So patient that the first request is the one that is answered.
+        let link = Link::new(server.config().timeout(MS(9000))).unwrap();
+        let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(3000)) };
+        let mut lock = Lock::on(Arc::new(Mutex::new(link)), b"a", options).unwrap();
+        take(&mut lock).unwrap();
+        assert!(lock.release().unwrap());
+        server.signal("STOP");
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| take(&mut lock).map(|_| lock));
+            until("more than two thirds of a life are over", || begun.elapsed() > MS(2050));
+            server.signal("CONT");
+            let took = begun.elapsed();
+            let lock = taking.join().unwrap().unwrap();
+            (took < MS(2250)).then_some((begun, lock))
+        })
+    };
+    let (begun, lock) = (0..5).find_map(in_time).unwrap();
+    until("another life is over", || begun.elapsed() > MS(5500));
     assert!(lock.is_held(), "{:?}", lock.lost());
 }
 
 #[test]
 fn a_lease_that_is_held_for_as_long_as_it_may_be_is_lost_for_that_reason() {
     let server = Server::start();
-    let (ttl, watchdog) = (Duration::from_millis(300), Watchdog::new());
+    let (ttl, watchdog) = (MS(1500), Watchdog::new());
     let reasons: Vec<_> = (0..12)
         .map(|n| {
             let (said, heard) = channel();
-            let hold = Duration::from_millis(300 + 40 * n);
+            let hold = MS(1500 + 40 * n);
             let options = Options {
                 renew: Some(watchdog.clone()),
                 max_hold: Some(hold),

@@ -3,8 +3,9 @@
 
 use crate::server::{Mutation, Server, fence_of, owner};
 use crate::support::{self, random::Random};
-use std::time::Duration;
-use tagsweep::lock::protocol::{Answer, Count, Keys, Request};
+use std::time::{Duration, Instant};
+use tagsweep::lock::SharedLink;
+use tagsweep::lock::protocol::{Answer, CLAIM, Count, Keys, Request};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -75,39 +76,49 @@ fn translated(request: &Request, to_model: &dyn Fn(&[u8]) -> Vec<u8>) -> Request
     request
 }
 
+/// How many steps of one history agreed, on a lock of its own; nothing if it took so long that the server
+/// may have ended a transit, which in the model's time it has not.
+fn agreed(link: &SharedLink, seed: u64, name: &str) -> Option<u64> {
+    let mut random = Random::new(seed);
+    let mut model = Server::new(Mutation::None);
+    let keys = Keys::new(b"", name.as_bytes()).unwrap();
+    // Values as the real server gave them, and the same in the model.
+    let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut batons: Vec<Vec<u8>> = Vec::new();
+    let (begun, steps) = (Instant::now(), 119);
+    for n in 1..=steps {
+        let known: Vec<_> = values.iter().map(|(real, _)| real.clone()).collect();
+        let request = request(&mut random, &known, &batons, n);
+        let to_model = |value: &[u8]| {
+            let pair = values.iter().find(|(real, _)| real == value);
+            pair.map_or(value.to_vec(), |(_, model)| model.clone())
+        };
+        let expected = model.answer(&translated(&request, &to_model), n * 1000);
+        let answer = tagsweep::lock::perform(link, &keys, &request).unwrap();
+        if begun.elapsed() > CLAIM * 9 / 10 {
+            return None;
+        }
+        assert!(
+            same(&answer, &expected),
+            "seed {seed}, step {n}: {request:?}\n{answer:?}\n{expected:?}"
+        );
+        if let (Answer::Granted(real), Answer::Granted(model)) = (answer, expected) {
+            values.push((real, model));
+        }
+        if let Request::Wait { transit, .. } | Request::Release { transit, .. } = request {
+            batons.push(transit);
+        }
+    }
+    Some(steps)
+}
+
 #[test]
 fn the_model_answers_as_the_scripts_do() {
     let real = support::Server::start();
     let link = real.link();
-    let mut steps = 0;
-    for seed in 0..60 {
-        let mut random = Random::new(seed);
-        let mut model = Server::new(Mutation::None);
-        let keys = Keys::new(b"", format!("d{seed}").as_bytes()).unwrap();
-        // Values as the real server gave them, and the same in the model.
-        let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        let mut batons: Vec<Vec<u8>> = Vec::new();
-        for n in 1..120 {
-            let known: Vec<_> = values.iter().map(|(real, _)| real.clone()).collect();
-            let request = request(&mut random, &known, &batons, n);
-            let to_model = |value: &[u8]| {
-                let pair = values.iter().find(|(real, _)| real == value);
-                pair.map_or(value.to_vec(), |(_, model)| model.clone())
-            };
-            let expected = model.answer(&translated(&request, &to_model), n * 1000);
-            let answer = tagsweep::lock::perform(&link, &keys, &request).unwrap();
-            assert!(
-                same(&answer, &expected),
-                "seed {seed}, step {n}: {request:?}\n{answer:?}\n{expected:?}"
-            );
-            if let (Answer::Granted(real), Answer::Granted(model)) = (answer, expected) {
-                values.push((real, model));
-            }
-            if let Request::Wait { transit, .. } | Request::Release { transit, .. } = request {
-                batons.push(transit);
-            }
-            steps += 1;
-        }
-    }
-    println!("{steps} steps agreed");
+    let steps = (0..60).map(|seed| {
+        let mut again = (0..5).map(|time| format!("d{seed}.{time}"));
+        again.find_map(|name| agreed(&link, seed, &name)).unwrap()
+    });
+    println!("{} steps agreed", steps.sum::<u64>());
 }
