@@ -33,12 +33,12 @@ fn seeds(mut case: impl FnMut(&mut Random)) {
         let name = Name(seed);
         case(&mut Random::new(name.0));
         cases += 1;
-        if begun.elapsed() > time {
+        // Fewer are too few to find anything.
+        if begun.elapsed() > time && cases > 10 {
             break;
         }
     }
     println!("{cases} cases");
-    assert!(cases > 10, "too few cases to find anything");
 }
 
 fn pick<'a, T: ?Sized>(dice: &mut Random, from: &[&'a T]) -> &'a T {

@@ -7,6 +7,7 @@ mod support;
 
 use redis::{Commands, Connection};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::random::Random;
@@ -18,7 +19,7 @@ use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep, totals};
 fn quick() -> Options {
     Options {
         verify: Duration::from_millis(100),
-        lock_ttl: Duration::from_secs(1),
+        lock_ttl: Duration::from_secs(3),
         wait: Duration::from_secs(10),
         trust_mapping: true,
         ..Options::default()
@@ -51,14 +52,18 @@ fn a_sweeper() {
         .unwrap();
 }
 
+/// That process, when it is about to sweep.
 fn sweeper(server: &Server, how: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["a_sweeper", "--exact", "--nocapture"])
         .env("TAGSWEEP_SWEEPER", format!("{} {how}", server.url()))
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("ready")));
+    child
 }
 
 /// Tags with live and stale references, unused for an hour. Returns what is to be left of them.
@@ -99,6 +104,10 @@ fn all_tags(con: &mut Connection) -> Tags {
     tags.into_iter().map(|tag| (tag.clone(), con.smembers(tag).unwrap())).collect()
 }
 
+fn references(tags: &Tags) -> usize {
+    tags.values().map(BTreeSet::len).sum()
+}
+
 type Tags = BTreeMap<String, BTreeSet<String>>;
 
 fn assert_same(found: &Tags, wanted: &Tags) {
@@ -114,17 +123,27 @@ fn killed_a_hundred_times_and_then_complete() {
     let mut con = server.connect();
     let mut dice = Random::new(7);
     let mut left = fill(&mut con, 1, 1000);
+    let (mut all, mut span, mut worked) = (references(&all_tags(&mut con)), 60_000, 0);
+    // A look makes tags young, on servers before 7.2.
+    age_all(&mut con, 1000);
     for death in 0..100 {
         let mut child = sweeper(&server, if death % 2 == 0 { "durable" } else { "plain" });
-        std::thread::sleep(Duration::from_micros(dice.below(60_000)));
+        std::thread::sleep(Duration::from_micros(dice.below(span)));
         child.kill().unwrap();
         child.wait().unwrap();
         // The next one need not wait for the TTL of the dead.
         let _: () = con.del("lock:cache_tag_cleanup").unwrap();
         if death % 10 == 9 {
+            // On a slow machine they live longer.
+            match references(&all_tags(&mut con)) < all {
+                true => worked += 1,
+                false => span *= 2,
+            }
             // More work for those who come.
             let more = fill(&mut con, death, 1000);
-            left = all_tags(&mut con)
+            let tags = all_tags(&mut con);
+            all = references(&tags);
+            left = tags
                 .into_iter()
                 .map(|(tag, members)| {
                     let live = members.into_iter().filter(|entry| con.exists(entry).unwrap());
@@ -133,8 +152,10 @@ fn killed_a_hundred_times_and_then_complete() {
                 .filter(|(_, live)| !live.is_empty())
                 .collect();
             assert!(more.iter().all(|(tag, live)| left[tag].is_superset(live)), "nothing is lost");
+            age_all(&mut con, 1000);
         }
     }
+    assert!(worked > 4, "they died too soon");
     let report = sweep(&server, Options { resume: false, ..quick() });
     assert!(report.complete);
     assert_same(&all_tags(&mut con), &left);
@@ -147,8 +168,7 @@ fn a_sweep_that_was_cut_short_is_gone_on_with_and_passes_nothing_over() {
     let server = Server::start();
     let mut con = server.connect();
     let left = fill(&mut con, 3, 3000);
-    let all: usize = all_tags(&mut con).values().map(BTreeSet::len).sum();
-    let stale = all - left.values().map(BTreeSet::len).sum::<usize>();
+    let stale = references(&all_tags(&mut con)) - references(&left);
     let (mut removed, mut resumed, mut runs) = (0, 0, 0);
     loop {
         let (limit, grace) = (Some(stale as u64 / 7), Duration::ZERO);
@@ -232,7 +252,7 @@ fn sweeps_that_are_cut_short_every_time_see_all_tags_together() {
         assert_eq!((report.complete, report.reason), (false, Reason::Stopped));
         runs += 1;
     }
-    assert!(runs > 3, "{runs}");
+    assert!(runs > 1, "{runs}");
     let entries: Vec<String> = all_tags(&mut con).into_values().flatten().collect();
     assert!(entries.iter().all(|entry| con.exists(entry).unwrap()));
     // What was done before that belongs to that round.
@@ -250,7 +270,7 @@ fn sweeps_too_short_for_tags_in_use_still_come_to_all_others() {
     }
     pipe.exec(&mut con).unwrap();
     let in_use: BTreeSet<String> = (0..5000).step_by(20).map(|t| format!("tag:{t}")).collect();
-    for run in 0..40 {
+    for run in 0..200 {
         // Before Redis 7.2 a sweep makes those young, too, that it reads and leaves.
         age_all(&mut con, 5000);
         for tag in &in_use {
@@ -293,7 +313,11 @@ fn a_killed_sweep_is_gone_on_with_by_the_next() {
     let mut con = server.connect();
     fill(&mut con, 4, 20_000);
     let mut child = sweeper(&server, "slowly");
-    until("a checkpoint", || con.exists("{lock:cache_tag_cleanup}:checkpoint").unwrap());
+    // The first may be of the beginning.
+    until("a checkpoint", || {
+        let kept: Option<String> = con.get("{lock:cache_tag_cleanup}:checkpoint").unwrap();
+        kept.is_some_and(|kept| !kept.contains("\"cursor\":0,"))
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     let report = sweep(&server, quick());

@@ -45,6 +45,9 @@ const GAP: u64 = 700;
 /// of a busy machine may exceed.
 const REPAIRED: Duration = Duration::from_secs(5);
 
+/// Time in which a weakened sweep must be caught, and a sound one have done what there is to see.
+const CAUGHT: Duration = Duration::from_secs(60);
+
 /// What a sweep is robbed of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weakness {
@@ -248,7 +251,12 @@ impl Race {
             let begun = Instant::now();
             let found = || one_is_enough && !race.missing.lock().unwrap().is_empty();
             let mut watch = |_: &Progress| if found() { Flow::Stop } else { Flow::Continue };
-            while begun.elapsed() < time && !found() {
+            while !found() {
+                // A slow machine may need longer to see each kind of thing.
+                let lacks = (race.ages && invalidated == 0) || (!one_is_enough && restored == 0);
+                if begun.elapsed() > if lacks { time.max(CAUGHT) } else { time } {
+                    break;
+                }
                 let report = race.sweep(&way, &mut watch);
                 removed += report.references_removed;
                 restored += report.references_restored;
@@ -264,8 +272,8 @@ impl Race {
             self.weakness
         );
         assert_eq!(invalidated > 0, self.ages);
-        assert!(writes > 1000 && removed > 100, "the race was none");
         let mut missing = self.missing.lock().unwrap().clone();
+        assert!(!missing.is_empty() || (writes > 1000 && removed > 100), "the race was none");
         if !one_is_enough {
             assert!(restored > 0, "the race was none");
             // The writers are done; what they left stale goes, too.
@@ -383,8 +391,12 @@ fn torment(race: &Race, time: Duration) -> [u32; 3] {
     let (mut dice, mut faults) = (Random::new(1), [0; 3]);
     let mut sweepers = [sweeper(&race.server), sweeper(&race.server)];
     let mut con = race.server.connect();
+    let link = race.server.link();
+    let runs = || tagsweep::sweep::totals(&link, b"cache_tag_cleanup").unwrap().runs;
     let begun = Instant::now();
-    while begun.elapsed() < time {
+    // A slow machine may need longer to see each kind of fault, and two sweeps to their end.
+    let lacks = |faults: &[u32]| faults.contains(&0) || runs().values().sum::<u64>() < 2;
+    while begun.elapsed() < time || (lacks(&faults) && begun.elapsed() < time.max(CAUGHT)) {
         std::thread::sleep(Duration::from_millis(dice.below(1500)));
         let (kind, victim) = (dice.below(3) as usize, &mut sweepers[dice.below(2) as usize]);
         match kind {
@@ -435,9 +447,6 @@ fn sweeps_that_are_killed_stopped_and_deposed_lose_nothing() {
     assert!(lost.is_empty(), "live entries missing from their tags: {lost:?}");
     assert_eq!(stale, 0, "stale references older than the grace");
 }
-
-/// Time in which a weakened sweep must be caught.
-const CAUGHT: Duration = Duration::from_secs(60);
 
 fn is_caught(weakness: Weakness) {
     let _alone = TRACK.lock();

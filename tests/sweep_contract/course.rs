@@ -63,11 +63,12 @@ fn a_large_set_goes_in_small_bites() {
     let report = sweep(server.config(), quick());
     assert_eq!((report.references_removed, report.tags_pruned), (90_000, 1));
     assert_eq!(con.scard::<_, usize>("tag:big").unwrap(), 10_000);
-    // The mean, for the longest of some hundred is the scheduler's; `make bench` shows the longest.
+    // How many, for how long one takes is the scheduler's, too; `make bench` shows the longest.
     let stats: String = run(&mut con, "INFO commandstats");
-    let script = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap();
-    let mean = script.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap();
-    assert!(mean.parse::<f64>().unwrap() < 1000.0, "{script}");
+    let script =
+        stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+    let bites: u32 = script.split(',').next().unwrap().parse().unwrap();
+    assert!(bites >= 90_000 / 256, "{script}");
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn what_is_condemned_goes_soon_and_does_not_wait_for_the_end_of_the_walk() {
     let fill = "for i = 1, 200000 do redis.call('SET', 'other:' .. i, '') end";
     redis::cmd("EVAL").arg(fill).arg(0).exec(&mut con).unwrap();
     (0..100).for_each(|n| tag(&mut con, "", &n.to_string(), 1, 1));
-    let (mut halfway, options) = (None, Options { effort: 2, ..quick() });
+    let (mut halfway, options) = (None, Options { effort: 1, ..quick() });
     let report = sweep_watched(server.config(), options, &mut |progress| {
         if progress.share > 0.8 {
             halfway.get_or_insert(progress.report.references_removed);
@@ -177,11 +178,8 @@ fn progress_is_not_at_its_end_before_all_is_done() {
     for i in 0..500 {
         let _: () = con.sadd(format!("tag:young{i}"), format!("gone:{i}")).unwrap();
     }
-    let options = Options {
-        grace: Duration::from_secs(2),
-        verify: Duration::from_millis(500),
-        ..Options::default()
-    };
+    let verify = Duration::from_secs(2);
+    let options = Options { grace: verify, verify, ..Options::default() };
     let (mut told, mut removed) = (Vec::new(), 0);
     let report = sweep_watched(server.config(), options, &mut |progress| {
         removed = progress.report.references_removed;
@@ -192,16 +190,14 @@ fn progress_is_not_at_its_end_before_all_is_done() {
     assert!(report.complete && report.references_removed == 1000, "{report:?}");
     assert!(told.windows(2).all(|two| two[0].1 <= two[1].1), "shares grow");
     let early = |(at, share, _, removed): &(Instant, f64, _, u64)| {
-        *share >= 1.0 && (*removed < 1000 || ended - *at > Duration::from_millis(500) / 2)
+        *share >= 1.0 && (*removed < 1000 || ended - *at > verify / 2)
     };
     assert_eq!(told.iter().filter(|told| early(told)).count(), 0);
-    // Half a second after the beginning nothing but waiting is left, and for how long is known.
+    // A second after the beginning nothing but waiting is left, and for how long is known.
     let begun = told[0].0;
-    let waits = told.iter().filter(|(at, ..)| {
-        *at - begun > Duration::from_millis(500) && ended - *at > Duration::from_millis(500) * 2
-    });
+    let waits = told.iter().filter(|(at, ..)| *at - begun > verify / 2 && ended - *at > verify / 2);
     let wrong = |(at, _, left, _): &(Instant, f64, Option<Duration>, u64)| {
-        left.is_some_and(|left| left.abs_diff(ended - *at) > Duration::from_millis(500) * 2)
+        left.is_some_and(|left| left.abs_diff(ended - *at) > verify * 3 / 4)
     };
     let (wrong, all) = (waits.clone().filter(|told| wrong(told)).count(), waits.count());
     assert!(all > 10 && wrong == 0, "{wrong} of {all}");
@@ -233,15 +229,16 @@ fn the_lock_is_kept_while_there_is_more_to_remove_than_rounds_have_room_for() {
     // No evidence but two looks: all of it comes due at once.
     run::<()>(&mut con, "CONFIG SET maxmemory-policy allkeys-lfu");
     tags(&mut con, "some", 6000, 10, 10);
-    let (lock_ttl, grace) = (Duration::from_secs(1), Duration::from_secs(1));
+    let (lock_ttl, grace) = (Duration::from_secs(2), Duration::from_secs(1));
     let options = Options { lock_ttl, grace, effort: 10, ..quick() };
     let report = sweep_watched(server.config(), options, &mut |progress| {
         if progress.report.references_removed > 0 {
-            std::thread::sleep(Duration::from_millis(8));
+            std::thread::sleep(Duration::from_millis(12));
         }
         Flow::Continue
     });
     assert_eq!((report.reason, report.references_removed), (Reason::Complete, 54_000));
+    assert!(report.duration > grace + lock_ttl, "{report:?}");
 }
 
 #[test]
@@ -260,5 +257,5 @@ fn a_server_that_does_not_answer_does_not_keep_who_wants_an_end() {
     let took = stopped.unwrap().elapsed();
     server.signal("CONT");
     assert!(matches!(ended.unwrap_err().kind(), ErrorKind::Unreachable | ErrorKind::Unknown));
-    assert!(took < Duration::from_millis(3500), "{took:?}");
+    assert!(took < Duration::from_millis(4500), "{took:?}");
 }

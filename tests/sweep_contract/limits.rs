@@ -90,13 +90,13 @@ fn a_limit_that_is_reached_leaves_verification_its_time() {
     tag(&mut con, "", "a", 1, 1);
     let _: () = con.sadd("tag:young", "item:gone").unwrap();
     let (begun, mut written) = (Instant::now(), false);
-    let verify = Duration::from_millis(1500);
-    let max_duration = Some(Duration::from_millis(200));
+    let verify = Duration::from_secs(3);
+    let max_duration = Some(Duration::from_secs(1));
     let report = sweep_watched(
         server.config(),
         Options { verify, max_duration, ..Options::default() },
         &mut |_| {
-            if begun.elapsed().as_millis() > 1000 && !std::mem::replace(&mut written, true) {
+            if begun.elapsed().as_millis() > 2000 && !std::mem::replace(&mut written, true) {
                 let _: () = con.set("item:a:s0", "x").unwrap();
             }
             Flow::Continue
@@ -235,10 +235,10 @@ fn a_limit_too_short_for_tags_in_use_says_so() {
     let server = Server::start();
     let mut con = server.connect();
     tag(&mut con, "", "live", 1, 0);
-    let allowed = |ms| Options { max_duration: Some(Duration::from_millis(ms)), ..quick() };
-    assert!(sweep(server.config(), allowed(300)).warnings.is_empty(), "nothing waits");
+    let limited = || Options { max_duration: Some(Duration::from_secs(2)), ..quick() };
+    assert!(sweep(server.config(), limited()).warnings.is_empty(), "nothing waits");
     let _: () = con.sadd("tag:young", "item:gone").unwrap();
-    let report = sweep(server.config(), allowed(300));
+    let report = sweep(server.config(), limited());
     assert_eq!(report.reason, Reason::MaxDuration);
     assert!(report.warnings[0].contains("looked at twice take 11.5s"), "{report:?}");
 }
@@ -248,17 +248,18 @@ fn a_sweep_that_has_only_to_verify_is_complete_though_its_time_is_over() {
     let server = Server::start();
     let mut con = server.connect();
     (0..300).for_each(|t| tag(&mut con, "", &format!("t{t}"), 1, 1));
-    let options = || Options { verify: Duration::from_secs(1), ..Options::default() };
-    let max_duration = Some(Duration::from_millis(700));
+    let options = || Options { verify: Duration::from_secs(3), ..Options::default() };
+    let limit = Duration::from_secs(2);
+    let max_duration = Some(limit);
     let report = sweep(server.config(), Options { max_duration, ..options() });
     assert!(report.complete && report.references_removed == 300, "{report:?}");
-    assert!(report.duration > Duration::from_secs(1), "{report:?}");
+    assert!(report.duration > Duration::from_secs(3), "{report:?}");
     // Called off then, it has seen everything all the same.
     (0..300).for_each(|t| tag(&mut con, "", &format!("t{t}"), 1, 1));
     let before = totals(&server.link(), b"cache_tag_cleanup").unwrap().last_success.unwrap();
     until("a second is over", || now(&mut con) > before + 1);
     let report = sweep_watched(server.config(), options(), &mut |progress| {
-        let over = progress.report.duration > Duration::from_millis(700);
+        let over = progress.report.duration > limit;
         if over { Flow::Stop } else { Flow::Continue }
     });
     assert_eq!((report.reason, report.references_removed), (Reason::Stopped, 300), "{report:?}");

@@ -44,7 +44,7 @@ fn what_is_remembered_ends_with_the_first_entry_that_expires() {
     let server = Server::start();
     let mut con = server.connect();
     tag(&mut con, "", "t", 3, 0);
-    let _: () = con.pset_ex("item:t:l1", "x", 2500).unwrap();
+    let _: () = con.pset_ex("item:t:l1", "x", 6000).unwrap();
     remembering(&server);
     assert_eq!(remembering(&server).tags_unchanged, 1);
     until("the entry expires", || !run::<bool>(&mut con, "EXISTS item:t:l1"));
