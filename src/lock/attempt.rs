@@ -449,12 +449,16 @@ impl Attempt {
         Step::Ask(Request::Leave { waiter: std::mem::take(&mut self.waiter), timed_out })
     }
 
-    /// The lock is ours or in transit to us, and we have no use for it.
     fn hand_on(&mut self, value: Vec<u8>) -> Step {
         self.state = State::HandingOn;
+        Step::Ask(self.unwanted(value))
+    }
+
+    /// The lock is ours or in transit to us, and we have no use for it: it is handed on.
+    pub fn unwanted(&mut self, value: Vec<u8>) -> Request {
         let transit = transit(&self.new_name());
         let fence = Lease::new(value.clone(), self.end).map_or(0, |lease| lease.fence);
-        Step::Ask(Request::hand_on(value, fence, self.manner.ttl, transit))
+        Request::hand_on(value, fence, self.manner.ttl, transit)
     }
 }
 

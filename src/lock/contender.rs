@@ -1,5 +1,16 @@
 //! A contender for one lock: its terms, and the lease while there is one. Without I/O: requests come
 //! out, answers and the time go in.
+//!
+//! How a lease ends on this side, and what comes of it:
+//!
+//! | | the server is told | counted | the lease |
+//! |---|---|---|---|
+//! | `release`, `give_back` | by the request that comes out | its hold, and a loss if one is known | is gone |
+//! | `lose` | no | its hold and the loss | is gone |
+//! | `forget` | no | its hold, and a loss if one is known | is gone |
+//! | `outlive` | no | not yet | is there, and lost |
+//! | `hush` | no | no | is there; nobody renews it or hears of its loss |
+//! | `inherit` | no | no | was the parent's |
 
 use crate::clock::Moment;
 use crate::connect::Link;
@@ -257,7 +268,7 @@ impl Contender {
 
     /// The lease is about to be given up: it is not renewed any more, and nobody is told of its loss. To be
     /// called before the link is taken, for who is told right now may be waiting for that.
-    pub(crate) fn end(&self) {
+    pub(crate) fn hush(&self) {
         if let Some(pulse) = self.pulse() {
             pulse.end();
         }
@@ -290,7 +301,7 @@ impl Contender {
     fn account(&mut self, lease: &Lease, pulse: &Pulse, now: Moment) {
         // Who tells of a loss knows better why it is one.
         pulse.end();
-        if self.restored && pulse.lost().is_some() {
+        if self.restored && pulse.lost() != Some(LossReason::MaxHold) {
             // It never was ours, as far as anybody knows.
             self.last_loss = pulse.lost();
             return;
@@ -319,21 +330,28 @@ impl Contender {
         self.account(&lease, &pulse, now);
         let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
-        // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
-        if self.options.record && self.spans.len() < SPANS {
+        if self.options.record {
             let renewed = self.options.renew.is_some();
             // Of renewals, how late they came: they are due after a part of the TTL, whatever that is.
             let late = gap.saturating_sub(pulse.ttl(self.ttl) / PARTS);
             let span = ttl::field(renewed, lease.fence, if renewed { late } else { held });
-            *self.spans.entry(span).or_default() += 1;
-        }
-        if self.options.record {
-            self.untold_run = Some(format!("{}|{}|{}", lease.fence, whoami(), held.as_millis()));
-        }
-        if self.options.record && due {
-            run = self.untold_run.clone();
-            counts = self.untold.fields();
-            counts.extend(self.spans.clone());
+            let this_run = format!("{}|{}|{}", lease.fence, whoami(), held.as_millis());
+            let (mut untold, mut spans) = (self.untold.clone(), self.spans.clone());
+            if spans.len() < SPANS {
+                *spans.entry(span).or_default() += 1;
+            }
+            if self.restored {
+                // Told with the release, which counts nothing if it was not ours, or never.
+                untold.holds.record(held);
+            } else {
+                // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
+                (self.spans, self.untold_run) = (spans.clone(), Some(this_run.clone()));
+            }
+            if due || self.restored {
+                run = Some(this_run);
+                counts = untold.fields();
+                counts.extend(spans);
+            }
         }
         let keep = self.options.at_least.saturating_sub(held);
         let transit = transit(&lease.transit_token());

@@ -68,8 +68,11 @@ impl<'a> Drive<'a> {
             && !passes(e)
         {
             self.end = self.end.min(Moment::now());
-            self.hang_up();
+            let hung_up = self.hang_up();
             self.leave(&request);
+            if let Event::HungUp(Some(baton)) = hung_up {
+                self.leave(&attempt.unwanted(baton));
+            }
         }
         ended
     }

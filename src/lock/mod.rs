@@ -286,7 +286,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
-        self.contender.end();
+        self.contender.hush();
         let spent = self.date();
         let mut link = guard(&self.link);
         let patience = patience.min(link.config().timeout).saturating_sub(spent);
@@ -486,8 +486,10 @@ impl Lock {
         else {
             return Ok(());
         };
+        // Not while the link is ours: what is dropped on the way may use it.
+        let config = guard(&self.link).config().clone();
         watchdog.watch(Ward {
-            config: guard(&self.link).config().clone(),
+            config,
             keys: self.contender.keys().clone(),
             value: lease.value.clone(),
             fence: lease.fence,
@@ -507,7 +509,7 @@ impl Drop for Lock {
         if self.contender.lease().is_none() && self.contender.is_told() {
             return;
         }
-        self.contender.end();
+        self.contender.hush();
         if guard(&self.link).is_given_up() {
             return self.contender.forget();
         }

@@ -7,7 +7,7 @@ use crate::lock::{SharedLink, guard};
 use crate::reply::understood;
 use std::collections::BTreeSet;
 
-/// Names of all locks that are held or were held in the last month: walks over all keys, a thousand a
+/// Names of all locks that are held, were held in the last month, or swept under in the last year: walks over all keys, a thousand a
 /// round trip, about a second for a million keys.
 ///
 /// # Errors
@@ -59,8 +59,8 @@ const COMPANIONS: [&[u8]; 10] = [
 /// The lock that a key belongs to.
 fn name_in(key: &[u8], plain: &[u8], braced: &[u8]) -> Option<Vec<u8>> {
     if let Some(rest) = key.strip_prefix(braced) {
-        // Those that outlive a lease; the others tell nothing more.
-        let lasting: [&[u8]; 2] = [b"}:fence", b"}:stats"];
+        // Those that outlive a lease; the others tell nothing more. Of sweeps longer than of locks.
+        let lasting: [&[u8]; 3] = [b"}:fence", b"}:stats", b"}:sweeps"];
         return lasting.into_iter().find_map(|end| rest.strip_suffix(end)).map(<[u8]>::to_vec);
     }
     let name = key.strip_prefix(plain)?;
@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(name(b"lock:a").unwrap(), b"a");
         assert_eq!(name(b"{lock:a}:fence").unwrap(), b"a");
         assert_eq!(name(b"{lock:a}:waiters"), None);
+        assert_eq!(name(b"{lock:a}:sweeps").unwrap(), b"a");
         assert_eq!(name(b"lock:{a}b:stats").unwrap(), b"{a}b");
         assert_eq!(name(b"lock:a:stats").unwrap(), b"a:stats");
         assert_eq!(name(b"block:a"), None);

@@ -148,7 +148,7 @@ impl Pulse {
         }
     }
 
-    /// It is lost, and whoever says so first tells, unless it was given up: who gives it up then waits for that.
+    /// The same, and tells: whoever gives it up meanwhile waits for that.
     pub fn lose_and(&self, reason: LossReason, tell: impl FnOnce()) {
         let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.lose(reason) {
@@ -165,7 +165,7 @@ impl Pulse {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// It is lost; true for the first who says so, unless it was given up.
+    /// It is lost; true for the first who says so, unless it was given up: who tells of it, then.
     pub fn lose(&self, reason: LossReason) -> bool {
         let unless = |lost: u8| (lost == 0 && !self.is_ended()).then_some(code(reason));
         self.lost.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless).is_ok()

@@ -107,6 +107,9 @@ struct State {
 impl State {
     /// Those whose leases were given up, to be dropped without the lock: what a listener captured may watch others.
     fn take_ended(&mut self) -> Vec<(Moment, Ward)> {
+        if self.wards.iter().all(|(_, ward)| !ward.pulse.is_ended()) {
+            return Vec::new();
+        }
         let all = std::mem::take(&mut self.wards);
         let (ended, kept) = all.into_iter().partition(|(_, ward)| ward.pulse.is_ended());
         self.wards = kept;
@@ -180,6 +183,8 @@ impl Watchdog {
         if !state.running {
             if let Err(e) = start(Arc::clone(&shared)) {
                 state.wards.pop();
+                drop(state);
+                drop(ended);
                 return Err(e);
             }
             state.running = true;
@@ -251,6 +256,8 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
+            // Whoever waits for the end may unload the code.
+            links.clear();
             state.running = false;
             shared.changed.notify_all();
             return None;

@@ -17,6 +17,8 @@ pub struct Status {
     pub holder: Option<Holder>,
     /// Who waits, the first in line first; at most a hundred of them.
     pub waiters: Vec<Waiter>,
+    /// The holder has given it back, and it stays taken for its minimum time (`at_least`).
+    pub kept: bool,
     /// How many wait.
     pub waiting: u64,
     /// The last grants, newest first.
@@ -130,9 +132,12 @@ fn told(next: &mut dyn FnMut() -> Result<Value>) -> Result<Status> {
     let fields: Vec<(String, String)> = understood(next()?)?;
     let (seconds, micros): (u64, u64) = understood(next()?)?;
     let ttl_ms = grant.rsplit('|').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
+    // Between the two questions it may have expired.
+    let holder = value.filter(|_| ttl != -2).map(|value| Holder::read(&value, left));
+    let given_back = fence_of(&grant).filter(|_| !grant.contains('+'));
     Ok(Status {
-        // Between the two questions it may have expired.
-        holder: value.filter(|_| ttl != -2).map(|value| Holder::read(&value, left)),
+        kept: given_back.is_some() && holder.as_ref().and_then(|holder| holder.fence) == given_back,
+        holder,
         waiters: waiters.iter().map(|(who, ticket)| waiter(who, *ticket)).collect(),
         waiting,
         runs: runs.iter().filter_map(|run| past(run)).collect(),

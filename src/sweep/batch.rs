@@ -94,6 +94,8 @@ pub(crate) enum Twice {
     Always,
     /// Unless the server kept idle times from when the tag was read until after that moment.
     UnlessStill(Moment),
+    /// An earlier sweep removed it, nobody knows when.
+    Recovered,
 }
 
 impl Visit {

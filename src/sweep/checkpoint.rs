@@ -58,7 +58,7 @@ impl Looked {
     /// With those of a sweep that goes on from there: what it removed, and how many it looked at on pages where they
     /// had looked, and on others. How many are removed, and how many there are.
     pub fn and(&self, removed: u64, again: u64, new: u64) -> (u64, u64) {
-        let known = self.checked.saturating_add(self.ahead.max(again));
+        let known = self.checked.saturating_add(self.ahead).max(again);
         (self.removed.saturating_add(removed), known.saturating_add(new))
     }
 }
@@ -90,7 +90,7 @@ impl Checkpoint {
             _ if left <= grace.as_secs() => Walk::rest(self.place),
             _ => Walk::round(self.place),
         };
-        walk.known_for(self.looked.reach)
+        walk.after(self.looked.reach, self.seen)
     }
 }
 
@@ -154,7 +154,8 @@ mod tests {
         let first = Looked { removed: 400, checked: 500, ahead: 300, reach: 0.1 };
         assert_eq!(first.and(0, 0, 0), (400, 800));
         assert_eq!(first.and(50, 200, 0), (450, 800), "of those 300");
-        assert_eq!(first.and(50, 350, 70), (450, 920), "there are 50 more now, and 70 behind them");
+        assert_eq!(first.and(50, 300, 70), (450, 870), "and 70 behind them");
+        assert_eq!(first.and(50, 900, 70), (450, 970), "all of them again, and more have come");
         // Those ahead were passed over, for nobody has used them.
         assert_eq!(first.and(50, 0, 70), (450, 870));
         let nonsense = Looked { removed: u64::MAX, checked: u64::MAX, ahead: u64::MAX, reach: 1.0 };

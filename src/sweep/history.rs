@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::lock::protocol::Keys;
 use crate::lock::{Histogram, SharedLink, companion, guard};
 use crate::reply::{checked, understood};
-use crate::sweep::report::{Reason, Report};
+use crate::sweep::report::Report;
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Runs by how they ended: the names of [`Reason`], and `busy` for those that found the lock held.
+    /// Runs by how they ended: the names of [`Reason`](crate::sweep::Reason), and `busy` for those that found the lock held.
     pub runs: BTreeMap<String, u64>,
     /// Counters, by the names of the report.
     pub counts: BTreeMap<String, u64>,
@@ -118,6 +118,8 @@ pub(super) struct Entry<'a> {
     pub seen: bool,
     /// The server kept no idle times.
     pub lfu: bool,
+    /// The server refused it a command.
+    pub fenced: bool,
     pub rounds: &'a Histogram,
     pub errors: &'a BTreeMap<String, u64>,
 }
@@ -156,7 +158,7 @@ impl Entry<'_> {
             ("references_skipped", report.references_skipped),
             ("entries_invalidated", report.entries_invalidated),
             ("bytes_reclaimed", report.bytes_reclaimed),
-            ("fenced", u64::from(report.reason == Reason::Lost)),
+            ("fenced", u64::from(self.fenced)),
         ];
         fields.extend(counts.map(|(name, n)| (format!("count.{name}"), n)));
         fields.extend(self.errors.iter().map(|(code, n)| (format!("error.{code}"), *n)));
@@ -205,6 +207,7 @@ pub(super) fn write(link: &mut Link, commands: &[Cmd]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sweep::report::Reason;
     use std::time::Duration;
 
     #[test]
@@ -219,8 +222,15 @@ mod tests {
         rounds.record(Duration::from_micros(250));
         let errors = BTreeMap::from([("LOADING".to_owned(), 2)]);
         let run = Run { report, ..Run::default() };
-        let fields =
-            Entry { run: &run, seen: false, lfu: false, rounds: &rounds, errors: &errors }.fields();
+        let fields = Entry {
+            run: &run,
+            seen: false,
+            lfu: false,
+            fenced: true,
+            rounds: &rounds,
+            errors: &errors,
+        }
+        .fields();
         let mut fields: Vec<(String, String)> =
             fields.into_iter().map(|(name, n)| (name, n.to_string())).collect();
         fields.extend([("?".into(), "1".into()), ("run.x".into(), "many".into())]);

@@ -92,8 +92,9 @@ pub(crate) struct Walk {
     asked: usize,
     count: u64,
     met: Met,
-    /// How far an earlier walk came that this one goes on from, as a share of the table.
-    reach: f64,
+    /// What earlier walks of the same round saw, as shares of the table from our beginning on: up to the first, and
+    /// from the second on.
+    known: (f64, f64),
     /// Pages with the places that led to them, oldest first, from the first one on of which something is
     /// unsettled. Who else has a page is not done with it.
     pages: VecDeque<(Place, Rc<Page>)>,
@@ -116,14 +117,14 @@ impl Walk {
             asked: 0,
             count: 0,
             met: Met::default(),
-            reach: 0.0,
+            known: (0.0, 1.0),
             pages: VecDeque::new(),
         }
     }
 
-    /// The same, after one that began nowhere later and came so much farther.
-    pub fn known_for(self, reach: f64) -> Self {
-        Self { reach, ..self }
+    /// The same, after others that came so much farther than here, and had begun so far before.
+    pub fn after(self, farther: f64, before: f64) -> Self {
+        Self { known: (farther, 1.0 - before), ..self }
     }
 
     /// Of the whole table, from a place on and round to it.
@@ -166,7 +167,7 @@ impl Walk {
         self.asked += count;
         names.retain(|name| self.met.is_new(name, is_first));
         let (number, from) = (self.count, self.at.cursor);
-        let known = self.passed() < self.reach;
+        let known = self.passed() < self.known.0 || self.passed() >= self.known.1;
         let page = Rc::new(Page { number, cursor: from, next: cursor, known, ..Page::default() });
         self.count += 1;
         self.forget_settled();
@@ -527,11 +528,16 @@ mod tests {
     #[test]
     fn pages_are_known_as_far_as_an_earlier_walk_came() {
         let at = Place { cursor: 0, since: 5 };
-        let mut walk = Walk::rest(at).known_for(0.5);
+        let mut walk = Walk::rest(at).after(0.5, 0.0);
         // Positions are bit-reversed cursors: a quarter, a half, three quarters.
         let known = [2 << 61, 1 << 63, 3 << 62].map(u64::reverse_bits);
         let known = known.map(|cursor| walk.answered(cursor, 9, &mut vec![], 6).known);
         assert_eq!(known, [true, true, false]);
+        // And as they had begun before that place, which a round comes to in the end.
+        let mut walk = Walk::round(Place { cursor: 2, since: 5 }).after(0.0, 0.25);
+        let known = [1, 3, 0].map(|cursor| walk.answered(cursor, 9, &mut vec![], 6).known);
+        assert_eq!(known, [false, false, false]);
+        assert!(walk.answered(2, 9, &mut vec![], 6).known);
     }
 
     #[test]

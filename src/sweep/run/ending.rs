@@ -20,6 +20,8 @@ pub(super) struct Ending {
     pub since: Option<Moment>,
     /// The caller wants it.
     pub called_off: bool,
+    /// The server refused a command, for the lock was another's.
+    pub fenced: bool,
     /// The error of it, while what was removed is verified.
     pub failure: Option<Error>,
     /// Since when the server does not let us put references back.

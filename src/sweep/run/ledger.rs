@@ -78,7 +78,8 @@ impl Running<'_> {
         };
         let (lfu, rounds, errors) = (!self.idle.runs(), &self.wire.rounds, &self.wire.errors);
         let seen = self.report.complete || self.resume.round;
-        let entry = history::Entry { run: &run, seen, lfu, rounds, errors };
+        let fenced = self.ending.fenced;
+        let entry = history::Entry { run: &run, seen, lfu, fenced, rounds, errors };
         entry.commands(&self.contender.keys().lock)
     }
 
@@ -128,7 +129,7 @@ impl Running<'_> {
     pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
         let Some(visit) = Rc::into_inner(visit) else { return };
         // Whoever reads a tag again weighs it again, and keeps what is known of it.
-        // What a tag weighs says nothing of a part of its members.
+        // Unless a part of its members only was read.
         if visit.weight.get() > 0 && !visit.reread.get() && !visit.partial.get() {
             self.figures.weighed.0 += visit.weight.get();
             self.figures.weighed.1 += visit.checked.get();
@@ -138,7 +139,8 @@ impl Running<'_> {
         }
         if visit.removed.get() > 0 {
             grow(&visit.tally.removed, visit.removed.get());
-            visit.tally.gone.set(visit.gone.get());
+            let would_go = visit.removed.get() == visit.checked.get() && !visit.partial.get();
+            visit.tally.gone.set(if self.options.dry_run { would_go } else { visit.gone.get() });
         }
         self.settle(&visit.key, &visit.page, visit.tally);
     }

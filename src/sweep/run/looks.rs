@@ -142,7 +142,6 @@ impl Running<'_> {
         self.report.references_removed += removed;
         let visit = &batch.visit;
         grow(&visit.removed, removed);
-        visit.gone.set(visit.removed.get() == visit.checked.get() && !visit.partial.get());
         self.let_go(batch.visit);
     }
 

@@ -45,6 +45,9 @@ use wire::Wire;
 /// What is taken up at once of what has come due.
 const TAKEN_UP: usize = 64;
 
+/// How soon there may be room for more of what an earlier sweep left.
+const RECOVER_AGAIN: Duration = Duration::from_millis(50);
+
 /// Slips that are crossed out at once.
 const CROSSED: usize = 64;
 
@@ -266,6 +269,9 @@ impl<'a> Running<'a> {
                 known: record.into(),
                 ..Visit::default()
             }),
+            Later::Recover(cursor) if self.queue.is_full() => {
+                self.queue.waiting.put(Later::Recover(cursor), 0, Moment::now() + RECOVER_AGAIN);
+            }
             Later::Recover(cursor) => self.queue.ask(Ask::Recover { cursor }),
             Later::Absent(batch) => self.condemn(batch),
         }

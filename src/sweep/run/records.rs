@@ -101,10 +101,15 @@ impl Running<'_> {
         if !whole || !writes || done {
             return false;
         }
+        // Each sweep begins elsewhere: one that ends early still comes to all in turn.
+        let begin =
+            self.contender.lease().map_or(0, |lease| lease.fence % u64::from(records::BUCKETS));
+        let first = (begin as u32 + self.records.tidied) % records::BUCKETS;
         // The first one tells how large they are.
-        let (first, units) = (self.records.tidied, self.records.bucket);
-        let most = if first == 0 { 1 } else { (self.pace.size() / units) as u32 };
-        let buckets = most.clamp(1, records::TIDIED).min(records::BUCKETS - first);
+        let units = self.records.bucket;
+        let most = if self.records.tidied == 0 { 1 } else { (self.pace.size() / units) as u32 };
+        let left = (records::BUCKETS - first).min(records::BUCKETS - self.records.tidied);
+        let buckets = most.clamp(1, records::TIDIED).min(left);
         self.queue.ask(Ask::Tidy { first, buckets, units: units * buckets as usize });
         self.records.tidied += buckets;
         true

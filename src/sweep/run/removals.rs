@@ -152,6 +152,7 @@ impl Running<'_> {
             return Err(senseless());
         };
         if matches!(items.first(), Some(Value::BulkString(word)) if word == b"FENCED") {
+            self.ending.fenced = true;
             self.lost();
             return Ok(None);
         }
@@ -248,15 +249,10 @@ impl Running<'_> {
 
     pub(super) fn verified(&mut self, removed: Vec<(Batch, Twice)>, reply: Value) {
         let clean = reply == Value::Int(0);
-        let grace = self.options.grace.saturating_sub(self.options.verify);
         for (batch, twice) in removed {
-            if self.is_to_be_verified_again(&batch.visit, twice) {
-                let size = batch.size();
-                self.queue.unverified.put(
-                    (batch.clone(), Twice::Never),
-                    size,
-                    Moment::now() + grace,
-                );
+            if let Some(span) = self.verified_again_in(&batch.visit, twice) {
+                let (size, due) = (batch.size(), Moment::now() + span);
+                self.queue.unverified.put((batch.clone(), Twice::Never), size, due);
             }
             if clean {
                 self.let_go(batch.visit);
@@ -267,18 +263,21 @@ impl Running<'_> {
         }
     }
 
-    /// Whether a writer may have come between what proved that a tag was left alone and the removal,
-    /// unseen: then it has the grace for its entry, too.
-    fn is_to_be_verified_again(&self, visit: &Visit, twice: Twice) -> bool {
-        let unproven = match twice {
-            Twice::Never => false,
-            Twice::Always => true,
+    /// When it is verified once more, if a writer may have come between what proved that a tag was left alone and
+    /// the removal, unseen: then it has the grace for its entry, too.
+    fn verified_again_in(&self, visit: &Visit, twice: Twice) -> Option<Duration> {
+        let (grace, read) = (self.options.grace, visit.idle_at.get());
+        let rest = grace.saturating_sub(self.options.verify);
+        let span = match twice {
+            Twice::Never => Duration::ZERO,
+            Twice::Always => rest,
+            Twice::Recovered => grace,
             Twice::UnlessStill(removed) => {
-                let read = visit.idle_at.get();
-                !read.is_some_and(|read| self.idle.was_still(read, removed))
+                let still = read.is_some_and(|read| self.idle.was_still(read, removed));
+                if still { Duration::ZERO } else { rest }
             }
         };
-        unproven && self.options.grace > self.options.verify && !self.is_hurried()
+        (!span.is_zero() && !self.is_hurried()).then_some(span)
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {

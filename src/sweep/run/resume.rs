@@ -116,7 +116,9 @@ impl Running<'_> {
         let Looked { ahead, reach, .. } = self.resume.looked;
         let (removed, all) = self.looked_at(self.report.references_removed);
         let (walked, passed) = (self.walk.passed(), self.walk.passed_to(place));
-        let unmet = if walked < reach { ahead.saturating_sub(self.resume.again) } else { 0 };
+        // Of pages that were seen before some may be left to whoever comes next.
+        let is_left = walked < reach || self.walk.seen_again().any(|page| page.known);
+        let unmet = if is_left { ahead.saturating_sub(self.resume.again) } else { 0 };
         let ahead = unmet.saturating_add(self.walk.seen_again().map(Page::left).sum());
         let reach = (walked.max(reach) - passed).max(0.0);
         Looked { removed, checked: all.saturating_sub(ahead), ahead, reach }

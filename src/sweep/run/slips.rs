@@ -61,14 +61,10 @@ impl Running<'_> {
         for (id, bytes) in slips {
             let slip = Slip::new(id, &self.slips.crossed);
             for batch in slip::read(&bytes, &slip) {
-                // Whenever that was: a writer who came a moment before it has the whole grace.
                 let size = batch.size();
-                self.queue.unverified.put((batch.clone(), Twice::Never), size, now);
-                self.queue.unverified.put((batch, Twice::Never), size, now + self.options.grace);
+                self.queue.unverified.put((batch, Twice::Recovered), size, now);
             }
-            self.warn(
-                "an earlier sweep had left what it removed to be looked at again; that was done",
-            );
+            self.warn("an earlier sweep had left what it removed to be looked at again");
         }
         if cursor != 0 {
             self.queue.waiting.put(Later::Recover(cursor), 0, now);
