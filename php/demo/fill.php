@@ -1,19 +1,19 @@
 <?php
-// Writes, shows and removes the demo's tagged cache: php fill.php write|show|clear URL PREFIX
+// Writes, shows and removes the demo's tagged cache: php fill.php write|show|clear PREFIX, with REDIS_URL
 
 declare(strict_types=1);
 
 const TAGS = 4000;
 const MEMBERS = 10;
 
-[, $what, $url, $prefix] = $argv + [1 => '', '', ''];
-$redis = connect($url);
+[, $what, $prefix] = $argv + [1 => '', ''];
+$redis = connect((string) getenv('REDIS_URL'));
 $redis->setOption(Redis::OPT_PREFIX, $prefix);
 match ($what) {
     'write' => write($redis),
     'show' => show($redis),
     'clear' => clear($redis, $prefix),
-    default => exit("usage: php fill.php write|show|clear URL PREFIX\n"),
+    default => exit("usage: REDIS_URL=… php fill.php write|show|clear PREFIX\n"),
 };
 
 function connect(string $url): Redis
@@ -81,7 +81,9 @@ function clear(Redis $redis, string $prefix): void
         $redis->unlink("tag:category_$tag", ...array_map(static fn (int $i) => "page:$tag:$i", range(0, MEMBERS - 1)));
     }
     $redis->setOption(Redis::OPT_PREFIX, '');
-    foreach (['fence', 'mapping', 'stats', 'runs'] as $what) {
+    // Records of ages are spread over many keys.
+    $records = array_map(static fn (int $n) => "records:$n", range(0, 8191));
+    foreach (['fence', 'mapping', 'stats', 'runs', 'checkpoint', 'history', 'sweeps', ...$records] as $what) {
         $redis->unlink('{' . $prefix . "lock:cache_tag_cleanup}:$what");
     }
 }

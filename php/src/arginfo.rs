@@ -1,13 +1,15 @@
 //! What the class macros cannot say: `Redis|string|array $redis`, `int|float $ttl`, and that the first
 //! parameter is sensitive, so that no backtrace shows a password in a DSN; `?callable $listener`, `?object $logger`
-//! and, of a maker, `static`.
+//! and, of a maker, `static`; and that an object equals no other.
 
+use ext_php_rs::ffi::zval;
 use ext_php_rs::ffi::{_ZEND_TYPE_NAME_BIT, HashTable, zend_internal_arg_info};
 use ext_php_rs::ffi::{
     IS_ARRAY, IS_CALLABLE, IS_DOUBLE, IS_LONG, IS_NULL, IS_OBJECT, IS_STRING, zend_function,
 };
 use ext_php_rs::types::ZendStr;
-use ext_php_rs::zend::ClassEntry;
+use ext_php_rs::zend::{ClassEntry, ZendObjectHandlers};
+use std::ffi::c_int;
 
 unsafe extern "C" {
     // zend_mark_function_parameter_as_sensitive() is in PHP 8.2's headers, but not in its binary.
@@ -35,6 +37,20 @@ pub(crate) fn repair_setters(class: &'static ClassEntry) {
             argument.type_mask = (argument.type_mask & !TYPE_BITS) | (1 << kind) | (1 << IS_NULL);
         }
     }
+}
+
+/// An object equals itself alone: without properties to compare, the engine takes any two of a class for equal. At
+/// module start only.
+pub(crate) fn compare_by_identity(handlers: &'static ZendObjectHandlers) {
+    unsafe extern "C" fn compare(one: *mut zval, other: *mut zval) -> c_int {
+        const UNCOMPARABLE: c_int = 1;
+        // SAFETY: the engine gives two values, at least one of which is an object.
+        let (one, other) = unsafe { ((*one).object(), (*other).object()) };
+        let same = matches!((one, other), (Some(one), Some(other)) if std::ptr::eq(one, other));
+        if same { 0 } else { UNCOMPARABLE }
+    }
+    // SAFETY: at module start nobody else uses the handlers, which are in a cell of the class macro's.
+    unsafe { (*std::ptr::from_ref(handlers).cast_mut()).compare = Some(compare) };
 }
 
 /// `static` for what is returned.

@@ -13,6 +13,7 @@ mod lock;
 mod manager;
 mod options;
 mod report;
+mod surplus;
 mod target;
 mod weak;
 
@@ -119,6 +120,9 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
         arginfo::repair_constructor(manager, None);
         arginfo::repair_owners(lock);
         arginfo::repair_setters(manager);
+        surplus::ignore(&[lock, manager]);
+        arginfo::compare_by_identity(DistributedLock::get_metadata().handlers());
+        arginfo::compare_by_identity(TagCleanupManager::get_metadata().handlers());
         let namespace = alias_namespace();
         if !namespace.is_empty() && !namespace.eq_ignore_ascii_case("Tagsweep") {
             alias(&namespace, "DistributedLock", lock)?;

@@ -187,8 +187,8 @@ impl DistributedLock {
         Err(lost(lock, reason))
     }
 
-    /// The outcome of an operation that finds out whether the lease is ours. One that was restored is from
-    /// now on, to be given back like any other.
+    /// The outcome of an operation that finds out whether the lease is ours. One that was restored is
+    /// known from now on.
     fn still(&self, lock: &Lock, ours: bool) -> bool {
         let fence = lock.fence().filter(|_| ours);
         if fence != self.registered.get() {

@@ -193,10 +193,12 @@ impl TagCleanupManager {
             }
             Ok(Ended::Swept(report)) => (level(report), sentence(report)),
         };
-        let context = self.report.borrow().clone().map(SweepReport::from);
-        let mut context = context.unwrap_or_else(|| Report::default().into()).json_serialize()?;
-        if matches!(ended, Ok(Ended::Held(_))) {
-            context.insert("reason", "held").map_err(PhpException::from)?;
+        let report = self.report.borrow().clone();
+        let begun = report.is_some();
+        let mut context = SweepReport::from(report.unwrap_or_default()).json_serialize()?;
+        if !begun {
+            let reason = if ended.is_ok() { "held" } else { "error" };
+            context.insert("reason", reason).map_err(PhpException::from)?;
         }
         let Some(call) = log_of(&logger) else { return Ok(()) };
         ZendCallable::new_owned(call)

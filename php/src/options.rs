@@ -5,6 +5,7 @@ use crate::weak::{Array, Bytes, Int, Number, type_name};
 use ext_php_rs::convert::FromZval;
 use ext_php_rs::exception::PhpResult;
 use ext_php_rs::types::{ZendHashTable, Zval};
+use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 use tagsweep::lock::{self, Ttl, WaitMode, Watchdog};
@@ -71,21 +72,29 @@ impl<'a> Given<'a> {
     pub fn int(&self, name: &str) -> PhpResult<Option<i64>> {
         // PHP itself cuts a fraction off, and says so at most in its log.
         let whole = |value: &&Zval| value.double().is_none_or(|number| number.fract() == 0.0);
-        let read = |value: &Zval| Int::from_zval(Some(value).filter(whole)?).map(|int| int.0);
-        self.get(name, "of type int", read)
+        let plain = |value: &Zval| Int::from_zval(Some(value).filter(whole)?).map(|int| int.0);
+        self.get(name, "of type int", |value| written(value).or_else(|| plain(value)))
     }
 
     pub fn bool(&self, name: &str) -> PhpResult<Option<bool>> {
-        self.get(name, "of type bool", |value| value.bool().or(value.long().map(|n| n != 0)))
+        let number = |value: &Zval| value.long().or_else(|| written(value));
+        self.get(name, "of type bool", |value| value.bool().or(number(value).map(|n| n != 0)))
     }
 
     pub fn float(&self, name: &str) -> PhpResult<Option<f64>> {
-        self.get(name, "of type int|float", |value| Number::from_zval(value).map(|n| n.0))
+        let plain = |value: &Zval| Number::from_zval(value).map(|n| n.0);
+        self.get(name, "of type int|float", |value| written(value).or_else(|| plain(value)))
     }
 
     pub fn seconds(&self, name: &str) -> PhpResult<Option<Duration>> {
         self.float(name)?.map(|seconds| span(seconds, name)).transpose()
     }
+}
+
+/// A number that is written out. Configurations hold strings, whether or not the file that passes them on is strict.
+fn written<T: FromStr>(value: &Zval) -> Option<T> {
+    let is_number = |text: &&str| text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
+    value.str().filter(is_number)?.parse().ok()
 }
 
 /// Seconds of PHP as a span.

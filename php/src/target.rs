@@ -113,16 +113,20 @@ fn from_array(given: &Given) -> PhpResult<Config> {
     config.prefix = given.string("prefix")?.unwrap_or_default();
     config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
     config.connect_timeout = given.seconds("connect_timeout")?.unwrap_or(config.connect_timeout);
-    config.tls.ca = text("tls_ca")?.map(|path| pem(&path)).transpose()?;
-    if let (Some(cert), Some(key)) = (text("tls_cert")?, text("tls_key")?) {
-        config.tls.identity = Some((pem(&cert)?, pem(&key)?));
+    let pem = |name: &'static str| text(name)?.map(|path| pem(name, &path)).transpose();
+    config.tls.ca = pem("tls_ca")?;
+    if let (Some(cert), Some(key)) = (pem("tls_cert")?, pem("tls_key")?) {
+        config.tls.identity = Some((cert, key));
     }
     config.check().map_err(from_core)?;
     Ok(config)
 }
 
-fn pem(path: &str) -> PhpResult<Vec<u8>> {
-    std::fs::read(path).map_err(|e| invalid(format!("{path}: {e}")))
+/// What may be a key by mistake is not repeated.
+fn pem(name: &str, path: &str) -> PhpResult<Vec<u8>> {
+    let told =
+        if path.contains('\n') || path.contains("-----") { "no path of a file" } else { path };
+    std::fs::read(path).map_err(|e| invalid(format!("{name}: {told}: {e}")))
 }
 
 fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Config> {
@@ -157,11 +161,12 @@ fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     if call(object, "getMode")?.long() != Some(ATOMIC) {
         return Ok(()); // in the middle of MULTI: a question would be queued
     }
-    let ours = asked_by_ourselves(config)?;
+    let is_proven = |config: &Config| PROVEN.with_borrow(|proven| proven.contains(config));
+    let ours = if is_proven(config) { None } else { asked_by_ourselves(config)? };
     if let Some(db) = ask(object, "CLIENT", "INFO").and_then(|info| database(&info)) {
         config.db = db;
     }
-    if PROVEN.with_borrow(|proven| proven.contains(config)) {
+    if is_proven(config) {
         return Ok(());
     }
     let info = ask(object, "INFO", "server").unwrap_or_default();

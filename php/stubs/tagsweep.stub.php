@@ -277,7 +277,8 @@ namespace Tagsweep {
         }
 
         /**
-         * What happened around this lock, in all processes, in the last month. One round trip.
+         * What happened around this lock, in all processes, since it was first used or last lay unused for 30 days. One
+         * round trip.
          *
          * @return array<string, mixed> acquired, held, timeouts, unknown, errors, takeovers, renewed, renewFailed, lost
          * (by reason), ttl, and of wait, hold and renewGap count, sum, p50, p99, p999 (s)
@@ -371,8 +372,9 @@ namespace Tagsweep {
 
         /**
          * Tells a PSR-3 logger, or any object with its log(), how cleanups end: info when complete,
-         * notice when there was nothing to do but wait, warning when lost or cut short, error when it
-         * throws; the context is the report. What the logger throws goes on to the caller.
+         * notice when complete with warnings, stopped by the application, or not begun because another held the lock,
+         * warning when its lock was lost or a limit cut it short, error when it failed; the context is the report, of one
+         * that did not begin with the `reason` "held" or "error". What the logger throws goes on to the caller.
          *
          * @param \Psr\Log\LoggerInterface|null $logger
          *

@@ -6,6 +6,7 @@ use PHPUnit\Framework\TestCase;
 use Symfony\Component\Console\Tester\CommandTester;
 use Tagsweep\Console\CacheTagsCleanupCommand;
 use Tagsweep\Console\Cleanup;
+use Tagsweep\Console\Options;
 
 final class ConsoleTest extends TestCase
 {
@@ -105,6 +106,32 @@ final class ConsoleTest extends TestCase
         $report = json_decode(trim($output), true);
         self::assertSame(['report', 'stopped', 4], [$report['type'], $report['reason'], $report['references_removed']]);
         self::assertSame(0, $this->redis->exists('lock:cache_tag_cleanup'));
+    }
+
+    public function testAnErrorIsTheLastLineOfJson(): void
+    {
+        [$status, $output] = $this->command('--url', 'unix:///nowhere', '--json');
+        self::assertSame([Cleanup::ERROR, 'error'], [$status, json_decode(trim($output), true)['type']]);
+    }
+
+    public function testAMisplacedDsnIsNotRepeated(): void
+    {
+        foreach ([['redis://:secret@h'], ['-u', 'redis://:secret@h'], ['--urll', 'redis://:secret@h']] as $arguments) {
+            [$status, , $errors] = $this->command(...$arguments);
+            self::assertSame(Cleanup::USAGE, $status);
+            self::assertStringNotContainsString('secret', $errors);
+        }
+        require_once '/usr/share/php/Symfony/Component/Console/autoload.php';
+        self::assertStringNotContainsString('secret', print_r(new CacheTagsCleanupCommand('redis://:secret@h'), true));
+        self::assertStringNotContainsString('secret', print_r(new Options(['url' => 'redis://:secret@h']), true));
+    }
+
+    public function testAQuietCommandStillComplains(): void
+    {
+        require_once '/usr/share/php/Symfony/Component/Console/autoload.php';
+        $tester = new CommandTester(new CacheTagsCleanupCommand('unix:///nowhere'));
+        self::assertSame(Cleanup::ERROR, $tester->execute([], ['verbosity' => 16]));
+        self::assertStringContainsString('Error during', $tester->getDisplay());
     }
 
     public function testWithoutAHandlerASignalStillReleasesTheLock(): void

@@ -329,6 +329,39 @@ final class DistributedLockTest extends TestCase
         $lock->__construct('redis://127.0.0.1', 'other');
     }
 
+    public function testArgumentsBeyondThoseDeclaredAreIgnored(): void
+    {
+        $lock = new DistributedLock($this->redis, 'surplus', 60.0, [], 'more');
+        self::assertTrue($lock->acquire('more', 'and more'));
+        self::assertTrue((new \ReflectionMethod($lock, 'release'))->invoke($lock, SIGTERM, ['signo' => SIGTERM]));
+        $manager = new \Tagsweep\TagCleanupManager($this->redis);
+        self::assertNull($manager->stop(SIGTERM, []));
+        self::assertNull(($manager->stop(...))(1, 2, 3));
+        $of = new class($this->redis, 'child', 60.0) extends DistributedLock {
+        };
+        self::assertTrue($of->acquire(1) && $of->release(...array_fill(0, 50, str_repeat('x', 100))));
+        self::assertFalse($of->acquireWithin(0.0, 1) && $of->acquireWithin(0.0, 1));
+    }
+
+    public function testAnObjectEqualsItselfAlone(): void
+    {
+        $one = new DistributedLock($this->redis, 'one');
+        self::assertTrue($one == $one && $one != new DistributedLock($this->redis, 'one'));
+        self::assertFalse(in_array($one, [new DistributedLock($this->redis, 'other'), 1, null, 'one']));
+    }
+
+    public function testOptionsOfAConfigurationAreStrings(): void
+    {
+        $lock = new DistributedLock(['host' => '127.0.0.1', 'port' => (string) $this->server->port, 'password' => 'canary-secret', 'database' => '4'], 'text', 60.0, ['maxHold' => '30', 'renew' => '0', 'timeout' => '1.5']);
+        self::assertTrue($lock->acquire() && $lock->release());
+    }
+
+    public function testAKeyInPlaceOfItsPathIsNotRepeated(): void
+    {
+        $this->expectExceptionMessageMatches('/^tls_key: (?!.*SECRET)/s');
+        new DistributedLock(['host' => 'h', 'tls' => true, 'tls_cert' => __FILE__, 'tls_key' => "-----BEGIN KEY-----\nSECRET\n"], 'x');
+    }
+
     public function testOptionsMayBeReferences(): void
     {
         $options = ['maxHold' => null, 'ttl' => 30, 'wait' => 0.5];

@@ -19,6 +19,9 @@ final class LaravelLock extends Lock
 {
     private ?DistributedLock $lock = null;
 
+    /** A release of it failed: what comes next goes by the owner. */
+    private bool $spent = false;
+
     /**
      * @param array<string, mixed> $options of Tagsweep\DistributedLock
      * @param int|float            $forEver TTL that stands for Laravel's "until released"
@@ -69,7 +72,7 @@ final class LaravelLock extends Lock
             return $this->unlessLost(static fn (DistributedLock $lock) => $lock->release());
         } catch (ExceptionInterface $e) {
             // The next attempt goes by the owner.
-            $this->lock = $this->ofOwner();
+            $this->spent = true;
             throw $e;
         }
     }
@@ -134,6 +137,11 @@ final class LaravelLock extends Lock
     private function unlessLost(callable $act): bool
     {
         try {
+            if ($this->spent) {
+                $this->lock = $this->ofOwner();
+                $this->spent = false;
+            }
+
             return $this->lock !== null && $act($this->lock);
         } catch (LockLostException) {
             return false;
@@ -165,6 +173,7 @@ final class LaravelLock extends Lock
             return false;
         }
         $this->lock = $lock;
+        $this->spent = false;
         $this->owner = $lock->owner();
 
         return true;

@@ -9,7 +9,7 @@ use Illuminate\Cache\RedisStore;
 /**
  * Laravel's own Redis store, with our locks behind Cache::lock(). In a service provider:
  *
- *     Cache::extend('tagsweep', fn ($app, $config) => Cache::repository(LaravelStore::make($app, $config)));
+ *     Cache::extend('tagsweep', fn ($app, $config) => Cache::repository(LaravelStore::make($app, $config), $config));
  *
  * The connection of the locks is one of phpredis, or what "lock_server" says: a DSN, or an array as
  * Tagsweep\DistributedLock takes it. "lock_for_ever" is the TTL of a lock that is asked for with 0 seconds (a unique

@@ -140,8 +140,8 @@ final class SymfonyLockStore implements BlockingStoreInterface
     {
         return $this->of($key, function (DistributedLock $lock) use ($key) {
             $held = $lock->verify();
-            if ($held && ($this->options['renew'] ?? false)) {
-                // Others do not hear of renewals.
+            if ($held && ($this->options['renew'] ?? false) && \count($this->owners($key)) === 1) {
+                // The Key does not hear of renewals. One of several stores lives as long as the first of them.
                 $key->resetLifetime();
                 $key->reduceLifetime($lock->remaining() ?? 0.0);
             }

@@ -21,6 +21,12 @@ final class CacheTagsCleanupCommand extends Command
         parent::__construct();
     }
 
+    /** @return array<string, mixed> without the DSN, which may hold a password */
+    public function __debugInfo(): array
+    {
+        return array_diff_key(get_object_vars($this), ['url' => null]);
+    }
+
     protected function configure(): void
     {
         $this->setName('cache:tags:cleanup')
@@ -63,7 +69,8 @@ final class CacheTagsCleanupCommand extends Command
 
             public function error(string $text): void
             {
-                $this->aside->writeln($text, OutputInterface::OUTPUT_RAW);
+                // Also of a quiet command, as symfony/console does with its own.
+                $this->aside->writeln($text, OutputInterface::OUTPUT_RAW | OutputInterface::VERBOSITY_QUIET);
             }
 
             public function progress(SweepReport $report, float $share, ?float $left): void
@@ -86,7 +93,7 @@ final class CacheTagsCleanupCommand extends Command
             {
                 if ($this->progress && microtime(true) - $this->last >= 1.0) {
                     $this->last = microtime(true);
-                    $this->error(Terminal::bar($report, $share, $left));
+                    $this->aside->writeln(Terminal::bar($report, $share, $left), OutputInterface::OUTPUT_RAW);
                 }
             }
 

@@ -72,8 +72,8 @@ final class Cleanup
             if ($report !== null) {
                 $this->show($report, null);
             }
-            if ($e instanceof LockConflictedException && $this->options->json) {
-                $this->held();
+            if ($this->options->json) {
+                $e instanceof LockConflictedException ? $this->held() : $this->json(['type' => 'error', 'error' => $e->getMessage()]);
             }
             $this->output->error('Error during cache tag cleanup: ' . $e->getMessage());
 

@@ -47,11 +47,12 @@ final class CommandLine
                 return null;
             }
             if (!str_starts_with($argument, '--')) {
-                throw new UsageError("unexpected argument \"$argument\"");
+                // It may be a DSN, and hold a password.
+                throw new UsageError(str_contains($argument, '://') ? 'unexpected argument; a DSN goes with --url' : "unexpected argument \"$argument\"");
             }
             [$name, $value] = explode('=', substr($argument, 2), 2) + [1 => null];
-            $flag = (Options::TABLE[$name][0] ?? null) === Options::FLAG;
-            if ($value === null && !$flag && isset(Options::TABLE[$name])) {
+            [$kind] = Options::TABLE[$name] ?? throw new UsageError("unknown option --$name");
+            if ($value === null && $kind !== Options::FLAG) {
                 $value = array_shift($arguments) ?? throw new UsageError("--$name needs a value");
             }
             $given[$name] = $value ?? true;

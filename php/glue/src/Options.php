@@ -84,6 +84,12 @@ final class Options
         $this->manager = $manager;
     }
 
+    /** @return array<string, mixed> without the DSN, which may hold a password */
+    public function __debugInfo(): array
+    {
+        return array_diff_key(get_object_vars($this), ['url' => null]);
+    }
+
     /** What REDIS_URL says, also where a .env file was read and the environment itself was left alone. */
     private static function environment(): ?string
     {
