@@ -9,7 +9,8 @@
  *     size; NULL and 0 to go without. The text is NUL-terminated, cut to fit, complete in itself, and
  *     never holds a secret. After success it is empty, unless a function says otherwise.
  *   Names are bytes: a pointer and a length, without a terminating NUL. They may hold any byte.
- *   Outputs are written only on success. A pointer to an output may be NULL where that is said.
+ *   Outputs are written on success, and else only where a function says so. A pointer to an output may be
+ *     NULL where that is said.
  *   Threads. A handle may move between threads but serves one call at a time. Locks of one client
  *     share its connection: their calls wait for each other, but for none that waits for a lock. A sweep
  *     has a connection of its own. With renewal asked for, the library runs one thread of its own, with
@@ -20,7 +21,7 @@
  *     release nothing of the parent's. Not so where another thread was in a call of the library just then.
  *   exit() releases nothing: free the locks. A lease that is left ends with its TTL.
  *   Signals do not end a call early (but see tagsweep_keep_waiting); calls are bounded by the client's
- *     timeout. SIGPIPE is not raised.
+ *     timeout, waits by their own time, sweeps by their options. SIGPIPE is not raised.
  *   Panics do not cross: a bug in the library is TAGSWEEP_ERR_PANIC, and the handle should be freed.
  */
 
@@ -35,8 +36,9 @@
 
 /**
  * Version of this interface. It grows by one when a function or a code is added; a program built against
- * an older one goes on working. It goes to the next hundred when a struct grows, or something changes or
- * goes: programs are to be built anew then, and a struct of another size is refused.
+ * an older one goes on working: the library's version is at least the program's then. It goes to the next hundred
+ * when a struct grows, or something changes or goes: programs are to be built anew then, and the name that the
+ * dynamic linker looks for (libtagsweep.so.N) is another one.
  */
 #define TAGSWEEP_ABI_VERSION 3
 
@@ -420,12 +422,17 @@ typedef struct {
    * Whether every tag was seen and judged.
    */
   bool complete;
+  /**
+   * How it ended: "complete", "lost", "stopped", "max_duration", "max_removals", "max_share" or "error" (static
+   * storage); NULL while it runs, and where nothing was done.
+   */
+  const char *reason;
 } tagsweep_report;
 
 /**
- * Called by a running sweep, a few times a second at least and up to thousands of times. Answers 0
- * to go on and anything else to stop soon. Must not use the sweep's client, and must not unwind or
- * jump out.
+ * Called by a running sweep, a few times a second at least and up to some thousand times a second. `report` is not
+ * NULL and is valid during the call; `share` says how much is done, 0 to 1, and is below 1 until all is. Answers
+ * 0 to go on and anything else to stop soon. Must not unwind or jump out.
  */
 typedef int32_t (*tagsweep_progress)(void *context, const tagsweep_report *report, double share);
 
@@ -474,7 +481,8 @@ int32_t tagsweep_client_new(const char *url,
 void tagsweep_client_free(tagsweep_client *client);
 
 /**
- * Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
+ * Makes a contender for the lock `name` (bytes, 1 to 65536 of them), which neither renews its lease nor keeps
+ * statistics: for that see tagsweep_lock_new_with. Sends nothing.
  *
  * `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
  * `out`: receives the handle, to be freed with tagsweep_lock_free.
@@ -498,8 +506,9 @@ int32_t tagsweep_lock_new(const tagsweep_client *client,
  * `wait_ms`: how long to wait in line while another holds it; 0 to ask once.
  * `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
  *
- * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_ERR_REENTRANT when
- * this contender holds it, or another error.
+ * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST when it was granted and the
+ * TTL was over before the answer came, TAGSWEEP_ERR_REENTRANT when this contender holds it, or another error.
+ * Only after TAGSWEEP_OK the lock is held.
  *
  * # Safety
  * `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
@@ -563,22 +572,27 @@ int32_t tagsweep_lock_release(tagsweep_lock *lock,
 int32_t tagsweep_lock_verify(tagsweep_lock *lock, char *error, size_t error_size);
 
 /**
- * Names the function that is told when a lease is lost, for the leases to come. `context` must be
- * usable from another thread until the lock is freed. NULL for `lock` is allowed.
+ * Names the function that is told when a lease is lost, before the lock is acquired; NULL for none. `context` must
+ * be usable from another thread until the lock is freed. NULL for `lock` is allowed.
  *
  * # Safety
  * `lock` is NULL or live; `on_lost` keeps its rules.
  */
-void tagsweep_lock_on_lost(tagsweep_lock *lock, tagsweep_on_lost on_lost, void *context);
+void tagsweep_lock_on_lost(tagsweep_lock *lock,
+                           tagsweep_on_lost on_lost,
+                           void *context);
 
 /**
- * Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret.
- * Returns its length; nothing is written when `size` is smaller. 0 without a lease and for NULL.
+ * Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret. Bytes, without a
+ * terminating NUL. Returns their number; nothing is written when `size` is smaller, or for a NULL `buffer`. 0
+ * without a lease and for NULL.
  *
  * # Safety
  * `lock` is NULL or live; `buffer` is NULL or writable for `size` bytes.
  */
-size_t tagsweep_lock_owner(const tagsweep_lock *lock, char *buffer, size_t size);
+size_t tagsweep_lock_owner(const tagsweep_lock *lock,
+                           char *buffer,
+                           size_t size);
 
 /**
  * Fencing token of the lease; 0 without one and for NULL. No round trip.
@@ -623,7 +637,7 @@ void tagsweep_lock_options_init(tagsweep_lock_options *options);
 /**
  * Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
  *
- * `options`: NULL for the defaults.
+ * `options`: NULL for the defaults, which renew the lease and keep statistics.
  * `out`: receives the handle, to be freed with tagsweep_lock_free.
  *
  * Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.
@@ -714,8 +728,9 @@ void tagsweep_options_init(tagsweep_options *options);
  *
  * `options`: NULL for the defaults.
  * `progress`, `context`: called between rounds; NULL to not be called.
- * `report`: receives the figures, also the partial ones of a sweep that was stopped or lost its lock;
- *   may be NULL.
+ * `report`: receives the figures, also the partial ones of a sweep that was stopped, lost its lock or ended with an
+ *   error, once it has begun; zeros where nothing was done; may be NULL. Names in `options` need to live
+ *   during the call only.
  *
  * Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST,
  * TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error. After TAGSWEEP_OK the

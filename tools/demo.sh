@@ -11,7 +11,7 @@ server=
 cleanup() {
   status=$?
   trap - EXIT INT TERM
-  [ -z "${url:-}" ] || [ -n "$server" ] || php php/demo/fill.php clear "$url" "$prefix" || true
+  [ -z "${REDIS_URL:-}" ] || [ -n "$server" ] || php php/demo/fill.php clear "$prefix" || true
   [ -z "$server" ] || { kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; } || true
   [ -z "$place" ] || rm -rf "$place"
   exit "$status"
@@ -20,9 +20,8 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-if [ -n "${REDIS_URL:-}" ]; then
-  url=$REDIS_URL
-else
+# All read it from the environment: arguments are shown to everybody.
+if [ -z "${REDIS_URL:-}" ]; then
   # A socket's path must be short, so it is not below the checkout.
   place=$(mktemp -d)
   mkfifo "$place/log"
@@ -30,17 +29,18 @@ else
   server=$!
   grep -q -i 'ready to accept connections' "$place/log" || { echo 'redis-server does not start' >&2; exit 1; }
   cat "$place/log" >/dev/null &
-  url="unix://$place/s"
+  REDIS_URL="unix://$place/s"
 fi
+export REDIS_URL
 
 echo '== A tagged cache, written through PHP (phpredis)'
-php php/demo/fill.php write "$url" "$prefix"
+php php/demo/fill.php write "$prefix"
 echo
 echo '== Before'
-php php/demo/fill.php show "$url" "$prefix"
+php php/demo/fill.php show "$prefix"
 echo
 echo '== php php/glue/bin/cache-tag-cleanup  (the tags are young: it waits for their grace of 2 s)'
-php -d extension="$extension" php/glue/bin/cache-tag-cleanup --url "$url" --prefix "$prefix" --grace 2s --progress
+php -d extension="$extension" php/glue/bin/cache-tag-cleanup --prefix "$prefix" --grace 2s --progress
 echo
 echo '== After'
-php php/demo/fill.php show "$url" "$prefix"
+php php/demo/fill.php show "$prefix"

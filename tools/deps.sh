@@ -23,12 +23,15 @@ policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
   $sudo chmod 755 "$policy"
-  trap '$sudo rm -f "$policy"' EXIT INT TERM
+  trap '$sudo rm -f "$policy"' EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
 fi
 echo "Installing$missing"
 log=$(mktemp)
-if ! { $sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-  $sudo apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1; then
+if ! { $sudo apt-get update -q && $sudo env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1; then
   tail -n 30 "$log" >&2
   rm -f "$log"
   exit 1

@@ -58,7 +58,6 @@ server() {
   # shellcheck disable=SC2086
   fetch "$1" "$2" $4 $libraries
   place=$folder/$1-$2
-  [ -e "$place/server" ] && return
   loader=$(find "$place" -name 'ld-linux-*.so.*' | head -n 1)
   paths=$(find "$place" -name '*.so*' ! -type d -exec dirname {} + | sort -u | paste -s -d : -)
   {
@@ -70,7 +69,8 @@ server() {
 }
 
 mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-  sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\).*/\2/p' | head -n 1)
+  sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\).*/\2/p' |
+  grep '/debian/*$' | head -n 1)
 [ -n "$mirror" ] || { echo 'packages: this machine names no Debian mirror' >&2; exit 1; }
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)

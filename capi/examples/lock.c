@@ -24,7 +24,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: %s URL NAME\n", argv[0]);
     return 2;
   }
-  if (tagsweep_abi_version() != TAGSWEEP_ABI_VERSION) {
+  if (tagsweep_abi_version() / 100 != TAGSWEEP_ABI_VERSION / 100 ||
+      tagsweep_abi_version() < TAGSWEEP_ABI_VERSION) {
     fprintf(stderr, "this libtagsweep has another interface\n");
     return 1;
   }

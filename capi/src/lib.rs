@@ -21,8 +21,9 @@ pub use status::*;
 pub use sweep::*;
 
 /// Version of this interface. It grows by one when a function or a code is added; a program built against
-/// an older one goes on working. It goes to the next hundred when a struct grows, or something changes or
-/// goes: programs are to be built anew then, and a struct of another size is refused.
+/// an older one goes on working: the library's version is at least the program's then. It goes to the next hundred
+/// when a struct grows, or something changes or goes: programs are to be built anew then, and the name that the
+/// dynamic linker looks for (libtagsweep.so.N) is another one.
 pub const TAGSWEEP_ABI_VERSION: u32 = 3;
 
 /// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.

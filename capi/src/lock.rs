@@ -17,7 +17,8 @@ pub struct tagsweep_lock {
     pub(crate) lock: Lock,
 }
 
-/// Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
+/// Makes a contender for the lock `name` (bytes, 1 to 65536 of them), which neither renews its lease nor keeps
+/// statistics: for that see tagsweep_lock_new_with. Sends nothing.
 ///
 /// `ttl_ms`: life of a lease unless it is extended, 3 to 2^53.
 /// `out`: receives the handle, to be freed with tagsweep_lock_free.
@@ -55,8 +56,9 @@ pub unsafe extern "C" fn tagsweep_lock_new(
 /// `wait_ms`: how long to wait in line while another holds it; 0 to ask once.
 /// `fence`: receives the fencing token, larger than that of every grant before; may be NULL.
 ///
-/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_ERR_REENTRANT when
-/// this contender holds it, or another error.
+/// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST when it was granted and the
+/// TTL was over before the answer came, TAGSWEEP_ERR_REENTRANT when this contender holds it, or another error.
+/// Only after TAGSWEEP_OK the lock is held.
 ///
 /// # Safety
 /// `lock` is NULL or live; `fence` is NULL or writable; `error` is writable for `error_size` bytes.
@@ -212,8 +214,8 @@ pub unsafe extern "C" fn tagsweep_lock_verify(
 pub type tagsweep_on_lost =
     Option<unsafe extern "C" fn(context: *mut c_void, reason: *const c_char)>;
 
-/// Names the function that is told when a lease is lost, for the leases to come. `context` must be
-/// usable from another thread until the lock is freed. NULL for `lock` is allowed.
+/// Names the function that is told when a lease is lost, before the lock is acquired; NULL for none. `context` must
+/// be usable from another thread until the lock is freed. NULL for `lock` is allowed.
 ///
 /// # Safety
 /// `lock` is NULL or live; `on_lost` keeps its rules.
@@ -260,8 +262,9 @@ impl Listener {
     }
 }
 
-/// Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret.
-/// Returns its length; nothing is written when `size` is smaller. 0 without a lease and for NULL.
+/// Copies the owner of the lease, which proves ownership to tagsweep_lock_restore: keep it secret. Bytes, without a
+/// terminating NUL. Returns their number; nothing is written when `size` is smaller, or for a NULL `buffer`. 0
+/// without a lease and for NULL.
 ///
 /// # Safety
 /// `lock` is NULL or live; `buffer` is NULL or writable for `size` bytes.

@@ -57,7 +57,7 @@ pub unsafe extern "C" fn tagsweep_lock_options_init(options: *mut tagsweep_lock_
 
 /// Makes a contender for the lock `name` (bytes, 1 to 65536 of them). Sends nothing.
 ///
-/// `options`: NULL for the defaults.
+/// `options`: NULL for the defaults, which renew the lease and keep statistics.
 /// `out`: receives the handle, to be freed with tagsweep_lock_free.
 ///
 /// Returns TAGSWEEP_OK, TAGSWEEP_ERR_INVALID or, for a NULL that must not be one, TAGSWEEP_ERR_NULL.

@@ -70,7 +70,7 @@ pub struct tagsweep_options {
 
 /// What a sweep did; of a dry run, what would be done.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct tagsweep_report {
     /// Tags read.
     pub tags_seen: u64,
@@ -121,6 +121,28 @@ pub struct tagsweep_report {
     pub effort: f64,
     /// Whether every tag was seen and judged.
     pub complete: bool,
+    /// How it ended: "complete", "lost", "stopped", "max_duration", "max_removals", "max_share" or "error" (static
+    /// storage); NULL while it runs, and where nothing was done.
+    pub reason: *const c_char,
+}
+
+impl Default for tagsweep_report {
+    fn default() -> Self {
+        Self { reason: std::ptr::null(), ..Self::from(&Report::default()) }
+    }
+}
+
+fn name_of(reason: Reason) -> *const c_char {
+    let name = match reason {
+        Reason::Complete => c"complete",
+        Reason::Lost => c"lost",
+        Reason::Stopped => c"stopped",
+        Reason::MaxDuration => c"max_duration",
+        Reason::MaxRemovals => c"max_removals",
+        Reason::MaxShare => c"max_share",
+        _ => c"error",
+    };
+    name.as_ptr()
 }
 
 impl From<&Report> for tagsweep_report {
@@ -150,13 +172,14 @@ impl From<&Report> for tagsweep_report {
             left_s: 0.0,
             effort: 0.0,
             complete: report.complete,
+            reason: name_of(report.reason),
         }
     }
 }
 
-/// Called by a running sweep, a few times a second at least and up to thousands of times. Answers 0
-/// to go on and anything else to stop soon. Must not use the sweep's client, and must not unwind or
-/// jump out.
+/// Called by a running sweep, a few times a second at least and up to some thousand times a second. `report` is not
+/// NULL and is valid during the call; `share` says how much is done, 0 to 1, and is below 1 until all is. Answers
+/// 0 to go on and anything else to stop soon. Must not unwind or jump out.
 pub type tagsweep_progress = Option<
     unsafe extern "C" fn(context: *mut c_void, report: *const tagsweep_report, share: f64) -> i32,
 >;
@@ -204,8 +227,9 @@ pub unsafe extern "C" fn tagsweep_options_init(options: *mut tagsweep_options) {
 ///
 /// `options`: NULL for the defaults.
 /// `progress`, `context`: called between rounds; NULL to not be called.
-/// `report`: receives the figures, also the partial ones of a sweep that was stopped or lost its lock;
-///   may be NULL.
+/// `report`: receives the figures, also the partial ones of a sweep that was stopped, lost its lock or ended with an
+///   error, once it has begun; zeros where nothing was done; may be NULL. Names in `options` need to live
+///   during the call only.
 ///
 /// Returns TAGSWEEP_OK, TAGSWEEP_HELD (the error text then tells by whom), TAGSWEEP_LOST,
 /// TAGSWEEP_STOPPED (by `progress` or a limit; the error text tells which), or an error. After TAGSWEEP_OK the
@@ -240,6 +264,7 @@ pub unsafe extern "C" fn tagsweep_sweep(
             let figures = tagsweep_report {
                 left_s: now.left.map_or(-1.0, |left| left.as_secs_f64()),
                 effort: now.effort,
+                reason: std::ptr::null(),
                 ..tagsweep_report::from(now.report)
             };
             // SAFETY: the caller's function, called by its rules.
@@ -247,15 +272,16 @@ pub unsafe extern "C" fn tagsweep_sweep(
                 0 => Flow::Continue,
                 _ => Flow::Stop,
             }
-        })?;
-        match ended {
+        });
+        let figures = sweep.report().map_or_else(tagsweep_report::default, Into::into);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { put(report, figures) };
+        match ended? {
             Ended::Held(holder) => {
                 error.write(&holder.to_string());
                 Ok(TAGSWEEP_HELD)
             }
             Ended::Swept(figures) => {
-                // SAFETY: the caller's promise, passed on.
-                unsafe { put(report, tagsweep_report::from(&figures)) };
                 let reason = (!figures.complete).then(|| figures.reason.text().to_owned());
                 let told: Vec<String> = reason.into_iter().chain(figures.warnings).collect();
                 error.write(&told.join("; "));

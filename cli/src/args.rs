@@ -19,12 +19,19 @@ pub(crate) struct Args {
 
 const EXIT_CODES: &str = "A DURATION is a number with us, ms, s, m, h or d, such as 1.5h; without one it is seconds.\n\n\
     Exit codes: 0 done, 1 error, 2 usage, 3 held by another, \
-    4 lost or interrupted (partial result), 5 unknown";
+    4 lost or interrupted (partial result), 5 unknown (the server did not answer, and may have done it)";
+
+const DOCTOR_EXIT_CODES: &str = "A DURATION is a number with us, ms, s, m, h or d, such as 1.5h; without one it is \
+    seconds.\n\nExit codes: 0 nothing is in the way, 1 something is, or an error, 2 usage, 5 unknown (the server did \
+    not answer)";
+
+const ACL_HELP: &str = "The line is for redis-cli's own prompt (a shell takes > for something else). Put the password in \
+    the place of PASSWORD. `reset` takes away what the user had before.";
 
 const LOCK_EXIT_CODES: &str = "A DURATION is a number with us, ms, s, m, h or d, such as 1.5h; without one it is \
     seconds.\n\nExit codes: the command's own (128 and the signal's number when one ended \
     it); 126 when it cannot be run, 127 when there is none; 1 error, 2 usage, 3 held by another, 4 lost or \
-    interrupted, 5 unknown";
+    interrupted, 5 unknown (the server did not answer, and may have done it)";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -59,9 +66,10 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Metrics(MetricsArgs),
     /// Look at a server, and say what stands in the way of locks and sweeps.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = DOCTOR_EXIT_CODES)]
     Doctor(DoctorArgs),
     /// Print the rule that gives a user of the server what tagsweep needs, and no more.
+    #[command(after_help = ACL_HELP)]
     Acl(AclArgs),
     /// Write a small tagged cache, sweep it, and show what happened.
     Demo(DemoArgs),
@@ -74,8 +82,8 @@ const DEFAULT_URL: &str = "redis://127.0.0.1:6379";
 /// The server.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N]. In the
-    /// environment (REDIS_URL) a password is hidden from other users of the machine.
+    /// redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N&user=U&pass=P]; valkey://
+    /// and valkeys:// are the same. In the environment (REDIS_URL) a password is hidden from other users of the machine.
     #[arg(
         long,
         env = "REDIS_URL",
@@ -162,19 +170,20 @@ pub(crate) struct SweepArgs {
     /// Go on although no member leads to an existing entry.
     #[arg(long)]
     pub trust_mapping: bool,
-    /// How long a tag must have been left alone before its references may go.
+    /// How long a tag must have been left alone before its references may go; at most 1h.
     #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "5s")]
     pub grace: Duration,
-    /// Time from a removal to the look whether the entry appeared after all.
+    /// Time from a removal to the look whether the entry appeared after all; at most 1h.
     #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "1s")]
     pub verify: Duration,
-    /// Age from which a tag counts as aged.
+    /// Age from which a tag counts as aged, 1s to 180d.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_tag_age: Option<Duration>,
     /// What to do with aged tags that still have live entries.
     #[arg(long, value_enum, default_value = "keep", requires_if("invalidate", "max_tag_age"))]
     pub on_aged: Aged,
-    /// Stop when more than this share of the references would go (1 = never).
+    /// Stop when more than this share of the references would go (1 = never), of all that this sweep and those cut
+    /// short that it goes on from have looked at.
     #[arg(long, default_value_t = 1.0)]
     pub max_share: f64,
     /// Stop after this many removed references.
@@ -183,13 +192,13 @@ pub(crate) struct SweepArgs {
     /// Stop after this time.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_duration: Option<Duration>,
-    /// How much longer others may have to wait for the server because of the sweep.
+    /// How much longer others may have to wait for the server because of the sweep, 50us to 1s.
     #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "500us")]
     pub max_latency: Duration,
     /// How much of the server's time to take at most, in tenths.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=10))]
     pub effort: u8,
-    /// Memory of this process for what is under way and for what waits, such as 48M.
+    /// Memory of this process for what is under way and for what waits, such as 48M; at least 4M.
     #[arg(long, value_parser = size, default_value = "48M")]
     pub memory: usize,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
@@ -198,7 +207,8 @@ pub(crate) struct SweepArgs {
     /// Note on the server what is removed until it is verified, for the case of a crash.
     #[arg(long)]
     pub durable: bool,
-    /// Remember for this long at most which tags can have nothing stale, and pass them over.
+    /// Remember for this long at most which tags can have nothing stale, and pass them over, 1s to 30d. Entries that
+    /// are deleted or evicted meanwhile are found later.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub remember: Option<Duration>,
     /// Begin at the beginning, not where an earlier sweep was cut short.
@@ -207,7 +217,7 @@ pub(crate) struct SweepArgs {
     /// Name of the lock.
     #[arg(long, default_value = "cache_tag_cleanup")]
     pub lock: OsString,
-    /// TTL of the lock; it is extended while the sweep runs.
+    /// TTL of the lock, at least 1s; it is extended while the sweep runs.
     #[arg(long, value_parser = duration, value_name = "DURATION", default_value = "30s")]
     pub lock_ttl: Duration,
     /// How long to wait for the lock.

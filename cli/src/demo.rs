@@ -41,7 +41,12 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
     match ended? {
         Ended::Swept(report) => {
             print_report(&report, &label);
-            say!("{left} tags are left, each with live references only.");
+            let how = if report.complete {
+                "each with live references only"
+            } else {
+                "not all of them judged"
+            };
+            say!("{left} tags are left, {how}.");
             Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
         }
         Ended::Held(holder) => {
@@ -55,8 +60,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
 fn write(link: &mut Link, prefix: &str, tags: u32) -> Result<(), Box<dyn Error>> {
     for n in 0..tags {
         let is_live = |i: &u32| n % 3 == 0 || (n % 3 == 1 && i.is_multiple_of(2));
-        for i in (0..MEMBERS).filter(is_live) {
-            ask(link, "SET", &[&format!("{prefix}item:{n}:{i}"), "a cached value"])?;
+        let entry = |i| [format!("{prefix}item:{n}:{i}"), "a cached value".to_owned()];
+        let entries: Vec<_> = (0..MEMBERS).filter(is_live).flat_map(entry).collect();
+        if !entries.is_empty() {
+            ask(link, "MSET", &entries)?;
         }
         let members = (0..MEMBERS).map(|i| format!("item:{n}:{i}"));
         let words: Vec<_> = std::iter::once(format!("{prefix}tag:t{n}")).chain(members).collect();

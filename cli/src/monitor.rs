@@ -130,6 +130,9 @@ fn as_text(name: &[u8], status: &Status) -> String {
             line("ttl left", holder.ttl.map_or("never expires".into(), span));
         }
     }
+    if status.kept {
+        line("kept", "its holder has given it back; it stays taken for its minimum time".into());
+    }
     if status.is_overlong() {
         let usual = span(status.stats.ttl);
         line(

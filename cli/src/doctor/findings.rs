@@ -209,9 +209,9 @@ fn past(seen: &Seen) -> Vec<Finding> {
     if let Some(holder) = seen.lock.as_ref().and_then(|status| status.holder.as_ref()) {
         found.push(Finding::new(Note, format!("the lock of sweeps is {holder}"), ""));
     }
-    found.push(match seen.swept {
+    found.extend(seen.swept.map(|(now, swept)| match swept {
         Some(at) => {
-            let ago = span(Duration::from_secs(seen.now.saturating_sub(at)));
+            let ago = span(Duration::from_secs(now.saturating_sub(at)));
             Finding::new(Good, format!("the last complete sweep ended {ago} ago"), "")
         }
         None => Finding::new(
@@ -219,7 +219,7 @@ fn past(seen: &Seen) -> Vec<Finding> {
             "no sweep was ever complete",
             "`tagsweep plan` shows what one would do",
         ),
-    });
+    }));
     found
 }
 

@@ -63,9 +63,8 @@ pub(super) struct Seen {
     pub blocking: Option<String>,
     pub refused: Vec<String>,
     pub lock: Option<Status>,
-    /// The server's clock, and when the last complete sweep ended (s).
-    pub now: u64,
-    pub swept: Option<u64>,
+    /// The server's clock, and when the last complete sweep ended, if one ever did (s); where both may be asked.
+    pub swept: Option<(u64, Option<u64>)>,
 }
 
 /// Asks a server what that role wants to know.
@@ -78,8 +77,9 @@ pub(super) fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<See
     }
     // A user without the permission is told nothing.
     seen.lock = lock::status(link, &name).ok();
-    seen.swept = sweep::totals(link, &name).ok().and_then(|totals| totals.last_success);
-    seen.now = seen.lock.as_ref().map_or(0, |status| status.time.as_secs());
+    let totals = sweep::totals(link, &name).ok().filter(|_| args.role != Role::Lock);
+    let now = seen.lock.as_ref().map(|status| status.time.as_secs());
+    seen.swept = now.zip(totals.map(|totals| totals.last_success));
     Ok(seen)
 }
 
