@@ -57,7 +57,7 @@ int main(int argc, char **argv) {
     return 3;
   case TAGSWEEP_LOST:
   case TAGSWEEP_STOPPED:
-    fprintf(stderr, "ended early: %s\n", error);
+    fprintf(stderr, "ended early (%s): %s\n", report.reason ? report.reason : "not begun", error);
     return 4;
   default:
     fprintf(stderr, "%s: %s\n", tagsweep_status_text(status), error);

@@ -177,7 +177,8 @@ fn end(signal: libc::c_int) {
 
 unsafe extern "C" fn on_interrupt(frame: *mut ExecuteData) {
     let signal = ENDING.load(Ordering::Acquire);
-    if signal != 0 && LEASES.load(Ordering::Acquire) > 0 {
+    // Also if the last lease was given back since the signal came.
+    if signal != 0 {
         nudge(Duration::ZERO);
         // A panic must not cross into the engine, and the process ends in any case.
         let _ =

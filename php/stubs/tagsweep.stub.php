@@ -387,7 +387,8 @@ namespace Tagsweep {
 
         /**
          * Ends a running cleanup() soon, from a listener or a signal handler: what was removed is
-         * verified, the lock released, the count so far returned.
+         * verified, the lock released, the count so far returned. While it waits for its lock it ends with
+         * LockConflictedException.
          */
         public function stop(): void
         {

@@ -281,6 +281,21 @@ final class TagCleanupManagerTest extends TestCase
         self::assertSame($report->samples, $report->jsonSerialize()['samples']);
     }
 
+    public function testAChildThatAListenerForksTakesNothingOfItsParents(): void
+    {
+        $server = new Server();
+        $this->fill($server->redis());
+        $server->redis()->sAdd('tag:young', 'item:gone'); // the listener is called while it waits
+        $run = Run::code('$m = new Tagsweep\TagCleanupManager(\'' . $server->dsn() . '\', 604800, [\'grace\' => 1.0]); $child = null;
+            $m->onProgress(function () use (&$child) { $child ??= pcntl_fork(); });
+            try { $m->cleanup(); } catch (Tagsweep\Exception\LockLostException $e) { posix_kill(getmypid(), SIGKILL); }
+            if ($child === 0) { echo "child"; exit(1); }
+            pcntl_waitpid($child, $status);
+            echo json_encode([pcntl_wtermsig($status), $m->lastReport()->complete, $m->lastReport()->warnings]);');
+        self::assertSame('[9,true,[]]', $run->end()[1]);
+        self::assertSame([0, 0], [$server->redis()->exists('tag:young'), $server->redis()->exists('lock:cache_tag_cleanup')]);
+    }
+
     public function testALoggerIsToldHowItEnded(): void
     {
         $server = new Server();

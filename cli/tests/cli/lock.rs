@@ -68,6 +68,8 @@ fn a_command_is_ended_at_max_hold_and_the_lock_stays_for_at_least() {
     let kept = ["lock", "short", "--at-least", "4s", "--url", &url, "--", "true"];
     assert_eq!(tagsweep(&kept).0, 0);
     assert_eq!(tagsweep(&kept).0, 3, "it ran a moment ago");
+    let (_, told, _) = tagsweep(&["status", "short", "--url", &url]);
+    assert!(told.contains("  kept ") && !told.contains("warning"), "{told}");
     until("the four seconds are over", || tagsweep(&kept).0 == 0);
 }
 

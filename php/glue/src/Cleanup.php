@@ -29,6 +29,9 @@ final class Cleanup
 
     private const JSON_EVERY = 1.0;
 
+    /** A signal came, be it before there was anything to end. */
+    private bool $stopped = false;
+
     public function __construct(private readonly Options $options, private readonly Output $output)
     {
     }
@@ -90,13 +93,15 @@ final class Cleanup
     {
         $last = microtime(true);
 
-        return function (SweepReport $report, float $share, ?float $left) use (&$last): void {
+        return function (SweepReport $report, float $share, ?float $left) use (&$last): bool {
             if (!$this->options->json) {
                 $this->output->progress($report, $share, $left);
             } elseif (microtime(true) - $last >= self::JSON_EVERY) {
                 $last = microtime(true);
                 $this->json(['type' => 'progress', 'share' => $share, 'left_s' => $left], $report);
             }
+
+            return !$this->stopped;
         };
     }
 
@@ -160,7 +165,10 @@ final class Cleanup
         $async = pcntl_async_signals(true);
         $before = array_map(pcntl_signal_get_handler(...), $signals);
         foreach ($signals as $signal) {
-            pcntl_signal($signal, static fn () => $manager->stop());
+            pcntl_signal($signal, function () use ($manager): void {
+                $this->stopped = true;
+                $manager->stop();
+            });
         }
 
         return static function () use ($signals, $before, $async): void {

@@ -15,7 +15,7 @@ mod wire;
 
 use crate::clock::{Moment, ServerClock};
 use crate::connect::Link;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::Contender;
 use crate::sweep::Survey;
@@ -103,6 +103,16 @@ pub(super) struct Running<'a> {
     ending: Ending,
     /// Keys on the server, when the sweep began.
     keys: u64,
+    /// The process that sweeps. Whoever watches may fork: replies on their way are the parent's.
+    process: u32,
+}
+
+/// In a child of the process that sweeps.
+fn forked() -> Error {
+    Error::new(
+        ErrorKind::Lost,
+        "this process was forked in the middle of a sweep, which is its parent's",
+    )
 }
 
 impl<'a> Running<'a> {
@@ -140,6 +150,7 @@ impl<'a> Running<'a> {
             figures: Figures::new(fence, now),
             report: Report { dry_run: options.dry_run, ..Report::default() },
             begun: now,
+            process: std::process::id(),
             clock,
             extended: now,
             ending: Ending::default(),
@@ -172,6 +183,9 @@ impl<'a> Running<'a> {
             let asked = Moment::now();
             if watch(&self.progress()) == Flow::Stop {
                 self.call_off();
+            }
+            if std::process::id() != self.process {
+                return Err(forked());
             }
             self.wire.aside += Moment::now().since(asked);
             self.look_at_the_clock();
