@@ -46,9 +46,10 @@ test: build ## install what is missing, build, and run every test
 	@$(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
 	  /usr/bin/phpunit --configuration php/tests/phpunit.xml
 
-check: deps ## what CI runs: format, lints, tests
+check: deps ## what CI runs: format, lints, documentation, tests
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --locked --quiet -p tagsweep
 	@$(MAKE) --no-print-directory test
 
 bench: build ## locks and sweeps side by side with their peers; SIZE=tags (default 20000)
@@ -81,8 +82,8 @@ install-php: ## install the PHP extension where PHP=php looks for it, and its in
 	@test -f $(EXTENSION) || { echo 'run `make build` first' >&2; exit 1; }
 	umask 022; install -d $(DESTDIR)$(PHP_EXTENSIONS)
 	install -m 644 $(EXTENSION) $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so
-	@umask 022; if [ -d $(PHP_MODS) ]; then install -d $(DESTDIR)$(PHP_MODS) && \
-	  echo 'extension=tagsweep.so' >$(DESTDIR)$(PHP_MODS)/tagsweep.ini && \
+	@umask 022; ini=$(DESTDIR)$(PHP_MODS)/tagsweep.ini; if [ -d $(PHP_MODS) ]; then \
+	  install -d $(DESTDIR)$(PHP_MODS) && { test -e $$ini || echo 'extension=tagsweep.so' >$$ini; } && \
 	  echo 'now run: phpenmod tagsweep'; \
 	else echo 'now add to php.ini: extension=tagsweep.so'; fi
 
@@ -91,8 +92,10 @@ uninstall: ## remove what `make install` and `make install-php` put in place
 	  $(DESTDIR)$(PREFIX)/lib/libtagsweep.* $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc \
 	  $(DESTDIR)$(MAN)/tagsweep.1 $(DESTDIR)$(MAN)/tagsweep-*.1 $(DESTDIR)$(BASH)/tagsweep.bash \
 	  $(DESTDIR)$(ZSH)/_tagsweep $(DESTDIR)$(FISH)/tagsweep.fish
-	@command -v $(PHP) >/dev/null && \
-	  rm -f $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so $(DESTDIR)$(PHP_MODS)/tagsweep.ini || true
+	@if command -v $(PHP) >/dev/null; then \
+	  test -n "$(DESTDIR)" || ! command -v phpdismod >/dev/null || phpdismod tagsweep 2>/dev/null || true; \
+	  rm -f $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so $(DESTDIR)$(PHP_MODS)/tagsweep.ini; \
+	fi
 
 fmt: ## format the sources
 	@$(CARGO) fmt --all

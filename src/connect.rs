@@ -2,7 +2,7 @@
 //!
 //! A link connects when it is first used and again after any fault: once a reply is overdue, what
 //! comes next on that connection can no longer be told apart, so the connection is dropped. Nothing
-//! is sent twice here; callers that may repeat a command do so through [`Link::persist`].
+//! is sent twice here; callers that may repeat a command do so through `Link::persist`.
 //!
 //! After `fork()` the child drops the inherited connection without a word to the server and makes
 //! its own.

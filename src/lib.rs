@@ -1,4 +1,4 @@
-//! Two jobs on Redis and Valkey: a [distributed lock](lock), and a [sweep](sweep) of cache tags under
+//! Two jobs on Redis and Valkey: a [distributed lock](lock), and a [sweep] of cache tags under
 //! that lock.
 //!
 //! The crate reads no environment, has no global state, and opens no thread but the one of a

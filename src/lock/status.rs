@@ -83,7 +83,7 @@ pub enum RunEnd {
 /// Looks at a lock. One round trip.
 ///
 /// # Errors
-/// [`Invalid`](ErrorKind::Invalid) name; whatever keeps the server from answering.
+/// [`Invalid`](crate::ErrorKind::Invalid) name; whatever keeps the server from answering.
 pub fn status(link: &SharedLink, name: &[u8]) -> Result<Status> {
     let link = &mut guard(link);
     let keys = Keys::new(&link.config().prefix, name)?;

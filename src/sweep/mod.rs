@@ -19,8 +19,8 @@
 //! # How it is done
 //! Rounds of commands travel two at a time, so that the server works while we read (one at a time where
 //! its time is not all ours). Each question
-//! ([`Ask`]) is answered by replies that lead to further questions; a question whose answer is lost
-//! is asked again. The size of a round is steered by [`Pace`]. Memory is bounded: when the quarantine
+//! (`Ask`) is answered by replies that lead to further questions; a question whose answer is lost
+//! is asked again. The size of a round is steered by `Pace`. Memory is bounded: when the quarantine
 //! is full, the walk pauses.
 //!
 //! Cost: one SCAN over all keys; per tag OBJECT IDLETIME, SSCAN and EXISTS; per tag with something
