@@ -692,10 +692,13 @@ fn a_lease_that_never_was_ours_is_no_loss() {
     assert!(!lock.verify().unwrap() && !lock.release().unwrap());
     assert!(lock.stats().lost.is_empty() && lock.stats().holds.count() == 0);
     drop(lock);
-    // Given back by its owner when it is over: neither a hold nor a run.
-    let mut lock = Lock::restore(server.link(), b"a", b"somebody:7|h|1|p", options()).unwrap();
-    assert!(!lock.release().unwrap());
-    drop(lock);
+    // Given back by its owner when it is over, or held too long: neither a hold nor a run.
+    for max_hold in [None, Some(Duration::from_secs(1))] {
+        let options = Options { max_hold, ..options() };
+        let restored = || Lock::restore(server.link(), b"a", b"somebody:7|h|1|p", options.clone());
+        assert!(!restored().unwrap().release().unwrap());
+        assert!(!restored().unwrap().extend(None).unwrap());
+    }
     let left: Vec<String> = run(&mut server.connect(), "KEYS *");
     assert_eq!(left, Vec::<String>::new());
     // And of one that was ours, both.

@@ -251,6 +251,8 @@ pub unsafe extern "C" fn tagsweep_sweep(
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
+        unsafe { put(report, tagsweep_report::default()) };
+        // SAFETY: as above.
         let (client, options) = unsafe {
             (
                 shared(client, "client")?,

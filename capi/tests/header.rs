@@ -78,3 +78,17 @@ fn options_have_the_defaults_that_the_header_tells() {
         .args(["-o".as_ref(), program.as_os_str()]));
     ok(&mut std::process::Command::new(program));
 }
+
+#[test]
+fn the_name_that_the_linker_looks_for_changes_with_the_interface() {
+    let read = |file: &str| std::fs::read_to_string(repository().join(file)).unwrap();
+    let number = |file: &str, before: &str| -> u32 {
+        let text = read(file);
+        let (_, rest) = text.split_once(before).unwrap();
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    let major = number("include/tagsweep.h", "#define TAGSWEEP_ABI_VERSION ") / 100;
+    assert_eq!(number("capi/build.rs", "-soname,libtagsweep.so."), major);
+    assert_eq!(number("Makefile", "\nABI = "), major);
+}

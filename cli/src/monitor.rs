@@ -217,6 +217,7 @@ fn as_json(name: &[u8], status: &Status) -> Value {
         "type": "lock", "name": String::from_utf8_lossy(name),
         "holder": status.holder.as_ref().map(holder_as_json),
         "overlong": status.is_overlong(), "fence": status.fence, "waiting": status.waiting,
+        "kept": status.kept,
         "waiters": status.waiters.iter().map(waiter_as_json).collect::<Vec<_>>(),
         "runs": status.runs.iter().map(run_as_json).collect::<Vec<_>>(),
         "ttl_configured_s": stats.ttl.as_secs_f64(), "acquired": stats.acquired,

@@ -12,6 +12,7 @@ use ext_php_rs::zend::{ClassEntry, ZendObjectHandlers};
 use std::ffi::c_int;
 
 unsafe extern "C" {
+    fn zend_std_compare_objects(one: *mut zval, other: *mut zval) -> c_int;
     // zend_mark_function_parameter_as_sensitive() is in PHP 8.2's headers, but not in its binary.
     fn zend_add_attribute(
         attributes: *mut *mut HashTable,
@@ -45,9 +46,13 @@ pub(crate) fn compare_by_identity(handlers: &'static ZendObjectHandlers) {
     unsafe extern "C" fn compare(one: *mut zval, other: *mut zval) -> c_int {
         const UNCOMPARABLE: c_int = 1;
         // SAFETY: the engine gives two values, at least one of which is an object.
-        let (one, other) = unsafe { ((*one).object(), (*other).object()) };
-        let same = matches!((one, other), (Some(one), Some(other)) if std::ptr::eq(one, other));
-        if same { 0 } else { UNCOMPARABLE }
+        unsafe {
+            match ((*one).object(), (*other).object()) {
+                (Some(one), Some(other)) if std::ptr::eq(one, other) => 0,
+                (Some(_), Some(_)) => UNCOMPARABLE,
+                _ => zend_std_compare_objects(one, other),
+            }
+        }
     }
     // SAFETY: at module start nobody else uses the handlers, which are in a cell of the class macro's.
     unsafe { (*std::ptr::from_ref(handlers).cast_mut()).compare = Some(compare) };

@@ -120,7 +120,7 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
         arginfo::repair_constructor(manager, None);
         arginfo::repair_owners(lock);
         arginfo::repair_setters(manager);
-        surplus::ignore(&[lock, manager]);
+        surplus::ignore(lock, manager);
         arginfo::compare_by_identity(DistributedLock::get_metadata().handlers());
         arginfo::compare_by_identity(TagCleanupManager::get_metadata().handlers());
         let namespace = alias_namespace();

@@ -143,12 +143,16 @@ impl TagCleanupManager {
         }
         self.stopping.set(false);
         self.report.replace(None);
+        // A child that a listener forks has nothing to tell.
+        let process = std::process::id();
         let gate = Gate::close();
         let mut thrown = None;
         let ended = self.run(options, &gate, &mut thrown);
         self.running.set(false);
         drop(gate); // after the lock was released: a signal that ends the process is delivered here
-        gate::call(|| aside_of_exceptions(|| self.log(&ended))).unwrap_or(Ok(()))?;
+        if std::process::id() == process {
+            gate::call(|| aside_of_exceptions(|| self.log(&ended))).unwrap_or(Ok(()))?;
+        }
         match (thrown, ended.map_err(from_core)?) {
             (Some(e), _) => Err(e),
             (None, Ended::Swept(report)) => Ok(report),

@@ -1,58 +1,45 @@
 //! Arguments beyond those that a method declares. A class written in PHP ignores them, so a method serves as a handler
-//! (which is given the number of its signal) or as a listener (which is given its event); a native one throws. Ours
-//! ignore them, too.
+//! (which is given the number of its signal) or as a listener (which is given its event); a native one throws. Those
+//! of ours that are made for that ignore them, too; of all others surplus arguments are a mistake.
 
-use crate::exceptions::invalid;
 use ext_php_rs::ffi::{zend_execute_data, zend_function, zif_handler, zval};
 use ext_php_rs::zend::ClassEntry;
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::RwLock;
 
-/// What the engine called before us, by where a method's arguments are described: a closure made of it is a copy, and
-/// opcache gives it another name string.
-static HANDLERS: OnceLock<HashMap<usize, zif_handler>> = OnceLock::new();
+/// What the engine called before us. It may start a module anew in one process.
+static HANDLERS: [RwLock<zif_handler>; 3] = [const { RwLock::new(None) }; 3];
 
-/// From now on methods of these classes ignore what is surplus. At module start only.
-pub(crate) fn ignore(classes: &[&'static ClassEntry]) {
-    let mut handlers = HashMap::new();
-    for class in classes {
-        for (_, entry) in &class.function_table {
-            // SAFETY: at module start nobody else uses the class entry; the table holds pointers to functions.
-            let Some(function) = (unsafe { entry.value.ptr.cast::<zend_function>().as_mut() })
-            else {
-                continue;
-            };
-            // SAFETY: methods of a native class are native, but for those of a parent, which are not ours.
-            unsafe {
-                if std::ptr::eq(function.common.scope, *class) {
-                    handlers.insert(key(function), function.internal_function.handler);
-                    function.internal_function.handler = Some(without_surplus);
-                }
-            }
-        }
-    }
-    let _ = HANDLERS.set(handlers);
+/// From now on these methods ignore what is surplus. At module start only.
+pub(crate) fn ignore(lock: &'static ClassEntry, manager: &'static ClassEntry) {
+    wrap::<0>(manager, "stop");
+    wrap::<1>(lock, "release");
+    wrap::<2>(lock, "forcerelease");
 }
 
-/// # Safety
-/// A native function.
-unsafe fn key(function: &zend_function) -> usize {
-    // SAFETY: by the contract of this function.
-    unsafe { function.internal_function.arg_info.addr() }
+fn wrap<const AT: usize>(class: &'static ClassEntry, method: &str) {
+    let Some(entry) = class.function_table.get(method) else { return };
+    // SAFETY: at module start nobody else uses the class entry; the table holds pointers to native functions.
+    unsafe {
+        let Some(function) = entry.value.ptr.cast::<zend_function>().as_mut() else { return };
+        if let Ok(mut before) = HANDLERS[AT].write() {
+            *before = function.internal_function.handler;
+            function.internal_function.handler = Some(without_surplus::<AT>);
+        }
+    }
 }
 
 /// What the engine calls. The frame is as it was afterwards: the engine frees all arguments.
-unsafe extern "C" fn without_surplus(call: *mut zend_execute_data, returned: *mut zval) {
-    // SAFETY: the engine gives the frame of a call to a method that was registered above, and frees it after us.
+unsafe extern "C" fn without_surplus<const AT: usize>(
+    call: *mut zend_execute_data,
+    returned: *mut zval,
+) {
+    let handler = HANDLERS[AT].read().ok().and_then(|before| *before);
+    // SAFETY: the engine gives the frame of a call to the method that was registered above, and frees it after us.
+    // Nothing of ours that calls into PHP is called from there, so nothing jumps over the last line.
     unsafe {
-        let function = &*(*call).func;
-        let Some(Some(handler)) = HANDLERS.get().and_then(|known| known.get(&key(function))) else {
-            invalid("this method was not known at module start").throw();
-            return;
-        };
         let given = (*call).This.u2.num_args;
-        (*call).This.u2.num_args = given.min(function.common.num_args);
-        handler(call, returned);
+        (*call).This.u2.num_args = given.min((*(*call).func).common.num_args);
+        handler.into_iter().for_each(|handler| handler(call, returned));
         (*call).This.u2.num_args = given;
     }
 }

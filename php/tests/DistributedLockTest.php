@@ -329,25 +329,28 @@ final class DistributedLockTest extends TestCase
         $lock->__construct('redis://127.0.0.1', 'other');
     }
 
+    /** Of what serves as a handler or a listener; of all else they are a mistake. */
     public function testArgumentsBeyondThoseDeclaredAreIgnored(): void
     {
-        $lock = new DistributedLock($this->redis, 'surplus', 60.0, [], 'more');
-        self::assertTrue($lock->acquire('more', 'and more'));
+        $lock = new DistributedLock($this->redis, 'surplus', 60.0);
+        self::assertTrue($lock->acquire());
         self::assertTrue((new \ReflectionMethod($lock, 'release'))->invoke($lock, SIGTERM, ['signo' => SIGTERM]));
         $manager = new \Tagsweep\TagCleanupManager($this->redis);
         self::assertNull($manager->stop(SIGTERM, []));
         self::assertNull(($manager->stop(...))(1, 2, 3));
         $of = new class($this->redis, 'child', 60.0) extends DistributedLock {
         };
-        self::assertTrue($of->acquire(1) && $of->release(...array_fill(0, 50, str_repeat('x', 100))));
-        self::assertFalse($of->acquireWithin(0.0, 1) && $of->acquireWithin(0.0, 1));
+        self::assertTrue($of->acquire() && $of->release(...array_fill(0, 50, str_repeat('x', 100))));
+        $this->expectException(ArgumentCountError::class);
+        $lock->acquire(true);
     }
 
     public function testAnObjectEqualsItselfAlone(): void
     {
         $one = new DistributedLock($this->redis, 'one');
         self::assertTrue($one == $one && $one != new DistributedLock($this->redis, 'one'));
-        self::assertFalse(in_array($one, [new DistributedLock($this->redis, 'other'), 1, null, 'one']));
+        self::assertFalse(in_array($one, [new DistributedLock($this->redis, 'other'), null, 'one']));
+        self::assertTrue(in_array(true, [$one]) && in_array($one, [true]));
     }
 
     public function testOptionsOfAConfigurationAreStrings(): void

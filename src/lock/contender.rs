@@ -301,7 +301,7 @@ impl Contender {
     fn account(&mut self, lease: &Lease, pulse: &Pulse, now: Moment) {
         // Who tells of a loss knows better why it is one.
         pulse.end();
-        if self.restored && pulse.lost() != Some(LossReason::MaxHold) {
+        if self.restored {
             // It never was ours, as far as anybody knows.
             self.last_loss = pulse.lost();
             return;
@@ -343,6 +343,7 @@ impl Contender {
             if self.restored {
                 // Told with the release, which counts nothing if it was not ours, or never.
                 untold.holds.record(held);
+                pulse.lost().into_iter().for_each(|reason| untold.lose(reason));
             } else {
                 // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
                 (self.spans, self.untold_run) = (spans.clone(), Some(this_run.clone()));

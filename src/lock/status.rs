@@ -38,7 +38,10 @@ impl Status {
         let left = self.holder.as_ref().and_then(|holder| holder.ttl);
         let known = self.holder.as_ref().is_some_and(|holder| holder.fence.is_some());
         let ttl = self.stats.ttl;
-        known && !ttl.is_zero() && left.is_none_or(|left| left > ttl + Duration::from_secs(1))
+        known
+            && !self.kept
+            && !ttl.is_zero()
+            && left.is_none_or(|left| left > ttl + Duration::from_secs(1))
     }
 }
 

@@ -58,7 +58,9 @@ impl Looked {
     /// With those of a sweep that goes on from there: what it removed, and how many it looked at on pages where they
     /// had looked, and on others. How many are removed, and how many there are.
     pub fn and(&self, removed: u64, again: u64, new: u64) -> (u64, u64) {
-        let known = self.checked.saturating_add(self.ahead).max(again);
+        // What was removed is not what is there now.
+        let least = self.removed.saturating_add(again);
+        let known = self.checked.saturating_add(self.ahead).max(least);
         (self.removed.saturating_add(removed), known.saturating_add(new))
     }
 }
@@ -155,7 +157,10 @@ mod tests {
         assert_eq!(first.and(0, 0, 0), (400, 800));
         assert_eq!(first.and(50, 200, 0), (450, 800), "of those 300");
         assert_eq!(first.and(50, 300, 70), (450, 870), "and 70 behind them");
-        assert_eq!(first.and(50, 900, 70), (450, 970), "all of them again, and more have come");
+        assert_eq!(first.and(50, 900, 70), (450, 1370), "all of them again, and more have come");
+        // A round that begins where half was seen, and most of all of it is stale both times.
+        let half = Looked { removed: 400, checked: 500, ahead: 0, reach: 0.0 };
+        assert_eq!(half.and(800, 500, 500), (1200, 1400));
         // Those ahead were passed over, for nobody has used them.
         assert_eq!(first.and(50, 0, 70), (450, 870));
         let nonsense = Looked { removed: u64::MAX, checked: u64::MAX, ahead: u64::MAX, reach: 1.0 };

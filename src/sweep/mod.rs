@@ -126,7 +126,12 @@ impl Sweep {
         let mut survey = survey(&mut guard(&self.link))?;
         let mut contender =
             Contender::new(&guard(&self.link), &self.options.lock, self.options.lock_options())?;
-        if let Some(holder) = self.lock(&mut contender, watch)? {
+        let process = std::process::id();
+        let held = self.lock(&mut contender, watch)?;
+        if std::process::id() != process {
+            return Err(run::forked());
+        }
+        if let Some(holder) = held {
             let busy = history::busy(&contender.keys().lock);
             let _ = guard(&self.link).hurry(LAST_WORDS, |link| history::write(link, &busy));
             return Ok(Ended::Held(holder));
@@ -137,7 +142,6 @@ impl Sweep {
         }
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Running::new(link, &mut contender, &self.options, &layout, survey);
-        let process = std::process::id();
         let swept = run.finish(watch);
         let mut report = run.report();
         if std::process::id() != process {

@@ -42,22 +42,22 @@ final class CacheTagsCleanupCommand extends Command
         try {
             $options = new Options(array_intersect_key($input->getOptions(), Options::TABLE), $this->url);
         } catch (UsageError $e) {
-            $this->screen($output, false)->error('Error: ' . $e->getMessage());
+            $this->screen($output, false, false)->error('Error: ' . $e->getMessage());
 
             return Cleanup::USAGE;
         }
 
-        return (new Cleanup($options, $this->screen($output, $options->progress)))->run();
+        return (new Cleanup($options, $this->screen($output, $options->progress, $options->json)))->run();
     }
 
-    private function screen(OutputInterface $output, bool $progress): Output
+    private function screen(OutputInterface $output, bool $progress, bool $json): Output
     {
-        return new class($output, $progress) implements Output {
+        return new class($output, $progress, $json) implements Output {
             private readonly OutputInterface $aside;
             private ?ProgressBar $bar = null;
             private float $last = 0.0;
 
-            public function __construct(private readonly OutputInterface $output, private readonly bool $progress)
+            public function __construct(private readonly OutputInterface $output, private readonly bool $progress, private readonly bool $json)
             {
                 $this->aside = $output instanceof ConsoleOutputInterface ? $output->getErrorOutput() : $output;
             }
@@ -69,6 +69,9 @@ final class CacheTagsCleanupCommand extends Command
 
             public function error(string $text): void
             {
+                if ($this->json && $this->aside === $this->output) {
+                    return; // the lines tell it, and nothing may come between them
+                }
                 // Also of a quiet command, as symfony/console does with its own.
                 $this->aside->writeln($text, OutputInterface::OUTPUT_RAW | OutputInterface::VERBOSITY_QUIET);
             }

@@ -47,6 +47,9 @@ final class Cleanup
         try {
             $manager = new TagCleanupManager($this->options->url, $this->options->maxTagAge, $this->options->manager);
         } catch (InvalidArgumentException|\TypeError $e) {
+            if ($this->options->json) {
+                $this->json(['type' => 'error', 'error' => $e->getMessage()]);
+            }
             $this->output->error('Error: ' . $e->getMessage());
 
             return self::USAGE;

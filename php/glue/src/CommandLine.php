@@ -51,7 +51,7 @@ final class CommandLine
                 throw new UsageError(str_contains($argument, '://') ? 'unexpected argument; a DSN goes with --url' : "unexpected argument \"$argument\"");
             }
             [$name, $value] = explode('=', substr($argument, 2), 2) + [1 => null];
-            [$kind] = Options::TABLE[$name] ?? throw new UsageError("unknown option --$name");
+            [$kind] = Options::TABLE[$name] ?? throw new UsageError('unknown option --' . (str_contains($name, '://') ? '…' : $name));
             if ($value === null && $kind !== Options::FLAG) {
                 $value = array_shift($arguments) ?? throw new UsageError("--$name needs a value");
             }

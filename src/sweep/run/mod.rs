@@ -108,7 +108,7 @@ pub(super) struct Running<'a> {
 }
 
 /// In a child of the process that sweeps.
-fn forked() -> Error {
+pub(super) fn forked() -> Error {
     Error::new(
         ErrorKind::Lost,
         "this process was forked in the middle of a sweep, which is its parent's",
