@@ -328,7 +328,6 @@ impl Contender {
         let held = now.since(lease.begun);
         let gap = pulse.longest_gap(now);
         self.account(&lease, &pulse, now);
-        let due = self.told.is_none_or(|told| now.since(told) >= TELL_EVERY);
         let (mut run, mut counts) = (None, Vec::new());
         if self.options.record {
             let renewed = self.options.renew.is_some();
@@ -336,23 +335,10 @@ impl Contender {
             let late = gap.saturating_sub(pulse.ttl(self.ttl) / PARTS);
             let span = ttl::field(renewed, lease.fence, if renewed { late } else { held });
             let this_run = format!("{}|{}|{}", lease.fence, whoami(), held.as_millis());
-            let (mut untold, mut spans) = (self.untold.clone(), self.spans.clone());
-            if spans.len() < SPANS {
-                *spans.entry(span).or_default() += 1;
-            }
-            if self.restored {
-                // Told with the release, which counts nothing if it was not ours, or never.
-                untold.holds.record(held);
-                pulse.lost().into_iter().for_each(|reason| untold.lose(reason));
-            } else {
-                // Also of a lease that turns out to be lost: a job that takes too long is what there is to learn.
-                (self.spans, self.untold_run) = (spans.clone(), Some(this_run.clone()));
-            }
-            if due || self.restored {
-                run = Some(this_run);
-                counts = untold.fields();
-                counts.extend(spans);
-            }
+            (run, counts) = match self.restored {
+                true => (Some(this_run), self.counts_with(held, pulse.lost(), span)),
+                false => self.counts_so_far(this_run, span, now),
+            };
         }
         let keep = self.options.at_least.saturating_sub(held);
         let transit = transit(&lease.transit_token());
@@ -365,6 +351,38 @@ impl Contender {
             run,
             counts,
         })
+    }
+
+    /// What is told with a release, once a second. Also of a lease that turns out to be lost: a job that takes too long
+    /// is what there is to learn.
+    fn counts_so_far(
+        &mut self,
+        run: String,
+        span: String,
+        now: Moment,
+    ) -> (Option<String>, Vec<(String, u64)>) {
+        if self.spans.len() < SPANS {
+            *self.spans.entry(span).or_default() += 1;
+        }
+        let run = self.untold_run.insert(run);
+        if self.told.is_some_and(|told| now.since(told) < TELL_EVERY) {
+            return (None, Vec::new());
+        }
+        let counts = self.untold.fields().into_iter().chain(self.spans.clone());
+        (Some(run.clone()), counts.collect())
+    }
+
+    /// The same of a lease that may never have been ours: it is told now, and only if it is given back, or never.
+    fn counts_with(
+        &self,
+        held: Duration,
+        lost: Option<LossReason>,
+        span: String,
+    ) -> Vec<(String, u64)> {
+        let mut untold = self.untold.clone();
+        untold.holds.record(held);
+        lost.into_iter().for_each(|reason| untold.lose(reason));
+        untold.fields().into_iter().chain(self.spans.clone()).chain([(span, 1)]).collect()
     }
 
     /// The same for a grant that nobody made use of: the lock need not stay taken.

@@ -7,8 +7,8 @@ use crate::lock::{SharedLink, guard};
 use crate::reply::understood;
 use std::collections::BTreeSet;
 
-/// Names of all locks that are held, were held in the last month, or swept under in the last year: walks over all keys, a thousand a
-/// round trip, about a second for a million keys.
+/// Names of all locks that are held, were held in the last month, or swept under in the last year: walks over all
+/// keys, a thousand a round trip, about a second for a million keys.
 ///
 /// # Errors
 /// Whatever keeps the server from answering.

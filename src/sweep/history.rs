@@ -45,7 +45,8 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Runs by how they ended: the names of [`Reason`](crate::sweep::Reason), and `busy` for those that found the lock held.
+    /// Runs by how they ended: the names of [`Reason`](crate::sweep::Reason), and `busy` for those that found the lock
+    /// held.
     pub runs: BTreeMap<String, u64>,
     /// Counters, by the names of the report.
     pub counts: BTreeMap<String, u64>,

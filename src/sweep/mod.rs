@@ -143,11 +143,11 @@ impl Sweep {
         let layout = Plain::new(link.config().prefix.clone(), self.options.entry_prefix.clone());
         let mut run = Running::new(link, &mut contender, &self.options, &layout, survey);
         let swept = run.finish(watch);
-        let mut report = run.report();
         if std::process::id() != process {
             link.drop_connection();
-            return swept.map(|()| Ended::Swept(report));
+            return Err(run::forked());
         }
+        let mut report = run.report();
         let commands = run.entry(swept.as_ref().err().map(ToString::to_string));
         // After an error or a loss there may be nothing to release; the TTL ends what is left.
         if swept.is_err() {
