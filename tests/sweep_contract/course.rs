@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tagsweep::ErrorKind;
 use tagsweep::lock::{Lock, Options as Terms, Outcome, status};
-use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep};
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep, totals};
 
 #[test]
 fn a_held_lock_stops_it_at_once() {
@@ -48,6 +48,8 @@ fn nothing_is_removed_after_the_lock_is_lost() {
         assert!(!report.complete);
         assert_eq!(Some(references(&mut con)), at_theft, "not one removal after that: {how}");
         assert!(report.references_removed < 4000);
+        let totals = totals(&server.link(), b"cache_tag_cleanup").unwrap();
+        assert_eq!(totals.counts.get("fenced"), Some(&1), "the server refused it: {totals:?}");
     }
 }
 
