@@ -1,9 +1,10 @@
 //! The one error type: what failed, on which key and server, how long and how often it was tried,
-//! and what to do.
+//! and what to do. An option is named as its field is (`max_hold`); each face spells it in its own way.
 //!
 //! Contention is never an error (see [`Outcome`](crate::lock::Outcome)), and neither is a sweep that
 //! ends early (see [`Reason`](crate::sweep::Reason)).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ struct Fault {
     server: Option<String>,
     key: Option<String>,
     tries: Option<(u32, Duration)>,
-    advice: Option<&'static str>,
+    advice: Option<Cow<'static, str>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -101,7 +102,7 @@ impl Error {
     }
 
     pub(crate) fn advice(mut self, advice: &'static str) -> Self {
-        self.0.advice = Some(advice);
+        self.0.advice = Some(Cow::Borrowed(advice));
         self
     }
 
@@ -115,6 +116,16 @@ impl Error {
 
     pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(e));
+        self
+    }
+
+    /// The same, with its options as a face spells them.
+    #[doc(hidden)]
+    pub fn spelled(mut self, spell: impl Fn(&str) -> String) -> Self {
+        if self.is_invalid() {
+            self.0.what = respelled(&self.0.what, &spell);
+        }
+        self.0.advice = self.0.advice.map(|advice| respelled(&advice, &spell).into());
         self
     }
 
@@ -152,11 +163,22 @@ impl Fault {
             let plural = if times == 1 { "" } else { "s" };
             text += &format!(", tried {times} time{plural} in {} ms", elapsed.as_millis());
         }
-        if let Some(advice) = self.advice {
+        if let Some(advice) = &self.advice {
             text += &format!("; {advice}");
         }
         text
     }
+}
+
+/// A text with its options spelled anew: words that have an underscore.
+fn respelled(text: &str, spell: impl Fn(&str) -> String) -> String {
+    let words = text.split_inclusive(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    let anew = |word: &str| {
+        let name = word.trim_end_matches(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+        let spelled = if name.contains('_') { spell(name) } else { name.to_owned() };
+        spelled + &word[name.len()..]
+    };
+    words.map(anew).collect()
 }
 
 /// Text from elsewhere, of which nothing steers a terminal.
@@ -206,6 +228,14 @@ mod tests {
             e.to_string(),
             "no connection (key \"lock:a\\nb\") on redis://h:1, tried 3 times in 20 ms; start the server"
         );
+    }
+
+    #[test]
+    fn options_are_spelled_as_a_face_does() {
+        let e =
+            Error::invalid("max_hold must be at least 3 ms").key(b"a_b").advice("give no at_least");
+        let told = e.spelled(|name| format!("--{}", name.replace('_', "-"))).to_string();
+        assert_eq!(told, "--max-hold must be at least 3 ms (key \"a_b\"); give no --at-least");
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Generate(options) => generate::generate(&options),
     };
-    let code = done.unwrap_or_else(|e| {
+    let code = done.map_err(spelled).unwrap_or_else(|e| {
         if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == BrokenPipe) {
             return exit::DONE;
         }
@@ -89,6 +89,14 @@ fn main() -> ExitCode {
     let Some(e) = UNWRITTEN.get() else { return ExitCode::from(code) };
     complain!("tagsweep: the output could not be written: {e}");
     ExitCode::from(if code == exit::DONE { exit::ERROR } else { code })
+}
+
+/// With options as they are given here.
+fn spelled(e: Box<dyn std::error::Error>) -> Box<dyn std::error::Error> {
+    match e.downcast::<Error>() {
+        Ok(e) => Box::new(e.spelled(|name| format!("--{}", name.replace('_', "-")))),
+        Err(e) => e,
+    }
 }
 
 fn code_of(e: &(dyn std::error::Error + 'static)) -> u8 {

@@ -2,7 +2,7 @@
 
 use crate::args::SweepArgs;
 use crate::output::{Screen, print_json, print_report, way_out};
-use crate::{Done, exit, signals};
+use crate::{Done, exit, signals, spelled};
 use std::sync::atomic::Ordering;
 use tagsweep::error::plain;
 use tagsweep::lock::Holder;
@@ -35,11 +35,12 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
             Ok(exit::HELD)
         }
         Err(e) => {
+            let e = spelled(e.into());
             sweep.report().into_iter().for_each(show);
             if args.json {
                 say!("{}", serde_json::json!({ "type": "error", "error": e.to_string() }));
             }
-            Err(e.into())
+            Err(e)
         }
     }
 }

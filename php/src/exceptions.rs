@@ -140,23 +140,15 @@ pub(crate) fn from_core(e: Error) -> PhpException {
         ErrorKind::Unproven => Class::UnprovenMapping,
         _ => Class::Server,
     };
-    let text = e.to_string();
-    exception(class, if e.kind() == ErrorKind::Invalid { spelled(text) } else { text })
+    exception(class, e.spelled(camel_case).to_string())
 }
 
-/// Options that the core names in its own way.
-const OPTIONS: [(&str, &str); 8] = [
-    ("max_hold", "maxHold"),
-    ("at_least", "atLeast"),
-    ("max_share", "maxShare"),
-    ("max_tag_age", "maxTagAge"),
-    ("max_latency", "maxLatency"),
-    ("max_removals", "maxRemovals"),
-    ("max_duration", "maxDuration"),
-    ("lock_ttl", "lockTtl"),
-];
-
-/// A message of the core as PHP's options are spelled.
-fn spelled(message: String) -> String {
-    OPTIONS.iter().fold(message, |text, (core, php)| text.replace(core, php))
+/// An option as it is spelled here.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| match word.split_at_checked(1) {
+        Some((initial, rest)) => name + &initial.to_ascii_uppercase() + rest,
+        None => name,
+    })
 }

@@ -156,7 +156,7 @@ impl Proof {
             ErrorKind::Unproven,
             "members lead to existing entries both with the key prefix and without it",
         )
-        .advice("give --entry-prefix to say which is meant")
+        .advice("say by entry_prefix which is meant")
     }
 }
 

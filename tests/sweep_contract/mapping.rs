@@ -40,7 +40,7 @@ fn a_wrong_prefix_removes_nothing_and_says_so() {
     let e = run_.run(&mut |_| Flow::Continue).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unproven);
     let text = e.to_string();
-    assert!(text.contains("wrong:item:") && text.contains("--entry-prefix"), "{text}");
+    assert!(text.contains("wrong:item:") && text.contains("entry_prefix"), "{text}");
     assert_eq!(run_.report().unwrap().references_removed, 0);
     assert_eq!(members(&mut con, "tag:t7").len(), 10);
     assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
@@ -144,7 +144,7 @@ fn what_may_be_seen_proves_the_mapping_whatever_else_a_tag_holds() {
     }
     let config = restricted(&server, "~app:tag:* ~app:item:* ~*lock:* &* +@all").prefix("app:");
     let e = Sweep::new(config.clone(), quick()).unwrap().run(&mut |_| Flow::Continue).unwrap_err();
-    assert!(e.kind() == ErrorKind::Denied && e.to_string().contains("--entry-prefix"), "{e}");
+    assert!(e.kind() == ErrorKind::Denied && e.to_string().contains("entry_prefix"), "{e}");
     let options = Options { entry_prefix: Some(b"app:".to_vec()), ..quick() };
     let report = sweep(config, options);
     assert!(report.complete && report.warnings.len() == 1, "{report:?}");

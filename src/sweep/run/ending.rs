@@ -142,7 +142,7 @@ impl Running<'_> {
                 Ok(())
             }
             Some(what) if !self.is_ending() => Err(Error::new(ErrorKind::Unproven, what)
-                .advice("give --entry-prefix, or --trust-mapping if every entry may be gone")),
+                .advice("give entry_prefix, or trust_mapping if every entry may be gone")),
             None if !self.is_ending() && !self.proof.is_settled() => {
                 self.ending.unseen.take().map_or(Ok(()), Err)
             }

@@ -93,7 +93,7 @@ impl Running<'_> {
         } else {
             self.count_checked(&batch);
             self.report.references_skipped += 1;
-            self.ending.unseen.get_or_insert(e.advice("grant it, or give --entry-prefix"));
+            self.ending.unseen.get_or_insert(e.advice("grant it, or give entry_prefix"));
             self.let_go(batch.visit);
         }
     }
