@@ -9,11 +9,11 @@ use crate::frame::{called_class, refuse_twice};
 use crate::gate::{self, Gate};
 use crate::options::{Given, lock_options, positive, span};
 use crate::target::{config, shared_link};
-use crate::weak::{Array, Bytes, Int, Number};
+use crate::weak::{Array, Bytes, Callable, Int, Number};
 use ext_php_rs::boxed::ZBox;
 use ext_php_rs::exception::{PhpException, PhpResult};
 use ext_php_rs::prelude::*;
-use ext_php_rs::types::{ZendCallable, ZendClassObject, ZendHashTable, Zval};
+use ext_php_rs::types::{ZendClassObject, ZendHashTable, Zval};
 use ext_php_rs::zend::ExecutorGlobals;
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
@@ -105,8 +105,8 @@ impl DistributedLock {
 
     /// The lock, for one call at a time.
     fn lock(&self) -> PhpResult<RefMut<'_, Lock>> {
-        let busy =
-            |_| invalid("this lock is in use: it is waiting, and a signal handler called it");
+        let told = "this lock is in use: it is waiting, and a signal handler called it";
+        let busy = |_| exception(Class::Reentrant, told);
         let lock = self.lock.try_borrow_mut().map_err(busy)?;
         RefMut::filter_map(lock, Option::as_mut).map_err(|_| invalid("this lock is gone"))
     }
@@ -208,8 +208,8 @@ impl DistributedLock {
     }
 
     /// Runs the body under the lock that was just taken.
-    fn run(&self, body: &ZendCallable) -> PhpResult<Zval> {
-        let result = body.try_call(vec![]);
+    fn run(&self, body: Callable) -> PhpResult<Zval> {
+        let result = body.call();
         match result {
             Ok(value) => {
                 if self.release()? {
@@ -286,10 +286,10 @@ impl DistributedLock {
 
     /// As Laravel has it: takes the lock; with a body, runs it and gives the lock up.
     #[php(optional = callback)]
-    pub fn get(&self, callback: Option<ZendCallable>) -> PhpResult<Zval> {
+    pub fn get(&self, callback: Option<Callable>) -> PhpResult<Zval> {
         let taken = self.take(self.wait)?;
         match callback {
-            Some(body) if taken => self.run(&body),
+            Some(body) if taken => self.run(body),
             _ => {
                 let mut answer = Zval::new();
                 answer.set_bool(taken);
@@ -300,7 +300,7 @@ impl DistributedLock {
 
     /// Runs the body under the lock.
     #[php(defaults(wait = Number(0.0)))]
-    pub fn synchronized(&self, body: ZendCallable, wait: Number) -> PhpResult<Zval> {
+    pub fn synchronized(&self, body: Callable, wait: Number) -> PhpResult<Zval> {
         let budget = span(wait.0, "wait")?;
         if self.peek(Lock::is_held).unwrap_or(true) {
             return Err(exception(
@@ -308,7 +308,7 @@ impl DistributedLock {
                 "this lock is held already, and leases do not nest",
             ));
         }
-        let Outcome::Held(holder) = self.contend(budget)? else { return self.run(&body) };
+        let Outcome::Held(holder) = self.contend(budget)? else { return self.run(body) };
         if ExecutorGlobals::has_exception() {
             return Ok(Zval::new()); // a signal handler threw while we waited
         }

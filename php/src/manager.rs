@@ -1,6 +1,6 @@
 //! `Tagsweep\TagCleanupManager`.
 
-use crate::exceptions::{Class, exception, from_core, invalid, type_error};
+use crate::exceptions::{Class, exception, from_core, type_error};
 use crate::frame::refuse_twice;
 use crate::gate::{self, Gate};
 use crate::options::{self, Given};
@@ -139,7 +139,7 @@ impl TagCleanupManager {
     /// Runs a sweep with signals held back between rounds.
     fn sweep_behind_gate(&self, options: Options) -> PhpResult<Report> {
         if self.running.replace(true) {
-            return Err(invalid("this cleanup is running already"));
+            return Err(exception(Class::Reentrant, "this cleanup is running already"));
         }
         self.stopping.set(false);
         self.report.replace(None);

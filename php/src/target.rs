@@ -132,7 +132,9 @@ fn pem(name: &str, path: &str) -> PhpResult<Vec<u8>> {
 fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Config> {
     let host = call(object, "getHost")?;
     let Some(host) = host.str().filter(|host| !host.is_empty()).map(str::to_owned) else {
-        return Err(invalid("the Redis object is not connected; call connect() first"));
+        // Never, or its connection broke: it does not tell which.
+        let told = "the Redis object is not connected; call connect(), or give a DSN or an array";
+        return Err(exception(Class::Connection, told));
     };
     let port = call(object, "getPort")?.long().unwrap_or(0);
     let mut config = Config::new(address(&host, port)?);
@@ -193,13 +195,23 @@ fn asked_by_ourselves(config: &Config) -> PhpResult<Option<String>> {
         return Ok(id);
     }
     let asked = Link::new(config.clone()).and_then(|mut link| link.server_id());
-    let id = asked.map_err(|e| cannot_copy(&e.to_string()))?;
+    let id = asked.map_err(|e| not_answered(&e))?;
     let answer = (Moment::now(), id.clone());
     ANSWERED.with_borrow_mut(|answered| {
         answered.retain(|_, (at, _)| Moment::now().since(*at) < FRESH);
         answered.insert(config.clone(), answer)
     });
     Ok(id)
+}
+
+/// An outage, or a connection of which something was not to be seen.
+fn not_answered(e: &tagsweep::Error) -> PhpException {
+    exception(
+        Class::Connection,
+        format!(
+            "{e}; if the Redis object itself is answered, its connection cannot be copied: give a DSN or an array instead"
+        ),
+    )
 }
 
 fn cannot_copy(why: &str) -> PhpException {

@@ -1,11 +1,12 @@
 //! Parameters that follow PHP's own rules for scalars, weak or strict as the calling file says.
-//! (`i64` and `&str` take the exact type only, and `&str` valid UTF-8 only.)
+//! (`i64` and `&str` take the exact type only, and `&str` valid UTF-8 only.) What is refused is refused in PHP's
+//! own words.
 
 use crate::frame::{NO_ARG, number, refused};
 use ext_php_rs::convert::{FromZval, IntoZval, StubLiteral};
 use ext_php_rs::ffi::zend_string;
 use ext_php_rs::flags::DataType;
-use ext_php_rs::types::{ZendHashTable, ZendStr, Zval};
+use ext_php_rs::types::{ZendCallable, ZendHashTable, ZendStr, Zval};
 
 unsafe extern "C" {
     // Both look at the strict_types declaration of the calling file themselves.
@@ -157,6 +158,25 @@ impl FromZval<'_> for Bytes {
         // SAFETY: a live string, borrowed from `copy`, which lives to the end of this function.
         let string: &ZendStr = unsafe { &*out };
         Some(Self(string.as_bytes().to_vec()))
+    }
+}
+
+/// `callable`
+#[derive(Debug)]
+pub(crate) struct Callable(Zval);
+
+impl Callable {
+    /// Calls it without arguments.
+    pub fn call(self) -> ext_php_rs::error::Result<Zval> {
+        ZendCallable::new_owned(self.0)?.try_call(vec![])
+    }
+}
+
+impl FromZval<'_> for Callable {
+    const TYPE: DataType = DataType::Callable;
+
+    fn from_zval(zval: &Zval) -> Option<Self> {
+        if zval.is_callable() { Some(Self(zval.shallow_clone())) } else { refused(zval) }
     }
 }
 

@@ -67,6 +67,7 @@ namespace Tagsweep {
          * replicas must have the grant
          *
          * @throws Exception\InvalidArgumentException
+         * @throws Exception\ConnectionException when a \Redis object is not connected or not to be copied
          */
         public function __construct(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, int|float $ttl = 60, array $options = [])
         {
@@ -82,6 +83,7 @@ namespace Tagsweep {
          * @param array<string, mixed>               $options
          *
          * @throws Exception\InvalidArgumentException
+         * @throws Exception\ConnectionException when a \Redis object is not connected or not to be copied
          */
         public static function restore(#[\SensitiveParameter] \Redis|string|array $redis, string $lockKey, #[\SensitiveParameter] string $owner, array $options = []): static
         {
@@ -320,6 +322,7 @@ namespace Tagsweep {
          *                                                      lockTtl (30), wait (0), dryRun
          *
          * @throws Exception\InvalidArgumentException
+         * @throws Exception\ConnectionException when a \Redis object is not connected or not to be copied
          */
         public function __construct(#[\SensitiveParameter] \Redis|string|array $redis, int $maxTagAge = 604800, array $options = [])
         {
@@ -508,7 +511,7 @@ namespace Tagsweep\Exception {
     {
     }
 
-    /** The caller waits for a lock that this process itself holds. */
+    /** The caller waits for a lock that this process itself holds, or calls an object in the middle of its work. */
     class ReentrantLockException extends \LogicException implements ExceptionInterface
     {
     }

@@ -118,6 +118,28 @@ final class DistributedLockTest extends TestCase
         new DistributedLock($liar, 'a');
     }
 
+    /** Also of an object whose connection broke: whoever catches an outage catches this. */
+    public function testAnOutageIsOne(): void
+    {
+        $server = new Server();
+        $redis = $server->redis();
+        unset($server);
+        foreach (['no connection', 'not connected'] as $told) {
+            try {
+                new DistributedLock($redis, 'a');
+                self::fail('no exception');
+            } catch (ConnectionException $e) {
+                self::assertStringContainsString($told, $e->getMessage());
+            }
+            try {
+                $redis->get('a');
+                self::fail('there is a server');
+            } catch (RedisException) {
+                // Now it knows.
+            }
+        }
+    }
+
     public function testFencesGrow(): void
     {
         $lock = new DistributedLock($this->redis, 'job');
@@ -154,8 +176,10 @@ final class DistributedLockTest extends TestCase
         yield 'extend negative' => [fn ($r) => (new DistributedLock($r, 'a'))->extend(PHP_INT_MIN), InvalidArgumentException::class, 'greater than 0'];
         yield 'wrong object' => [fn ($r) => new DistributedLock(new ArrayObject(), 'a'), TypeError::class, 'must be of type Redis|string|array, ArrayObject given'];
         yield 'wrong key' => [fn ($r) => new DistributedLock($r, []), TypeError::class, 'lockKey'];
+        yield 'no callable' => [fn ($r) => (new DistributedLock($r, 'a'))->synchronized('nonsense'), TypeError::class, 'Argument #1 ($body) must be of type callable, string given'];
+        yield 'no callable for get' => [fn ($r) => (new DistributedLock($r, 'a'))->get(1), TypeError::class, 'Argument #1 ($callback) must be of type ?callable, int given'];
         yield 'wrong ttl' => [fn ($r) => new DistributedLock($r, 'a', []), TypeError::class, 'ttl'];
-        yield 'unconnected' => [fn ($r) => new DistributedLock(new Redis(), 'a'), InvalidArgumentException::class, 'not connected'];
+        yield 'unconnected' => [fn ($r) => new DistributedLock(new Redis(), 'a'), ConnectionException::class, 'not connected'];
         yield 'no DSN' => [fn ($r) => new DistributedLock('nonsense', 'a'), InvalidArgumentException::class, 'redis://'];
         yield 'unknown option' => [fn ($r) => new DistributedLock($r, 'a', 1, ['wiat' => 1]), InvalidArgumentException::class, 'unknown option "wiat"'];
         yield 'nobody there' => [fn ($r) => (new DistributedLock('redis://:canary@127.0.0.1:1', 'a'))->acquire(), ConnectionException::class, 'redis://127.0.0.1:1/0'];

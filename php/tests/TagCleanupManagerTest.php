@@ -5,6 +5,7 @@ declare(strict_types=1);
 use PHPUnit\Framework\TestCase;
 use Tagsweep\Exception\InvalidArgumentException;
 use Tagsweep\Exception\LockConflictedException;
+use Tagsweep\Exception\ReentrantLockException;
 use Tagsweep\Exception\UnprovenMappingException;
 use Tagsweep\SweepReport;
 use Tagsweep\TagCleanupManager;
@@ -154,7 +155,7 @@ final class TagCleanupManagerTest extends TestCase
             (new TagCleanupManager($redis, 604800, ['entryPrefix' => 'wrong:'] + self::QUICK))->cleanup();
             self::fail('no error');
         } catch (UnprovenMappingException $e) {
-            self::assertStringContainsString('--entry-prefix', $e->getMessage());
+            self::assertStringContainsString('give entryPrefix, or trustMapping if', $e->getMessage());
         }
         self::assertSame(4, $redis->sCard('tag:mixed0'));
         self::assertSame(20, count($redis->keys('tag:orphan*')));
@@ -198,7 +199,7 @@ final class TagCleanupManagerTest extends TestCase
         }
         self::assertSame(0, $redis->exists('lock:cache_tag_cleanup'));
         $manager->onProgress(fn () => $manager->cleanup());
-        $this->expectException(InvalidArgumentException::class);
+        $this->expectException(ReentrantLockException::class);
         $this->expectExceptionMessage('running already');
         $manager->cleanup();
     }
