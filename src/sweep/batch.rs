@@ -19,18 +19,12 @@ pub(crate) const BATCH_BYTES: usize = 128 << 10;
 /// One tag being worked on. Its figures are settled when the last one who works on it lets go.
 #[derive(Debug, Default)]
 pub(crate) struct Visit {
-    pub key: Vec<u8>,
-    /// Read before in this run: it was young then, or held back.
-    pub again: bool,
-    /// Its entries were looked for before in this run, so its references are counted already.
-    pub looked: bool,
-    /// Idle time was no evidence: absent entries must be seen absent twice.
-    pub unclear: Cell<bool>,
-    /// The idle time that the confirming script is to insist on (s).
-    pub idle_wanted: Cell<Option<u64>>,
+    pub tag: Tag,
+    pub idle: Idleness,
+    pub record: OnRecord,
+    pub lifetimes: Lifetimes,
+    pub weight: Weighed,
     pub aged: Cell<bool>,
-    /// Counted as aged before in this run.
-    pub was_aged: bool,
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
     pub gone: Cell<bool>,
@@ -38,33 +32,64 @@ pub(crate) struct Visit {
     pub partial: Cell<bool>,
     /// Whether some of its members are known to stay.
     pub alive: Cell<bool>,
-    /// Whether its memory is asked for, as a sample.
-    pub weigh: bool,
-    /// What it takes, if that was asked (bytes).
-    pub weight: Cell<u64>,
-    /// Whether its age is on record, and that record: as told beforehand, and as it is to be.
-    pub aging: bool,
-    pub known: Cell<Option<Record>>,
-    pub record: Cell<Option<Record>>,
-    /// Its idle time, where that was asked before (s).
-    pub idle: Cell<Option<u64>>,
-    /// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
-    pub vouched: Cell<u64>,
-    pub until: Cell<Option<u64>>,
-    /// When we touched it last: that is what the server takes for its last use, then.
-    pub touched_at: Cell<Option<Moment>>,
-    /// When its idle time was asked for.
-    pub idle_at: Cell<Option<Moment>>,
     /// It is to be read again, for it was used after all, or what was known of it is too old.
     pub reread: Cell<bool>,
     /// It turned out to be of another type.
     pub strange: Cell<bool>,
     /// Where the last reply about its members ended.
     pub seam: RefCell<Seam>,
-    /// What this and other visits removed of the tag.
-    pub tally: Rc<Tally>,
+}
+
+/// A tag, and what earlier visits of this run know of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tag {
+    pub key: Vec<u8>,
     /// Where the walk found it.
     pub page: Rc<Page>,
+    /// What this and other visits removed of it.
+    pub tally: Rc<Tally>,
+    /// Read before: it was young then, or held back.
+    pub again: bool,
+    /// Its entries were looked for before, so its references are counted already.
+    pub looked: bool,
+    /// Counted as aged before.
+    pub was_aged: bool,
+}
+
+/// For how long a tag was left alone.
+#[derive(Debug, Default)]
+pub(crate) struct Idleness {
+    /// Its idle time, where that was asked before (s), and when it was asked for.
+    pub told: Cell<Option<u64>>,
+    pub asked: Cell<Option<Moment>>,
+    /// The idle time that the confirming script is to insist on (s).
+    pub wanted: Cell<Option<u64>>,
+    /// It was no evidence: absent entries must be seen absent twice.
+    pub unclear: Cell<bool>,
+    /// When we touched it last: that is what the server takes for its last use, then.
+    pub touched: Cell<Option<Moment>>,
+}
+
+/// Whether a tag's age is on record, and that record: as told beforehand, and as it is to be.
+#[derive(Debug, Default)]
+pub(crate) struct OnRecord {
+    pub aging: bool,
+    pub known: Cell<Option<Record>>,
+    pub new: Cell<Option<Record>>,
+}
+
+/// Members whose entries were asked for their lifetimes, and when the first of them ends (s).
+#[derive(Debug, Default)]
+pub(crate) struct Lifetimes {
+    pub vouched: Cell<u64>,
+    pub until: Cell<Option<u64>>,
+}
+
+/// Whether a tag's memory is asked for, as a sample, and what it takes, if that was asked (bytes).
+#[derive(Debug, Default)]
+pub(crate) struct Weighed {
+    pub asked: bool,
+    pub bytes: Cell<u64>,
 }
 
 /// What was removed of a tag, by all visits that repeat each other. The last who lets go of it counts the
@@ -98,15 +123,21 @@ pub(crate) enum Twice {
     Recovered,
 }
 
+impl From<Tag> for Visit {
+    fn from(tag: Tag) -> Self {
+        Self { tag, ..Self::default() }
+    }
+}
+
 impl Visit {
     /// We have touched the tag, just now.
     pub fn touch(&self) {
-        self.touched_at.set(Some(Moment::now()));
+        self.idle.touched.set(Some(Moment::now()));
     }
 
     /// Memory taken.
     pub fn size(&self) -> usize {
-        self.key.len() + std::mem::size_of::<Self>()
+        self.tag.key.len() + std::mem::size_of::<Self>()
     }
 }
 

@@ -91,7 +91,7 @@ impl Proof {
         self.foresee(&batch);
         let size = self.held_size + batch.size();
         if size > self.budget {
-            let page = &batch.visit.page;
+            let page = &batch.visit.tag.page;
             page.missed.set(true);
             self.missed = Some(self.missed.map_or(Stretch::of(page), |pages| pages.with(page)));
         } else {
@@ -103,7 +103,7 @@ impl Proof {
 
     /// Takes note of what is held back, or would be.
     pub fn foresee(&mut self, batch: &Batch) {
-        let first = || Some((batch.visit.key.clone(), batch.members.iter().next()?.to_vec()));
+        let first = || Some((batch.visit.tag.key.clone(), batch.members.iter().next()?.to_vec()));
         if !self.lets_pass() && self.example.is_none() {
             self.example = first();
         }
@@ -167,7 +167,7 @@ fn print_of(mapping: &Mapping) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::batch::Visit;
+    use crate::sweep::batch::Tag;
     use crate::sweep::page::Page;
     use std::rc::Rc;
 
@@ -217,11 +217,11 @@ mod tests {
         proof.held_size = 1000;
         let on = |number, cursor, next| {
             let page = Rc::new(Page { number, cursor, next, ..Page::default() });
-            Batch { visit: Rc::new(Visit { page, ..Visit::default() }), ..batch() }
+            Batch { visit: Rc::new(Tag { page, ..Tag::default() }.into()), ..batch() }
         };
         for passed_over in [on(2, 6, 1), on(1, 2, 6), on(3, 1, 5), on(2, 6, 1)] {
             assert!(proof.admit(passed_over.clone()).is_none());
-            assert!(passed_over.visit.page.missed.get() && proof.take_missed().is_none());
+            assert!(passed_over.visit.tag.page.missed.get() && proof.take_missed().is_none());
         }
         proof.learn(&[1, 0]).unwrap();
         let pages = proof.take_missed().unwrap();

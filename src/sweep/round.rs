@@ -77,7 +77,7 @@ impl Ask {
             Self::Recall(visit) => {
                 idle_time(visit, out);
                 recall(visit, terms, out);
-                on_key("SCARD", &visit.key, out);
+                on_key("SCARD", &visit.tag.key, out);
             }
             Self::Read { visit, cursor, count, .. } => read(visit, *cursor, *count, terms, out),
             Self::Look(batch) => terms.proof.open().iter().for_each(|mapping| {
@@ -226,13 +226,13 @@ fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms, out: &mut Pack)
     if cursor == 0 {
         idle_time(visit, out);
     }
-    if cursor == 0 && visit.aging {
+    if cursor == 0 && visit.record.aging {
         recall(visit, terms, out);
     }
-    if cursor == 0 && visit.weigh {
-        out.write("MEMORY", |cmd| cmd.arg("USAGE").arg(&visit.key));
+    if cursor == 0 && visit.weight.asked {
+        out.write("MEMORY", |cmd| cmd.arg("USAGE").arg(&visit.tag.key));
     }
-    out.write("SSCAN", |cmd| cmd.arg(&visit.key).arg(cursor).arg("COUNT").arg(count));
+    out.write("SSCAN", |cmd| cmd.arg(&visit.tag.key).arg(cursor).arg("COUNT").arg(count));
 }
 
 fn on_key(command: &str, key: &[u8], out: &mut Pack) {
@@ -240,11 +240,11 @@ fn on_key(command: &str, key: &[u8], out: &mut Pack) {
 }
 
 fn idle_time(visit: &Visit, out: &mut Pack) {
-    out.write("OBJECT", |cmd| cmd.arg("IDLETIME").arg(&visit.key));
+    out.write("OBJECT", |cmd| cmd.arg("IDLETIME").arg(&visit.tag.key));
 }
 
 fn recall(visit: &Visit, terms: &Terms, out: &mut Pack) {
-    let (bucket, field) = records::place(&visit.key);
+    let (bucket, field) = records::place(&visit.tag.key);
     on_bucket("HGET", bucket, terms, out, |cmd| cmd.arg(&field));
 }
 
@@ -285,7 +285,7 @@ fn value<'a>(terms: &'a Terms) -> &'a [u8] {
 }
 
 fn idle(visit: &Visit) -> String {
-    visit.idle_wanted.get().map(|s| s.to_string()).unwrap_or_default()
+    visit.idle.wanted.get().map(|s| s.to_string()).unwrap_or_default()
 }
 
 /// Where removals are noted.
@@ -317,7 +317,7 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
         .arg(asked)
         .number(terms.proof.in_force().entry_prefix.len());
     args = note(args, batches);
-    batches.iter().for_each(|batch| args.keys.push(&batch.visit.key));
+    batches.iter().for_each(|batch| args.keys.push(&batch.visit.tag.key));
     for batch in batches {
         all_entries(batch, terms.proof, &mut args.keys);
         // A tag with live members stays; whether others are gone is looked at.
@@ -329,7 +329,7 @@ fn prune(batches: &[Batch], terms: &Terms) -> Args {
 
 fn invalidate(batch: &Batch, terms: &Terms) -> Args {
     let lock = &terms.contender.keys().lock;
-    let mut args = Args::default().key(lock).key(&batch.visit.key).arg(value(terms));
+    let mut args = Args::default().key(lock).key(&batch.visit.tag.key).arg(value(terms));
     args = args.arg(idle(&batch.visit));
     batch.entries(terms.proof.in_force(), &mut args.keys);
     args
@@ -338,7 +338,7 @@ fn invalidate(batch: &Batch, terms: &Terms) -> Args {
 fn restore(batch: &Batch, terms: &Terms) -> Args {
     let deletes = if terms.strict { value(terms) } else { b"" };
     let lock = &terms.contender.keys().lock;
-    let mut args = Args::default().key(&batch.visit.key).key(lock).arg(deletes);
+    let mut args = Args::default().key(&batch.visit.tag.key).key(lock).arg(deletes);
     all_entries(batch, terms.proof, &mut args.keys);
     batch.members.iter().for_each(|member| args.argv.push(member));
     args

@@ -2,7 +2,7 @@
 //! verified. Whoever sweeps next finds what a crash left unverified, and verifies it.
 
 use crate::strings::Strings;
-use crate::sweep::batch::{Batch, Visit};
+use crate::sweep::batch::{Batch, Tag};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -38,7 +38,7 @@ pub(crate) fn write(batches: &[Batch]) -> Vec<u8> {
         out.extend(u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes());
     };
     for batch in batches {
-        let names = std::iter::once(batch.visit.key.as_slice()).chain(batch.members.iter());
+        let names = std::iter::once(batch.visit.tag.key.as_slice()).chain(batch.members.iter());
         number(&mut out, batch.members.len());
         for name in names {
             number(&mut out, name.len());
@@ -64,7 +64,7 @@ fn next(bytes: &mut &[u8], slip: &Rc<Slip>) -> Option<Batch> {
     for _ in 0..count {
         members.push(name(bytes)?);
     }
-    let visit = Rc::new(Visit { key, again: true, looked: true, ..Visit::default() });
+    let visit = Rc::new(Tag { key, again: true, looked: true, ..Tag::default() }.into());
     Some(Batch { slip: Some(Rc::clone(slip)), ..Batch::of(&visit, members) })
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     fn batch(key: &[u8], members: &[&[u8]]) -> Batch {
-        let visit = Rc::new(Visit { key: key.to_vec(), ..Visit::default() });
+        let visit = Rc::new(Tag { key: key.to_vec(), ..Tag::default() }.into());
         Batch::of(&visit, members.iter().copied().collect())
     }
 
@@ -97,7 +97,7 @@ mod tests {
         let batches = read(&kept, &Slip::new(b"7.1".to_vec(), &done));
         let names: Vec<Vec<&[u8]>> = batches.iter().map(|b| b.members.iter().collect()).collect();
         assert_eq!(names, [vec![b"".as_slice(), b"x\xff"], vec![]]);
-        assert_eq!(batches[0].visit.key, b"tag:a\0");
+        assert_eq!(batches[0].visit.tag.key, b"tag:a\0");
         assert!(done.borrow().is_empty());
         drop(batches);
         assert_eq!(*done.borrow(), [b"7.1"]);

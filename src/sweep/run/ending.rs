@@ -63,7 +63,7 @@ impl Running<'_> {
     fn warn_of_haste(&mut self) {
         let needed = twice_takes(self.options.grace, self.idle.runs());
         let too_short = self.options.max_duration.is_some_and(|most| most < needed);
-        let is_tag = |later: &Later| matches!(later, Later::Tag { .. } | Later::Absent(_));
+        let is_tag = |later: &Later| matches!(later, Later::Tag(..) | Later::Absent(_));
         if too_short && self.queue.waiting.iter().any(is_tag) {
             self.warn(&format!(
                 "tags that must be looked at twice take {needed:?}, more than the time allowed: what is \
@@ -81,9 +81,9 @@ impl Running<'_> {
         for later in self.queue.waiting.drain() {
             match later {
                 Later::Absent(batch) => self.put_off(batch.visit),
-                Later::Tag { key, page, tally, .. } => {
-                    self.postpone(&page);
-                    self.settle(&key, &page, tally);
+                Later::Tag(tag, _) => {
+                    self.postpone(&tag.page);
+                    self.settle(tag);
                 }
                 Later::Recover(_) => {}
             }

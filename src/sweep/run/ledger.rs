@@ -2,9 +2,8 @@
 
 use crate::clock::Moment;
 use crate::lock::whoami;
-use crate::sweep::batch::{Tally, Visit};
+use crate::sweep::batch::{Tag, Visit};
 use crate::sweep::history;
-use crate::sweep::page::Page;
 use crate::sweep::records;
 use crate::sweep::report::{Progress, Report};
 use crate::sweep::run::Running;
@@ -130,27 +129,32 @@ impl Running<'_> {
         let Some(visit) = Rc::into_inner(visit) else { return };
         // Whoever reads a tag again weighs it again, and keeps what is known of it.
         // Unless a part of its members only was read.
-        if visit.weight.get() > 0 && !visit.reread.get() && !visit.partial.get() {
-            self.figures.weighed.0 += visit.weight.get();
+        if visit.weight.bytes.get() > 0 && !visit.reread.get() && !visit.partial.get() {
+            self.figures.weighed.0 += visit.weight.bytes.get();
             self.figures.weighed.1 += visit.checked.get();
         }
         if !self.options.dry_run && !visit.reread.get() {
             self.keep_record(&visit);
         }
         if visit.removed.get() > 0 {
-            grow(&visit.tally.removed, visit.removed.get());
+            grow(&visit.tag.tally.removed, visit.removed.get());
             let would_go = visit.removed.get() == visit.checked.get() && !visit.partial.get();
-            visit.tally.gone.set(if self.options.dry_run { would_go } else { visit.gone.get() });
+            visit.tag.tally.gone.set(if self.options.dry_run {
+                would_go
+            } else {
+                visit.gone.get()
+            });
         }
-        self.settle(&visit.key, &visit.page, visit.tally);
+        self.settle(visit.tag);
     }
 
     /// Counts a tag of which something was removed, once for all its visits.
-    pub(super) fn settle(&mut self, key: &[u8], page: &Page, tally: Rc<Tally>) {
+    pub(super) fn settle(&mut self, tag: Tag) {
+        let Tag { key, page, tally, .. } = tag;
         let Some(tally) = Rc::into_inner(tally).filter(|tally| tally.removed.get() > 0) else {
             return;
         };
-        let name = records::place(key).1;
+        let name = records::place(&key).1;
         let counted = self.figures.pruned_before.contains(&name);
         match tally.gone.get() {
             true => {

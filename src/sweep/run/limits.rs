@@ -111,7 +111,7 @@ impl Running<'_> {
         let all = doomed.batch().members.len() as u64;
         let allowed = if self.is_ending() { 0 } else { self.take(all) };
         if allowed < all {
-            self.give_up(&doomed.batch().visit.page);
+            self.give_up(&doomed.batch().visit.tag.page);
         }
         let cut = |batch: Batch| Batch {
             members: if allowed < all {
@@ -166,7 +166,7 @@ impl Running<'_> {
 
     /// Whether so much was looked at that a share says something: a thousand references, or all there are.
     pub(super) fn tells(&self) -> bool {
-        let is_unread = |later: &Later| matches!(later, Later::Tag { .. });
+        let is_unread = |later: &Later| matches!(later, Later::Tag(..));
         let is_all =
             || self.walk.is_done() && self.is_idle() && !self.queue.waiting.iter().any(is_unread);
         judge::is_sample(self.report.references_checked) || is_all()

@@ -65,8 +65,8 @@ impl Running<'_> {
     /// Counts references that were looked at; a repeated visit only for itself.
     fn count_checked(&mut self, batch: &Batch) -> u64 {
         let (visit, total) = (&batch.visit, batch.members.len() as u64);
-        if !visit.looked {
-            self.count_looks(&visit.page, total as i64);
+        if !visit.tag.looked {
+            self.count_looks(&visit.tag.page, total as i64);
         }
         grow(&visit.checked, total);
         total
@@ -75,7 +75,7 @@ impl Running<'_> {
     /// Entries of which we are not let see some: each is looked for by itself, and what cannot be seen
     /// stays.
     fn not_to_be_seen(&mut self, batch: Batch, e: Error) {
-        let key = printable(&batch.visit.key);
+        let key = printable(&batch.visit.tag.key);
         self.warn_of("entries of some tags cannot be looked for", &format!("of {key}: {e}"));
         batch.visit.alive.set(true);
         if self.proof.is_settled() {
@@ -87,7 +87,7 @@ impl Running<'_> {
                 self.queue.ask(Ask::Look(one));
             }
             self.let_go(batch.visit);
-        } else if !batch.visit.again {
+        } else if !batch.visit.tag.again {
             // Only once the mapping is proven is it known which entry to look for.
             self.read_again(batch.visit, PROVEN_SOON);
         } else {
@@ -178,9 +178,9 @@ impl Running<'_> {
     fn found_absent(&mut self, batch: Batch) {
         if batch.members.is_empty() {
             self.let_go(batch.visit);
-        } else if batch.visit.unclear.get() && self.is_ending() {
+        } else if batch.visit.idle.unclear.get() && self.is_ending() {
             self.put_off(batch.visit);
-        } else if batch.visit.unclear.get() {
+        } else if batch.visit.idle.unclear.get() {
             let (size, due) = (batch.size(), Moment::now() + self.options.grace);
             self.queue.waiting.put(Later::Absent(batch), size, due);
         } else {
@@ -193,7 +193,7 @@ impl Running<'_> {
         let Some(member) = batch.members.iter().next() else { return };
         if self.report.samples.len() < SAMPLES {
             self.report.samples.push(Sample {
-                tag: printable(&batch.visit.key),
+                tag: printable(&batch.visit.tag.key),
                 entry: printable(&self.proof.in_force().entry(member)),
                 why: why(),
             });

@@ -19,12 +19,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::Contender;
 use crate::sweep::Survey;
-use crate::sweep::batch::{Batch, Tally, Twice, Visit};
+use crate::sweep::batch::{Batch, OnRecord, Tag, Twice, Visit};
 use crate::sweep::checkpoint;
 use crate::sweep::memory::Memory;
 use crate::sweep::options::Options;
 use crate::sweep::pace::Pace;
-use crate::sweep::page::Page;
 use crate::sweep::proof::Proof;
 use crate::sweep::records::Record;
 use crate::sweep::report::{Flow, Progress, Reason, Report};
@@ -38,7 +37,6 @@ use queue::Queue;
 use records::Records;
 use resume::Resume;
 use slips::Slips;
-use std::rc::Rc;
 use std::time::Duration;
 use wire::Wire;
 
@@ -58,14 +56,7 @@ const LOAD_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 enum Later {
     /// A tag to be read again: it was young, or something of it was found to be.
-    Tag {
-        key: Vec<u8>,
-        page: Rc<Page>,
-        record: Option<Record>,
-        was_aged: bool,
-        looked: bool,
-        tally: Rc<Tally>,
-    },
+    Tag(Tag, Option<Record>),
     /// References seen absent once.
     Absent(Batch),
     /// The next slips that an earlier sweep left.
@@ -273,16 +264,10 @@ impl<'a> Running<'a> {
     /// Goes on with what has waited for its time.
     fn take_up(&mut self, later: Later) {
         match later {
-            Later::Tag { key, page, record, was_aged, looked, tally } => self.visit(Visit {
-                key,
-                page,
-                was_aged,
-                looked,
-                tally,
-                again: true,
-                known: record.into(),
-                ..Visit::default()
-            }),
+            Later::Tag(tag, known) => {
+                let record = OnRecord { known: known.into(), ..OnRecord::default() };
+                self.visit(Visit { record, ..tag.into() });
+            }
             Later::Recover(cursor) if self.queue.is_full() => {
                 self.queue.waiting.put(Later::Recover(cursor), 0, Moment::now() + RECOVER_AGAIN);
             }

@@ -138,13 +138,13 @@ impl Queue {
 
     /// Batches for one script: of like terms, and not too much; a single one whatever it costs.
     fn next_prune(&mut self, most: usize) -> Option<Vec<Batch>> {
-        let terms = self.condemned.front()?.visit.idle_wanted.get();
+        let terms = self.condemned.front()?.visit.idle.wanted.get();
         self.pruned_at = Moment::now();
         let (mut batches, mut members, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = self.condemned.front() {
             let (more, length) = in_script(batch);
             let full = members + more > most || bytes + length > BATCH_BYTES;
-            if batch.visit.idle_wanted.get() != terms || (!batches.is_empty() && full) {
+            if batch.visit.idle.wanted.get() != terms || (!batches.is_empty() && full) {
                 break;
             }
             (members, bytes) = (members + more, bytes + length);
@@ -194,7 +194,7 @@ impl Queue {
 /// in bytes.
 fn in_script(batch: &Batch) -> (usize, usize) {
     const TAG: usize = 2;
-    (TAG + batch.members.len(), batch.visit.key.len() + batch.members.bytes())
+    (TAG + batch.members.len(), batch.visit.tag.key.len() + batch.members.bytes())
 }
 
 impl Running<'_> {
@@ -260,14 +260,14 @@ impl Running<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::batch::Visit;
+    use crate::sweep::batch::Tag;
     use std::rc::Rc;
 
     /// How many batches of one member each go to one script, under keys so long.
     fn in_one_script(key: usize) -> usize {
         let mut queue = Queue::new(Memory::new(48 << 20), Moment::now());
         for _ in 0..300 {
-            let visit = Rc::new(Visit { key: vec![b'k'; key], ..Visit::default() });
+            let visit = Rc::new(Tag { key: vec![b'k'; key], ..Tag::default() }.into());
             let members = std::iter::once(b"member".as_slice()).collect();
             queue.condemned.push_back(Batch::of(&visit, members));
         }

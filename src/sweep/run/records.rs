@@ -35,17 +35,17 @@ impl Running<'_> {
     /// Keeps what is known of a tag. One that is gone takes its record along.
     pub(super) fn keep_record(&mut self, visit: &Visit) {
         let now = self.server_time();
-        let touched = visit.touched_at.get().map_or(now, |at| self.clock.at(at));
+        let touched = visit.idle.touched.get().map_or(now, |at| self.clock.at(at));
         let touched = u32::try_from(touched).unwrap_or(u32::MAX);
         let warrant = self.warrant(visit);
-        let read_at = visit.idle_at.get().map_or(now, |at| self.clock.at(at));
-        let fresh = || Record::observe(None, visit.idle.get().unwrap_or(0), read_at);
-        let record = visit.record.get().or_else(|| warrant.map(|_| fresh()));
+        let read_at = visit.idle.asked.get().map_or(now, |at| self.clock.at(at));
+        let fresh = || Record::observe(None, visit.idle.told.get().unwrap_or(0), read_at);
+        let record = visit.record.new.get().or_else(|| warrant.map(|_| fresh()));
         let record =
             record.map(|record| Record { touched, warrant: warrant.or(record.warrant), ..record });
         match record.filter(|_| !visit.gone.get()) {
-            None if visit.known.get().is_none() || !visit.gone.get() => {}
-            record => self.records.due.push((visit.key.clone(), record)),
+            None if visit.record.known.get().is_none() || !visit.gone.get() => {}
+            record => self.records.due.push((visit.tag.key.clone(), record)),
         }
     }
 
@@ -62,10 +62,13 @@ impl Running<'_> {
         let (now, visit) = (self.server_time(), &batch.visit);
         for reply in replies {
             let Value::Int(life @ (-1 | 0..)) = reply else { continue };
-            grow(&visit.vouched, 1);
+            grow(&visit.lifetimes.vouched, 1);
             if let Ok(life) = u64::try_from(*life) {
                 let end = now + life / 1000;
-                visit.until.set(Some(visit.until.get().map_or(end, |until| until.min(end))));
+                visit
+                    .lifetimes
+                    .until
+                    .set(Some(visit.lifetimes.until.get().map_or(end, |until| until.min(end))));
             }
         }
         self.let_go(batch.visit);
@@ -75,19 +78,19 @@ impl Running<'_> {
     fn warrant(&self, visit: &Visit) -> Option<Warrant> {
         let left = visit.checked.get().checked_sub(visit.removed.get())?;
         let most = self.server_time() + self.options.remember?.as_secs();
-        let until = visit.until.get().map_or(most, |until| until.min(most));
-        let sound = left > 0 && visit.vouched.get() == left && self.was_left_alone(visit);
+        let until = visit.lifetimes.until.get().map_or(most, |until| until.min(most));
+        let sound = left > 0 && visit.lifetimes.vouched.get() == left && self.was_left_alone(visit);
         sound.then(|| Warrant::new(until, left, &self.proof.in_force().entry_prefix))
     }
 
     /// Whether the application had left a tag alone when it was read: of one in use nobody could tell later
     /// that it was used again.
     fn was_left_alone(&self, visit: &Visit) -> bool {
-        let (Some(idle), Some(at)) = (visit.idle.get(), visit.idle_at.get()) else {
+        let (Some(idle), Some(at)) = (visit.idle.told.get(), visit.idle.asked.get()) else {
             return false;
         };
         let at = self.clock.at(at);
-        let known = visit.known.get().filter(|_| !self.untouching);
+        let known = visit.record.known.get().filter(|_| !self.untouching);
         Record::observe(known, idle, at).age(at) > records::SLOP
     }
 

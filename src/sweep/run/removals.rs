@@ -41,7 +41,7 @@ impl Running<'_> {
             Err(e) => {
                 // Somebody in between may say so after the script has run.
                 for batch in batches {
-                    self.give_up(&batch.visit.page);
+                    self.give_up(&batch.visit.tag.page);
                     self.may_be_gone(batch);
                 }
                 return Err(e);
@@ -69,7 +69,7 @@ impl Running<'_> {
                     refused = refused.and(done);
                 }
                 other => {
-                    let key = batch.visit.key.clone();
+                    let key = batch.visit.tag.key.clone();
                     self.leave(batch);
                     refused = refused.and(checked(other).map(drop).map_err(|e| e.key(&key)));
                 }
@@ -99,10 +99,10 @@ impl Running<'_> {
         self.report.references_removed += removed;
         self.limits.take_back((batch.members.len() as u64).saturating_sub(removed));
         grow(&visit.removed, removed);
-        grow(&visit.page.removed, removed);
-        if visit.reread.get() && !visit.looked {
+        grow(&visit.tag.page.removed, removed);
+        if visit.reread.get() && !visit.tag.looked {
             // Whoever reads the tag again does not see them any more.
-            self.count_looks(&visit.page, removed as i64);
+            self.count_looks(&visit.tag.page, removed as i64);
         }
         visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
         let ambiguous = self.proof.is_given() && stayed.iter().any(|position| *position < 0);
@@ -131,7 +131,7 @@ impl Running<'_> {
             false => self.options.verify,
         };
         let now = Moment::now();
-        let twice = match batch.visit.unclear.get() || self.is_old(&batch.visit) {
+        let twice = match batch.visit.idle.unclear.get() || self.is_old(&batch.visit) {
             true => Twice::Always,
             false => Twice::UnlessStill(now),
         };
@@ -142,8 +142,8 @@ impl Running<'_> {
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
     /// ask for it again.
     fn is_old(&self, visit: &Visit) -> bool {
-        let asked = visit.idle_wanted.get().is_some() || self.options.grace.is_zero();
-        !asked && visit.idle_at.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
+        let asked = visit.idle.wanted.get().is_some() || self.options.grace.is_zero();
+        !asked && visit.idle.asked.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
     }
 
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.
@@ -232,7 +232,7 @@ impl Running<'_> {
     /// A tag that was used since it was read is read again, once; so many of these references lead nowhere.
     fn used_meanwhile(&mut self, batch: Batch, absent: u64) {
         self.limits.take_back(batch.members.len() as u64);
-        if !batch.visit.again && !self.is_ending() {
+        if !batch.visit.tag.again && !self.is_ending() {
             return self.read_again(batch.visit, self.options.grace);
         }
         self.report.references_skipped += absent;
@@ -266,7 +266,7 @@ impl Running<'_> {
     /// When it is verified once more, if a writer may have come between what proved that a tag was left alone and
     /// the removal, unseen: then it has the grace for its entry, too.
     fn verified_again_in(&self, visit: &Visit, twice: Twice) -> Option<Duration> {
-        let (grace, read) = (self.options.grace, visit.idle_at.get());
+        let (grace, read) = (self.options.grace, visit.idle.asked.get());
         let rest = grace.saturating_sub(self.options.verify);
         let span = match twice {
             Twice::Never => Duration::ZERO,
@@ -295,11 +295,11 @@ impl Running<'_> {
         if let Ok(back @ 1..) = u64::try_from(back) {
             self.report.references_restored += back;
             let visit = &batch.visit;
-            for removed in [&visit.removed, &visit.page.removed] {
+            for removed in [&visit.removed, &visit.tag.page.removed] {
                 removed.set(removed.get().saturating_sub(back));
             }
-            if visit.reread.get() && !visit.looked {
-                self.count_looks(&visit.page, -(back as i64));
+            if visit.reread.get() && !visit.tag.looked {
+                self.count_looks(&visit.tag.page, -(back as i64));
             }
             visit.gone.set(false);
         } else if back < 0 {
@@ -319,9 +319,9 @@ impl Running<'_> {
             let size = batch.size();
             return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
         }
-        self.warn_of("references of some tags may be missing", &printable(&batch.visit.key));
+        self.warn_of("references of some tags may be missing", &printable(&batch.visit.tag.key));
         let failure = refusal
-            .key(&batch.visit.key)
+            .key(&batch.visit.tag.key)
             .advice("references that were removed could not be put back; rebuild this tag");
         // Whatever else there is to complain of, this is worse.
         self.ending.failure = Some(failure);
@@ -338,7 +338,7 @@ impl Running<'_> {
         let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
         let total: usize = batches.iter().map(|batch| batch.members.len()).sum();
         if let Some(batch) = batches.first() {
-            let key = printable(&batch.visit.key);
+            let key = printable(&batch.visit.tag.key);
             let told = format!("up to {total} references were removed and not verified");
             self.warn_of(&told, &format!("of {key}"));
         }

@@ -156,13 +156,13 @@ impl Running<'_> {
 
     /// Nothing more is done about these references.
     pub(super) fn leave(&mut self, batch: Batch) {
-        self.give_up(&batch.visit.page);
+        self.give_up(&batch.visit.tag.page);
         self.let_go(batch.visit);
     }
 
     /// What is left to do about a tag is for a sweep that has the time to look twice.
     pub(super) fn put_off(&mut self, visit: Rc<Visit>) {
-        self.postpone(&visit.page);
+        self.postpone(&visit.tag.page);
         self.let_go(visit);
     }
 

@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
 use crate::reply::{checked, understood};
 use crate::strings::Strings;
-use crate::sweep::batch::{BATCH_BYTES, Batch, Tally, Visit};
+use crate::sweep::batch::{BATCH_BYTES, Batch, OnRecord, Tag, Tally, Visit, Weighed};
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::records::Record;
@@ -33,19 +33,21 @@ impl Running<'_> {
         let again = self.second_pass;
         for key in keys {
             let page = Rc::clone(&page);
-            self.visit(Visit { key, page, again, looked: again, ..Visit::default() });
+            self.visit(Tag { key, page, again, looked: again, ..Tag::default() }.into());
         }
         Ok(())
     }
 
     pub(super) fn visit(&mut self, visit: Visit) {
         if self.is_ending() {
-            return self.give_up(&visit.page);
+            return self.give_up(&visit.tag.page);
         }
         self.figures.visits += 1;
-        let weigh = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
-        let visit = Rc::new(Visit { weigh, aging: self.records.aging, ..visit });
-        if self.options.remember.is_some() && !visit.again {
+        let asked = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
+        let record = OnRecord { aging: self.records.aging, ..visit.record };
+        let weight = Weighed { asked, ..Weighed::default() };
+        let visit = Rc::new(Visit { weight, record, ..visit });
+        if self.options.remember.is_some() && !visit.tag.again {
             return self.queue.ask(Ask::Recall(visit));
         }
         let first = self.next_read(visit, 0);
@@ -71,22 +73,22 @@ impl Running<'_> {
         let changed = self.untouching && kept.is_some_and(used);
         let holds = !changed && warrant.is_some_and(|w| w.holds(now, references, prefix));
         visit.touch();
-        visit.known.set(kept);
-        visit.idle.set(idle);
-        visit.idle_at.set(Some(sent));
+        visit.record.known.set(kept);
+        visit.idle.told.set(idle);
+        visit.idle.asked.set(Some(sent));
         let age = if holds { self.age(&visit, idle) } else { None };
         let invalidates = self.options.on_aged == OnAged::Invalidate
             && judge::aged(age, self.options.max_tag_age);
         if !holds || invalidates {
-            visit.record.set(None);
+            visit.record.new.set(None);
             let first = self.next_read(visit, 0);
             return self.queue.ask(first);
         }
         self.first_seen(&visit, age);
         self.report.tags_unchanged += 1;
-        grow(&visit.page.unchanged, 1);
-        if let Some(record) = visit.record.get() {
-            visit.record.set(Some(Record { warrant, ..record }));
+        grow(&visit.tag.page.unchanged, 1);
+        if let Some(record) = visit.record.new.get() {
+            visit.record.new.set(Some(Record { warrant, ..record }));
         }
         self.let_go(visit);
     }
@@ -106,8 +108,8 @@ impl Running<'_> {
             other => match other.and_then(understood) {
                 Ok(answer) => answer,
                 Err(e) => {
-                    self.give_up(&visit.page);
-                    return Err(e.key(&visit.key));
+                    self.give_up(&visit.tag.page);
+                    return Err(e.key(&visit.tag.key));
                 }
             },
         };
@@ -189,24 +191,25 @@ impl Running<'_> {
 
     /// A key under the pattern that holds something else.
     fn is_no_tag(&mut self, visit: Rc<Visit>) {
-        if !visit.again {
+        if !visit.tag.again {
             self.report.tags_skipped += 1;
-            grow(&visit.page.skipped, 1);
+            grow(&visit.tag.page.skipped, 1);
         }
         self.let_go(visit);
     }
 
     /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
     fn told_idle(&mut self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
-        if visit.idle.get().is_none() {
-            visit.idle_at.set(Some(sent));
+        if visit.idle.told.get().is_none() {
+            visit.idle.asked.set(Some(sent));
         }
-        let idle = visit.idle.get().or_else(|| self.idle_time(replies));
-        visit.idle.set(idle);
-        if visit.aging && visit.known.get().is_none() {
-            visit.known.set(self.record(replies.get(1)));
+        let idle = visit.idle.told.get().or_else(|| self.idle_time(replies));
+        visit.idle.told.set(idle);
+        if visit.record.aging && visit.record.known.get().is_none() {
+            visit.record.known.set(self.record(replies.get(1)));
         }
-        visit.weight.set(replies.get(1 + usize::from(visit.aging)).and_then(number).unwrap_or(0));
+        let weight = replies.get(1 + usize::from(visit.record.aging)).and_then(number);
+        visit.weight.bytes.set(weight.unwrap_or(0));
         idle
     }
 
@@ -215,7 +218,7 @@ impl Running<'_> {
     fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
         visit.partial.set(next != 0);
         if next != 0 && self.is_ending() {
-            self.give_up(&visit.page);
+            self.give_up(&visit.tag.page);
         } else if next != 0 {
             let on = self.next_read(Rc::clone(&visit), next);
             self.queue.ask_first(on);
@@ -228,26 +231,23 @@ impl Running<'_> {
 
     /// How long the application has left a tag alone: its idle time, or what is on record.
     fn age(&self, visit: &Visit, idle: Option<u64>) -> Option<u64> {
-        if !visit.aging {
+        if !visit.record.aging {
             return idle;
         }
         let now = self.server_time();
-        let record = Record::observe(visit.known.get(), idle?, now);
-        visit.record.set(Some(record));
+        let record = Record::observe(visit.record.known.get(), idle?, now);
+        visit.record.new.set(Some(record));
         Some(record.age(now))
     }
 
     fn read_later(&mut self, visit: &Visit, span: Duration) {
-        let (key, page, record) = (visit.key.clone(), Rc::clone(&visit.page), visit.record.get());
-        let size = key.capacity() + size_of::<Tally>() + SEPARATE;
-        let (was_aged, looked, tally) = (visit.aged.get(), visit.looked, Rc::clone(&visit.tally));
-        let later = Later::Tag { key, page, record, was_aged, looked, tally };
-        self.queue.waiting.put(later, size, Moment::now() + span);
+        let tag = Tag { again: true, was_aged: visit.aged.get(), ..visit.tag.clone() };
+        let size = tag.key.capacity() + size_of::<Tally>() + SEPARATE;
+        let known = visit.record.new.get();
+        self.queue.waiting.put(Later::Tag(tag, known), size, Moment::now() + span);
         // What is known of it is written now: whoever waits may be ended, and we have touched it.
-        if let Some(record) =
-            visit.record.get().filter(|_| self.records.aging && !self.options.dry_run)
-        {
-            self.records.due.push((visit.key.clone(), Some(record)));
+        if let Some(record) = known.filter(|_| self.records.aging && !self.options.dry_run) {
+            self.records.due.push((visit.tag.key.clone(), Some(record)));
         }
     }
 
@@ -258,22 +258,22 @@ impl Running<'_> {
             return self.let_go(visit);
         }
         let again = visit.checked.get().saturating_sub(visit.removed.get());
-        let counted = if visit.looked { 0 } else { again };
-        self.count_looks(&visit.page, -(counted as i64));
+        let counted = if visit.tag.looked { 0 } else { again };
+        self.count_looks(&visit.tag.page, -(counted as i64));
         self.read_later(&visit, span);
         self.let_go(visit);
     }
 
     fn first_seen(&mut self, visit: &Visit, idle: Option<u64>) {
         visit.aged.set(judge::aged(idle, self.options.max_tag_age));
-        if !visit.again {
+        if !visit.tag.again {
             self.report.tags_seen += 1;
-            grow(&visit.page.seen, 1);
+            grow(&visit.tag.page.seen, 1);
         }
-        if !visit.looked {
-            let (before, now) = (u64::from(visit.was_aged), u64::from(visit.aged.get()));
+        if !visit.tag.looked {
+            let (before, now) = (u64::from(visit.tag.was_aged), u64::from(visit.aged.get()));
             self.report.tags_aged = self.report.tags_aged + now - before;
-            visit.page.aged.set(visit.page.aged.get() + now - before);
+            visit.tag.page.aged.set(visit.tag.page.aged.get() + now - before);
         }
         if !self.idle.runs() && self.options.max_tag_age.is_some() {
             self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
@@ -290,15 +290,15 @@ impl Running<'_> {
         if self.options.dry_run {
             evidence = Evidence::Settled;
         }
-        if visit.again && matches!(evidence, Evidence::Young(_)) {
+        if visit.tag.again && matches!(evidence, Evidence::Young(_)) {
             evidence = Evidence::Unclear;
         }
-        visit.unclear.set(evidence == Evidence::Unclear);
+        visit.idle.unclear.set(evidence == Evidence::Unclear);
         let settled = evidence == Evidence::Settled && !grace.is_zero();
         let age = self.options.max_tag_age.filter(|_| visit.aged.get()).map(|age| age.as_secs());
         // Whatever else its idle time proves, an aged tag that is used meanwhile is none any more.
         let wanted = settled.then_some(needed).max(age);
-        visit.idle_wanted.set(wanted.filter(|_| self.untouching));
+        visit.idle.wanted.set(wanted.filter(|_| self.untouching));
         evidence
     }
 }
