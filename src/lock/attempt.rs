@@ -539,6 +539,39 @@ mod tests {
     }
 
     #[test]
+    fn places_that_break_at_once_are_not_asked_for_again_and_again() {
+        let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+        let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+        let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
+        let held = |at| Event::Answered(Answer::Held(b"u:6|h|1|p".to_vec(), None), ms(at));
+        let (mut at, mut step, mut places) = (0, attempt.begin(), Vec::new());
+        while at < 10_000 {
+            let event = match step {
+                Step::Ask(Request::Acquire { .. }) => held(at),
+                Step::Ask(_) => Event::Answered(Answer::Left, ms(at)),
+                Step::Join(_) => {
+                    places.push(at);
+                    let (holder, ticket) = (b"u:6|h|1|p".to_vec(), at.to_string());
+                    let place = Answer::Waiting { holder, ttl: None, younger: 0, ticket };
+                    Event::Answered(place, ms(at))
+                }
+                Step::Listen(_) => Event::Broken,
+                Step::Pause(until) => {
+                    at = at.max(until.since(ms(0)).as_millis() as u64);
+                    Event::Time
+                }
+                step => panic!("{step:?}"),
+            };
+            at += 1;
+            step = attempt.on(event, ms(at));
+        }
+        let (quick, slow): (Vec<u64>, Vec<u64>) = places.iter().partition(|at| **at < 1000);
+        assert!(quick.len() == 3 && (2..=3).contains(&slow.len()), "{places:?}");
+        assert!(slow[0] >= 1000 && slow[1] >= slow[0] + 2000, "{places:?}");
+    }
+
+    #[test]
     fn a_grant_that_comes_when_it_is_over_is_extended_once_and_else_it_is_none() {
         let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
         let (ttl, budget) = (Duration::from_millis(300), Duration::ZERO);

@@ -47,8 +47,6 @@ pub(crate) struct Drive<'a> {
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
-    /// Places in the line that broke as soon as we had them.
-    breaks: u32,
 }
 
 impl<'a> Drive<'a> {
@@ -57,8 +55,8 @@ impl<'a> Drive<'a> {
         let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
-        let (line, heard, failures, breaks) = (None, false, 0, 0);
-        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, breaks }
+        let (line, heard, failures) = (None, false, 0);
+        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures }
     }
 
     /// Drives an attempt to its end.
@@ -243,7 +241,6 @@ impl<'a> Drive<'a> {
     /// # Errors
     /// Something else has the name of the baton.
     fn listen(&mut self, until: Moment, holder: &Holder) -> Result<Event> {
-        let begun = Moment::now();
         loop {
             let Some(line) = &mut self.line else { return Ok(Event::Broken) };
             match line.listen(until.min(Moment::now() + LOOK_UP)) {
@@ -258,10 +255,7 @@ impl<'a> Drive<'a> {
                 Err(e) if e.kind() == ErrorKind::WrongType => {
                     return Err(e.key(&self.keys.baton).server(&guard(self.link).config().label()));
                 }
-                Err(_) => {
-                    self.break_off(Moment::now().since(begun));
-                    return Ok(Event::Broken);
-                }
+                Err(_) => return Ok(Event::Broken),
             }
         }
     }
@@ -273,15 +267,6 @@ impl<'a> Drive<'a> {
             self.end = Moment::now();
             Event::Cancel
         })
-    }
-
-    /// A place in the line broke after so long. Where that happens at once, again and again, it is not asked
-    /// for more often than anything else that fails.
-    fn break_off(&mut self, after: Duration) {
-        self.breaks = if after < LOOK { self.breaks + 1 } else { 0 };
-        if self.breaks > 1 {
-            std::thread::sleep(pause(self.breaks.saturating_add(2), 1.0).min(self.end.left()));
-        }
     }
 
     fn pause(&mut self, until: Moment, holder: &Holder) -> Event {
