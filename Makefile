@@ -1,6 +1,7 @@
 # Targets for people; CI calls `make check`.
 SHELL = /bin/sh
 PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 ABI = 0
@@ -17,10 +18,12 @@ FISH = $(PREFIX)/share/fish/vendor_completions.d
 PHP_EXTENSIONS = $(shell $(PHP) -r 'echo PHP_EXTENSION_DIR;')
 PHP_MODS = /etc/php/$(shell $(PHP) -r 'echo PHP_MAJOR_VERSION, ".", PHP_MINOR_VERSION;')/mods-available
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
+# What a shell starts in the background ignores INT and QUIT, and all that it starts; tests send them.
+TEST = env --default-signal $(CARGO) test --locked
 # Tests wait for leases and graces most of their time.
 export RUST_TEST_THREADS ?= 6
 
-.PHONY: help deps build demo test check bench install install-php uninstall header fmt clean
+.PHONY: help deps build demo test check bench install put install-php put-php uninstall header fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
@@ -38,12 +41,12 @@ demo: build ## clean a tagged cache with the PHP command, on a private server or
 
 test: build ## install what is missing, build, and run every test
 	@tools/packages.sh
-	@$(CARGO) test --workspace --locked --exclude tagsweep-php
+	@$(TEST) --workspace --exclude tagsweep-php
 	@for server in redis valkey; do \
 	  TAGSWEEP_TEST_SERVER=$(CURDIR)/target/packages/$$server-trixie/server \
-	  $(CARGO) test --locked $(CONTRACTS) || exit 1; \
+	  $(TEST) $(CONTRACTS) || exit 1; \
 	done
-	@$(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
+	@env --default-signal $(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
 	  /usr/bin/phpunit --configuration php/tests/phpunit.xml
 
 check: deps ## what CI runs: format, lints, documentation, tests
@@ -63,33 +66,39 @@ header: ## write include/tagsweep.h anew
 
 install: ## install CLI, man pages, completions, C library and header into PREFIX (default /usr/local)
 	@test -f $(RELEASE)/libtagsweep.so || { echo 'run `make build` first' >&2; exit 1; }
-	umask 022; install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
-	install -m 755 $(RELEASE)/tagsweep $(DESTDIR)$(PREFIX)/bin/tagsweep
-	umask 022; $(RELEASE)/tagsweep generate man $(DESTDIR)$(MAN)
-	umask 022; $(RELEASE)/tagsweep generate bash $(DESTDIR)$(BASH)
-	umask 022; $(RELEASE)/tagsweep generate zsh $(DESTDIR)$(ZSH)
-	umask 022; $(RELEASE)/tagsweep generate fish $(DESTDIR)$(FISH)
-	install -m 644 include/tagsweep.h $(DESTDIR)$(PREFIX)/include/tagsweep.h
-	install -m 644 $(RELEASE)/libtagsweep.a $(DESTDIR)$(PREFIX)/lib/libtagsweep.a
-	install -m 755 $(RELEASE)/libtagsweep.so $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(VERSION)
-	ln -sf libtagsweep.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so.$(ABI)
-	ln -sf libtagsweep.so.$(ABI) $(DESTDIR)$(PREFIX)/lib/libtagsweep.so
-	umask 022; sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
-	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc
+	@umask 022; $(MAKE) --no-print-directory put
 	@test -n "$(DESTDIR)" || ldconfig 2>/dev/null || echo 'run `ldconfig` as root, or set LD_LIBRARY_PATH'
+
+put:
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 755 $(RELEASE)/tagsweep $(DESTDIR)$(PREFIX)/bin/tagsweep
+	$(RELEASE)/tagsweep generate man $(DESTDIR)$(MAN)
+	$(RELEASE)/tagsweep generate bash $(DESTDIR)$(BASH)
+	$(RELEASE)/tagsweep generate zsh $(DESTDIR)$(ZSH)
+	$(RELEASE)/tagsweep generate fish $(DESTDIR)$(FISH)
+	install -m 644 include/tagsweep.h $(DESTDIR)$(PREFIX)/include/tagsweep.h
+	install -m 644 $(RELEASE)/libtagsweep.a $(DESTDIR)$(LIBDIR)/libtagsweep.a
+	install -m 755 $(RELEASE)/libtagsweep.so $(DESTDIR)$(LIBDIR)/libtagsweep.so.$(VERSION)
+	ln -sf libtagsweep.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libtagsweep.so.$(ABI)
+	ln -sf libtagsweep.so.$(ABI) $(DESTDIR)$(LIBDIR)/libtagsweep.so
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' capi/tagsweep.pc.in \
+	  > $(DESTDIR)$(LIBDIR)/pkgconfig/tagsweep.pc
 
 install-php: ## install the PHP extension where PHP=php looks for it, and its ini file where Debian has those
 	@test -f $(EXTENSION) || { echo 'run `make build` first' >&2; exit 1; }
-	umask 022; install -d $(DESTDIR)$(PHP_EXTENSIONS)
+	@umask 022; $(MAKE) --no-print-directory put-php
+
+put-php:
+	install -d $(DESTDIR)$(PHP_EXTENSIONS)
 	install -m 644 $(EXTENSION) $(DESTDIR)$(PHP_EXTENSIONS)/tagsweep.so
-	@umask 022; ini=$(DESTDIR)$(PHP_MODS)/tagsweep.ini; if [ -d $(PHP_MODS) ]; then \
+	@ini=$(DESTDIR)$(PHP_MODS)/tagsweep.ini; if [ -d $(PHP_MODS) ]; then \
 	  install -d $(DESTDIR)$(PHP_MODS) && { test -e $$ini || echo 'extension=tagsweep.so' >$$ini; } && \
 	  echo 'now run: phpenmod tagsweep'; \
 	else echo 'now add to php.ini: extension=tagsweep.so'; fi
 
 uninstall: ## remove what `make install` and `make install-php` put in place
 	rm -f $(DESTDIR)$(PREFIX)/bin/tagsweep $(DESTDIR)$(PREFIX)/include/tagsweep.h \
-	  $(DESTDIR)$(PREFIX)/lib/libtagsweep.* $(DESTDIR)$(PREFIX)/lib/pkgconfig/tagsweep.pc \
+	  $(DESTDIR)$(LIBDIR)/libtagsweep.* $(DESTDIR)$(LIBDIR)/pkgconfig/tagsweep.pc \
 	  $(DESTDIR)$(MAN)/tagsweep.1 $(DESTDIR)$(MAN)/tagsweep-*.1 $(DESTDIR)$(BASH)/tagsweep.bash \
 	  $(DESTDIR)$(ZSH)/_tagsweep $(DESTDIR)$(FISH)/tagsweep.fish
 	@if command -v $(PHP) >/dev/null; then \
