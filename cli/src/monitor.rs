@@ -73,7 +73,7 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
     let name = plain(&args.name.to_string_lossy());
     match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
         Forced::Taken(holder) => {
-            say!("{name}: taken away; it was {}", named(&holder));
+            say!("{name}: taken away; it was {}", holder.who());
             Ok(exit::DONE)
         }
         Forced::Free => {
@@ -81,7 +81,7 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
             Ok(exit::DONE)
         }
         Forced::Another(holder) => {
-            complain!("tagsweep: {name} is {}; nothing was done", named(&holder));
+            complain!("tagsweep: {name} is {}; nothing was done", holder.who());
             Ok(exit::HELD)
         }
     }
@@ -158,19 +158,7 @@ fn as_text(name: &[u8], status: &Status) -> String {
 
 fn describe(holder: &Holder, now: Duration) -> String {
     let ago = holder.since().map(|since| span(now.saturating_sub(since)));
-    format!("{}{}", named(holder), ago.map_or(String::new(), |ago| format!(", for {ago}")))
-}
-
-fn named(holder: &Holder) -> String {
-    let fence = match holder.fence {
-        Some(0) => return "being handed over to a waiter".into(),
-        None => return "held by an unknown program (its value is not tagsweep's)".into(),
-        Some(fence) => fence,
-    };
-    let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "?".into());
-    let pid = holder.pid.map_or("?".into(), |pid| pid.to_string());
-    let (host, program) = (part(&holder.host), part(&holder.program));
-    format!("held by {host} pid {pid} ({program}), fence {fence}")
+    format!("{}{}", holder.who(), ago.map_or(String::new(), |ago| format!(", for {ago}")))
 }
 
 fn waits(waiter: &Waiter, now: Duration) -> String {

@@ -127,6 +127,19 @@ impl Holder {
         self.program = field();
     }
 
+    /// By whom the lock is held, in words: `held by web-1 pid 42 (tagsweep/0.1.0), fence 7`.
+    pub fn who(&self) -> String {
+        let fence = match self.fence {
+            Some(0) => return "being handed over to a waiter".to_owned(),
+            None => return "held by an unknown program (its value is not tagsweep's)".to_owned(),
+            Some(fence) => fence,
+        };
+        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "?".to_owned());
+        let pid = self.pid.map_or("?".to_owned(), |pid| pid.to_string());
+        let (host, program) = (part(&self.host), part(&self.program));
+        format!("held by {host} pid {pid} ({program}), fence {fence}")
+    }
+
     /// When the grant was made by the server's clock, in seconds since 1970: a fence is a time.
     pub fn since(&self) -> Option<Duration> {
         self.fence.filter(|fence| *fence > 0).map(Duration::from_micros)
@@ -135,15 +148,9 @@ impl Holder {
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.host, self.pid, self.fence) {
-            (Some(host), Some(pid), _) => write!(f, "held by {host} pid {pid}")?,
-            (_, _, Some(0)) => return f.write_str("being handed over to a waiter"),
-            _ => f.write_str("held by an unknown program")?,
-        }
-        if let Some(fence) = self.fence {
-            write!(f, ", fence {fence}")?;
-        }
+        f.write_str(&self.who())?;
         match self.ttl {
+            _ if self.fence == Some(0) => Ok(()),
             Some(ttl) => write!(f, ", expires in {:.1} s unless extended", ttl.as_secs_f64()),
             None => f.write_str(", never expires"),
         }
