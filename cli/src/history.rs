@@ -141,8 +141,15 @@ fn plot(runs: &[Run], name: &str, unit: &str, of: Figure) -> String {
     let top = if runs.is_empty() { "-".to_owned() } else { amount(most, unit) };
     format!(
         "<figure><figcaption>{name} <small>up to {top}</small></figcaption>\
-         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{name}\">{bars}</svg></figure>"
+         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{name}\">{bars}</svg>{}</figure>",
+        time_span(runs),
     )
+}
+
+/// When the first and the last of them were.
+fn time_span(runs: &[Run]) -> String {
+    let (Some(last), Some(first)) = (runs.first(), runs.last()) else { return String::new() };
+    format!("<div class=\"span\"><span>{}</span><span>{}</span></div>", utc(first.at), utc(last.at))
 }
 
 fn row(run: &Run) -> String {
