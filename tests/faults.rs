@@ -233,6 +233,37 @@ fn a_sweep_that_waits_outlasts_connections_that_are_cut_again_and_again() {
 }
 
 #[test]
+fn a_sweep_outlasts_a_server_that_has_no_room_for_it() {
+    let server = Server::start();
+    stale(&mut server.connect(), 500);
+    let options = Options { grace: Duration::from_secs(1), ..patient() };
+    let mut sweep = Sweep::new(server.config(), options).unwrap();
+    let (mut con, mut full) = (Some(server.connect()), None);
+    let ended = sweep.run(&mut |progress| {
+        if progress.report.references_removed > 0
+            && let Some(mut con) = con.take()
+        {
+            let _: () = run(&mut con, "CONFIG SET maxclients 1");
+            let _: () = run(&mut con, "CLIENT KILL TYPE normal SKIPME yes");
+            full = Some(std::thread::spawn(move || {
+                until("it was refused", || {
+                    let stats: String = run(&mut con, "INFO stats");
+                    let told =
+                        |line: &str| line.strip_prefix("rejected_connections:")?.parse().ok();
+                    stats.lines().find_map(told).is_some_and(|times: u64| times > 2)
+                });
+                let _: () = run(&mut con, "CONFIG SET maxclients 100");
+            }));
+        }
+        Flow::Continue
+    });
+    full.unwrap().join().unwrap();
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.complete, "{report:?}");
+    assert_eq!(run::<u64>(&mut server.connect(), "EXISTS tag:0 tag:499"), 0);
+}
+
+#[test]
 fn a_server_that_was_restarted_is_another_one() {
     let mut server = Server::start();
     stale(&mut server.connect(), 500);

@@ -28,6 +28,30 @@ fn a_held_lock_stops_it_at_once() {
 }
 
 #[test]
+fn a_sweep_that_waited_goes_by_what_the_server_is_then() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut lock =
+        Lock::new(server.config(), b"cache_tag_cleanup", Duration::from_secs(30)).unwrap();
+    assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+    let options = Options { wait: Duration::from_secs(20), ..quick() };
+    let (mut keys, config) = (0, server.config());
+    std::thread::scope(|scope| {
+        let sweeps = scope.spawn(|| {
+            sweep_watched(config, options, &mut |progress| {
+                keys = progress.keys;
+                Flow::Continue
+            })
+        });
+        until("it waits", || status(&server.link(), b"cache_tag_cleanup").unwrap().waiting == 1);
+        (0..50).for_each(|i| tag(&mut con, "", &format!("t{i}"), 1, 2));
+        assert!(lock.release().unwrap());
+        assert!(sweeps.join().unwrap().complete);
+    });
+    assert!(keys >= 100, "{keys}");
+}
+
+#[test]
 fn nothing_is_removed_after_the_lock_is_lost() {
     for how in ["DEL lock:cache_tag_cleanup", "SET lock:cache_tag_cleanup thief"] {
         let server = Server::start();

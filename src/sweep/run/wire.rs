@@ -264,7 +264,9 @@ impl Running<'_> {
             None => self.options.lock_ttl,
             Some(_) => LAST_TRY,
         };
-        if !passes(&fault) || (tries > 0 && now.since(since) >= patience) {
+        // A server that is full is one out of reach: there was room for us.
+        let passes = passes(&fault) || fault.code() == Some("MAXCLIENTS");
+        if !passes || (tries > 0 && now.since(since) >= patience) {
             return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
         }
         self.wire.outage = Some((since, tries + 1));
