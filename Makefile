@@ -20,10 +20,15 @@ PHP_MODS = /etc/php/$(shell $(PHP) -r 'echo PHP_MAJOR_VERSION, ".", PHP_MINOR_VE
 EXTENSION = $(CURDIR)/$(RELEASE)/libtagsweep_php.so
 # What a shell starts in the background ignores INT and QUIT, and all that it starts; tests send them.
 TEST = env --default-signal $(CARGO) test --locked
+# contracts(SUITE): on the servers of a suite
+contracts = for server in redis valkey; do \
+	  TAGSWEEP_TEST_SERVER=$(CURDIR)/target/packages/$$server-$(1)/server \
+	  $(TEST) $(CONTRACTS) || exit 1; \
+	done
 # Tests wait for leases and graces most of their time.
 export RUST_TEST_THREADS ?= 6
 
-.PHONY: help deps build demo test check bench install put install-php put-php uninstall header fmt clean
+.PHONY: help deps build demo test test-next check bench install put install-php put-php uninstall header fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
@@ -42,12 +47,13 @@ demo: build ## clean a tagged cache with the PHP command, on a private server or
 test: build ## install what is missing, build, and run every test
 	@tools/packages.sh
 	@$(TEST) --workspace --exclude tagsweep-php
-	@for server in redis valkey; do \
-	  TAGSWEEP_TEST_SERVER=$(CURDIR)/target/packages/$$server-trixie/server \
-	  $(TEST) $(CONTRACTS) || exit 1; \
-	done
+	@$(call contracts,trixie)
 	@env --default-signal $(PHP) -d extension=$(EXTENSION) -d tagsweep.alias_namespace='YourFramework\Cache' \
 	  /usr/bin/phpunit --configuration php/tests/phpunit.xml
+
+test-next: build ## what every server must keep, on the newest ones: Debian's unstable, not part of `make test`
+	@NEXT=1 tools/packages.sh
+	@$(call contracts,sid)
 
 check: deps ## what CI runs: format, lints, documentation, tests
 	@$(CARGO) fmt --all --check

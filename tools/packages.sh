@@ -2,7 +2,7 @@
 # Unpacks what only tests need from Debian's packages into a private folder; nothing is installed:
 # the frameworks that the bridges are tested against, promtool, and the servers of trixie, which run by
 # their own loader and libraries: FOLDER/NAME-trixie/server. Prints nothing when all are there.
-#   tools/packages.sh [FOLDER]      (default: target/packages)
+#   tools/packages.sh [FOLDER]      (default: target/packages; with NEXT=1 those of sid, too)
 set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-target/packages}
@@ -85,4 +85,8 @@ trap 'rm -rf "$apt"' EXIT INT TERM
   fetch prometheus bookworm prometheus
   server redis trixie redis-server "redis-server redis-tools"
   server valkey trixie valkey-server "valkey-server valkey-tools"
+  if [ -n "${NEXT:-}" ]; then
+    server redis sid redis-server "redis-server redis-tools"
+    server valkey sid valkey-server "valkey-server valkey-tools"
+  fi
 }
