@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome, WaitMode, status};
+use tagsweep::lock::{Holder, Lock, Options, Outcome, WaitMode, status};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -280,6 +280,31 @@ fn a_handover_that_nobody_heard_of_delays_a_lone_waiter_by_three_seconds_at_most
     assert!(holder.release().unwrap());
     let (fence, had, mut other) = told.recv().unwrap();
     assert!(fence.is_some() && had - released < MS(4000), "{:?}", had - released);
+    assert!(other.release().unwrap());
+    let keys: Vec<String> = server.connect().keys("*").unwrap();
+    assert_eq!(keys, ["{lock:a}:fence"]);
+}
+
+#[test]
+fn who_is_granted_the_lock_besides_leaves_no_place_behind() {
+    let server = server();
+    let mut con = server.connect();
+    let proxy = Proxy::start(&server.socket());
+    let mut holder = lock(&server, b"a", MS(30_000));
+    take(&mut holder, MS(0)).unwrap();
+    let mut other = Lock::new(proxy.config(), b"a", MS(30_000)).unwrap();
+    // It is in line, and was not told: it asks again, and finds the lock free.
+    proxy.break_next("BLPOP", Fault::CloseAfter, 1);
+    let line = server.link();
+    let freed = &mut |_: &Holder| {
+        if status(&line, b"a").unwrap().waiting == 1 {
+            let _: () = con.del("lock:a").unwrap();
+        }
+        true
+    };
+    let had = other.acquire_within(MS(20_000), freed).unwrap();
+    assert!(matches!(had, Outcome::Acquired { .. }) && proxy.left() == 0);
+    assert_eq!(waiting(&server, b"a"), 0);
     assert!(other.release().unwrap());
     let keys: Vec<String> = server.connect().keys("*").unwrap();
     assert_eq!(keys, ["{lock:a}:fence"]);

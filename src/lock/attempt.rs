@@ -210,7 +210,8 @@ impl Attempt {
         self.late
     }
 
-    /// What is to be said when nothing more is asked: who stands in line stands there no more.
+    /// What is to be said when nothing more is asked: who may stand in line, also one that was granted the lock
+    /// besides, stands there no more.
     pub fn farewell(&self) -> Option<Request> {
         let waits = !self.waiter.is_empty() && !self.left;
         waits.then(|| Request::Leave { waiter: self.waiter.clone(), timed_out: false })
@@ -227,7 +228,8 @@ impl Attempt {
             return self.cancel(now);
         }
         match std::mem::replace(&mut self.state, State::Asking) {
-            State::Asking | State::Claiming => self.asking(event, now),
+            State::Asking => self.asking(event, now),
+            State::Claiming => self.claiming(event, now),
             State::Extending(value) => self.extending(value, event, now),
             State::Pausing => self.ask(),
             State::Queued { ticket, next_look } => self.queued(ticket, next_look, event, now),
@@ -236,6 +238,14 @@ impl Attempt {
             State::Leaving { unwanted } => self.leaving(unwanted, now),
             State::HandingOn => self.go_on(now),
         }
+    }
+
+    /// Our place went with the grant.
+    fn claiming(&mut self, event: Event, now: Moment) -> Step {
+        if matches!(event, Event::Answered(Answer::Granted(_), _)) {
+            self.waiter.clear();
+        }
+        self.asking(event, now)
     }
 
     fn asking(&mut self, event: Event, now: Moment) -> Step {

@@ -62,6 +62,9 @@ impl<'a> Drive<'a> {
     /// Drives an attempt to its end.
     pub fn run(mut self, attempt: &mut Attempt) -> Result<std::result::Result<Lease, Holder>> {
         let ended = self.go(attempt);
+        if let (Ok(Ok(_)), Some(request)) = (&ended, attempt.farewell()) {
+            self.leave(&request);
+        }
         if let (Err(e), Some(request)) = (&ended, attempt.farewell())
             && !passes(e)
         {
