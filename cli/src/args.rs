@@ -1,5 +1,6 @@
 //! The command line.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -83,14 +84,10 @@ const DEFAULT_URL: &str = "redis://127.0.0.1:6379";
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServerArgs {
     /// redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path[?db=N&user=U&pass=P]; valkey://
-    /// and valkeys:// are the same. In the environment (REDIS_URL) a password is hidden from other users of the machine.
-    #[arg(
-        long,
-        env = "REDIS_URL",
-        hide_env_values = true,
-        default_value = DEFAULT_URL
-    )]
-    pub url: String,
+    /// and valkeys:// are the same. Default: the environment's REDIS_URL, where a password is hidden from other users of
+    /// the machine, or redis://127.0.0.1:6379.
+    #[arg(long)]
+    pub url: Option<String>,
     /// Stands before every key, as phpredis' OPT_PREFIX does.
     #[arg(long, default_value = "")]
     pub prefix: OsString,
@@ -110,8 +107,8 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     pub fn config(&self) -> tagsweep::Result<Config> {
-        // An empty variable is one that is not set.
-        let url = if self.url.is_empty() { DEFAULT_URL } else { &self.url };
+        let url = self.url.clone().or_else(environment);
+        let url = url.as_deref().unwrap_or(DEFAULT_URL);
         let mut config =
             Config::from_url(url)?.prefix(self.prefix.as_bytes()).timeout(self.timeout);
         config.tls.ca = self.tls_ca.as_ref().map(pem).transpose()?;
@@ -121,6 +118,26 @@ impl ServerArgs {
         config.check()?;
         Ok(config)
     }
+}
+
+/// What REDIS_URL says; an empty variable is one that is not set.
+pub(crate) fn environment() -> Option<String> {
+    let url = std::env::var_os("REDIS_URL").filter(|url| !url.is_empty());
+    url.map(|url| url.to_string_lossy().into_owned())
+}
+
+/// User and password of what looks like a server's URL, wherever it was given.
+pub(crate) fn userinfo(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("://")?;
+    rest.rsplit_once('@').map(|(userinfo, _)| userinfo).filter(|userinfo| !userinfo.is_empty())
+}
+
+/// Name of a lock. A server's URL in its place would be asked for at another server, and shown to everybody.
+fn lock_name() -> impl TypedValueParser<Value = OsString> {
+    OsStringValueParser::new().try_map(|name| match userinfo(&name.to_string_lossy()) {
+        Some(_) => Err("a URL with a password is no name of a lock; it goes with --url"),
+        None => Ok(name),
+    })
 }
 
 /// A label of a metric, which must be none of ours.
@@ -266,6 +283,7 @@ impl SweepArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LockArgs {
     /// What is protected; the lock's key is `lock:NAME`.
+    #[arg(value_parser = lock_name())]
     pub name: OsString,
     #[command(flatten)]
     pub server: ServerArgs,
@@ -312,6 +330,7 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StatusArgs {
     /// Locks to show. Default: all, found by walking over all keys.
+    #[arg(value_parser = lock_name())]
     pub names: Vec<OsString>,
     #[command(flatten)]
     pub server: ServerArgs,
@@ -325,6 +344,7 @@ pub(crate) struct StatusArgs {
 #[group(id = "grant", required = true, multiple = false, args = ["fence", "any"])]
 pub(crate) struct ForceReleaseArgs {
     /// The lock.
+    #[arg(value_parser = lock_name())]
     pub name: OsString,
     #[command(flatten)]
     pub server: ServerArgs,
@@ -428,15 +448,10 @@ pub(crate) struct AclArgs {
 /// The demo.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Server to use, under a prefix of the demo's own. Default: a private redis-server.
-    #[arg(
-        long,
-        env = "REDIS_URL",
-        hide_env_values = true,
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub url: String,
+    /// Server to use, under a prefix of the demo's own. Default: the environment's REDIS_URL, or a
+    /// private redis-server.
+    #[arg(long)]
+    pub url: Option<String>,
     /// Tags to write.
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(3..=1_000_000))]
     pub tags: u32,

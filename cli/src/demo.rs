@@ -1,10 +1,11 @@
 //! `tagsweep demo`: the whole story on a small cache of its own.
 
-use crate::args::DemoArgs;
-use crate::output::{Screen, print_report};
+use crate::args::{DemoArgs, environment};
+use crate::output::{Place, Screen, print_report};
 use crate::{Done, exit, signals};
 use redis::Value;
 use std::error::Error;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -19,11 +20,13 @@ use tempfile::TempDir;
 const MEMBERS: u32 = 10;
 
 pub(crate) fn demo(args: &DemoArgs) -> Done {
-    let private = args.url.is_empty().then(Private::start).transpose()?;
-    let url = private.as_ref().map_or(&args.url, |private| &private.url);
+    let given = args.url.clone().or_else(environment);
+    let private = given.is_none().then(Private::start).transpose()?;
+    let url = given.or(private.as_ref().map(|private| private.url.clone())).unwrap_or_default();
     let prefix = format!("tagsweep-demo:{}:", std::process::id());
-    let config = Config::from_url(url)?.prefix(prefix.as_str());
-    let label = config.label();
+    let config = Config::from_url(&url)?.prefix(prefix.as_str());
+    let (label, lock) = (config.label(), OsString::from("cache_tag_cleanup"));
+    let place = Place { server: label.clone(), prefix: OsStr::new(&prefix), lock: &lock };
     let stop = signals::stop_flag()?;
     let mut link = Link::new(config.clone())?;
     say!("Writing {} tags of {MEMBERS} references each to {label}", args.tags);
@@ -40,7 +43,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Done {
     let left = clear(&mut link, &prefix, args.tags)?;
     match ended? {
         Ended::Swept(report) => {
-            print_report(&report, &label);
+            print_report(&report, &place);
             let how = if report.complete {
                 "each with live references only"
             } else {

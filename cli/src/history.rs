@@ -90,7 +90,7 @@ fn sparkline(values: &[f64]) -> String {
 
 /// Seconds since 1970 as a date and a time (the civil calendar, after Howard Hinnant's
 /// `civil_from_days`).
-fn utc(at: u64) -> String {
+pub(crate) fn utc(at: u64) -> String {
     let (days, seconds) = (at / 86_400 + 719_468, at % 86_400);
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -64,7 +64,7 @@ pub(crate) mod exit {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|e| refuse(&e));
     let done = match args.command {
         Command::Sweep(options) => sweep::sweep(&options, false),
         Command::Plan(options) => sweep::sweep(&options, true),
@@ -89,6 +89,19 @@ fn main() -> ExitCode {
     let Some(e) = UNWRITTEN.get() else { return ExitCode::from(code) };
     complain!("tagsweep: the output could not be written: {e}");
     ExitCode::from(if code == exit::DONE { exit::ERROR } else { code })
+}
+
+/// What is wrong with the command line; a password in it is not repeated.
+fn refuse(e: &clap::Error) -> ! {
+    let secrets: Vec<String> = std::env::args_os()
+        .filter_map(|arg| args::userinfo(&arg.to_string_lossy()).map(str::to_owned))
+        .collect();
+    if secrets.is_empty() {
+        e.exit();
+    }
+    let told = e.render().to_string();
+    complain!("{}", secrets.iter().fold(told, |told, secret| told.replace(secret, "…")).trim_end());
+    std::process::exit(e.exit_code());
 }
 
 /// With options as they are given here.

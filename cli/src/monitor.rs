@@ -6,7 +6,7 @@ use crate::{Done, exit};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tagsweep::connect::Link;
@@ -104,7 +104,7 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Done {
         .collect();
     let text = labelled(&open_metrics(&samples, &sweeps), &args.label);
     match &args.output {
-        None => std::io::stdout().write_all(text.as_bytes())?,
+        None => replace(Path::new("-"), text)?,
         Some(path) => replace(path, text)?,
     }
     Ok(looked.code())

@@ -1,12 +1,13 @@
 //! What people and machines are shown of a sweep.
 
 use crate::args::ServerArgs;
+use crate::history::utc;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tagsweep::error::plain;
 use tagsweep::lock::Holder;
 use tagsweep::sweep::{Progress, Report, Sample};
@@ -47,7 +48,7 @@ impl Screen {
                 bar.set_position((progress.share * BAR_STEPS as f64) as u64);
                 bar.set_message(message(progress));
             }
-            Meter::Json => print_json("progress", progress.report, Some(progress)),
+            Meter::Json => print_json("progress", progress.report, course(progress)),
             Meter::Silent => {}
         }
     }
@@ -83,9 +84,35 @@ fn message(progress: &Progress) -> String {
     )
 }
 
+/// Where something was swept: several servers, and many nights, may share one log.
+pub(crate) struct Place<'a> {
+    pub server: String,
+    pub prefix: &'a OsStr,
+    pub lock: &'a OsStr,
+}
+
+impl Place<'_> {
+    /// For machines, with the time.
+    pub fn to_json(&self) -> serde_json::Map<String, serde_json::Value> {
+        let text = |text: &OsStr| plain(&text.to_string_lossy()).into();
+        let mut line = serde_json::Map::new();
+        line.insert("at".into(), now().into());
+        line.insert("server".into(), self.server.clone().into());
+        line.insert("prefix".into(), text(self.prefix));
+        line.insert("lock".into(), text(self.lock));
+        line
+    }
+}
+
+/// Our own clock's time, as RFC 3339 has it.
+fn now() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    utc(now.as_secs()).replace(' ', "T") + "Z"
+}
+
 /// Prints the report, and to people what it warns of.
-pub(crate) fn print_report(report: &Report, server: &str) {
-    say!("{}", heading(report, server));
+pub(crate) fn print_report(report: &Report, place: &Place) {
+    say!("{}", heading(report, place));
     figures(report).iter().for_each(|line| say!("  {line}"));
     for Sample { tag, entry, why } in &report.samples {
         say!("  example     {tag} would lose {entry}: {why}");
@@ -95,14 +122,21 @@ pub(crate) fn print_report(report: &Report, server: &str) {
     }
 }
 
-fn heading(report: &Report, server: &str) -> String {
+fn heading(report: &Report, place: &Place) -> String {
     let done = match (report.dry_run, report.complete) {
-        (true, true) => "Would be done".to_owned(),
+        (true, true) => "Planned".to_owned(),
         (false, true) => "Swept".to_owned(),
         (_, false) => format!("Ended early ({})", report.reason.text()),
     };
     let (took, worked) = (report.duration.as_secs_f64(), report.server.as_secs_f64());
-    format!("{done} on {server} in {took:.2} s ({worked:.2} s of the server's time)")
+    let under = match place.prefix.is_empty() {
+        true => String::new(),
+        false => format!(" under {}", plain(&place.prefix.to_string_lossy())),
+    };
+    let (server, at) = (&place.server, now());
+    format!(
+        "{done} on {server}{under} at {at}, in {took:.2} s ({worked:.2} s of the server's time)"
+    )
 }
 
 fn figures(report: &Report) -> Vec<String> {
@@ -177,16 +211,23 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// One line of JSON: the report's keys, with a type, and of progress how far it is.
-pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress>) {
+/// How far it is.
+fn course(progress: &Progress) -> serde_json::Map<String, serde_json::Value> {
     let mut line = serde_json::Map::new();
+    line.insert("share".into(), progress.share.into());
+    line.insert("left_s".into(), progress.left.map(|left| left.as_secs_f64()).into());
+    line.insert("keys".into(), progress.keys.into());
+    line.insert("effort".into(), progress.effort.into());
+    line
+}
+
+/// One line of JSON: the report's keys, with a type, and what else there is to say.
+pub(crate) fn print_json(
+    kind: &str,
+    report: &Report,
+    mut line: serde_json::Map<String, serde_json::Value>,
+) {
     line.insert("type".into(), kind.into());
-    if let Some(progress) = progress {
-        line.insert("share".into(), progress.share.into());
-        line.insert("left_s".into(), progress.left.map(|left| left.as_secs_f64()).into());
-        line.insert("keys".into(), progress.keys.into());
-        line.insert("effort".into(), progress.effort.into());
-    }
     if let Ok(serde_json::Value::Object(figures)) = serde_json::to_value(report) {
         line.extend(figures);
     }
@@ -197,7 +238,10 @@ pub(crate) fn print_json(kind: &str, report: &Report, progress: Option<&Progress
 /// however many write it at once. What is no file is written into; "-" is standard output.
 pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
     if path == Path::new("-") {
-        return std::io::stdout().write_all(text.as_ref());
+        return std::io::stdout().write_all(text.as_ref()).map_err(|e| match e.kind() {
+            ErrorKind::BrokenPipe => e,
+            kind => std::io::Error::new(kind, format!("the output could not be written: {e}")),
+        });
     }
     let written = match std::fs::metadata(path) {
         Ok(known) if !known.is_file() => {

@@ -1,7 +1,7 @@
 //! `tagsweep sweep` and `tagsweep plan`.
 
 use crate::args::SweepArgs;
-use crate::output::{Screen, print_json, print_report, way_out};
+use crate::output::{Place, Screen, print_json, print_report, way_out};
 use crate::{Done, exit, signals, spelled};
 use std::sync::atomic::Ordering;
 use tagsweep::error::plain;
@@ -10,7 +10,7 @@ use tagsweep::sweep::{Ended, Flow, Sweep};
 
 pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
     let config = args.server.config()?;
-    let label = config.label();
+    let place = Place { server: config.label(), prefix: &args.server.prefix, lock: &args.lock };
     let mut options = args.options();
     options.dry_run |= plan;
     let mut sweep = Sweep::new(config, options)?;
@@ -22,8 +22,8 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
     });
     screen.end();
     let show = |report| match args.json {
-        true => print_json("report", report, None),
-        false => print_report(report, &label),
+        true => print_json("report", report, place.to_json()),
+        false => print_report(report, &place),
     };
     match ended {
         Ok(Ended::Swept(report)) => {
@@ -31,29 +31,34 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
             Ok(if report.complete { exit::DONE } else { exit::PARTIAL })
         }
         Ok(Ended::Held(holder)) => {
-            held(args, &holder);
+            held(args, &place, &holder);
             Ok(exit::HELD)
         }
         Err(e) => {
             let e = spelled(e.into());
             sweep.report().into_iter().for_each(show);
             if args.json {
-                say!("{}", serde_json::json!({ "type": "error", "error": e.to_string() }));
+                let mut line = place.to_json();
+                line.insert("type".into(), "error".into());
+                line.insert("error".into(), e.to_string().into());
+                say!("{}", serde_json::Value::Object(line));
             }
             Err(e)
         }
     }
 }
 
-fn held(args: &SweepArgs, holder: &Holder) {
-    let lock = plain(&args.lock.to_string_lossy());
+fn held(args: &SweepArgs, place: &Place, holder: &Holder) {
     if args.json {
-        let line = serde_json::json!({
-            "type": "held", "lock": lock, "host": holder.host, "pid": holder.pid,
-            "fence": holder.fence, "ttl_s": holder.ttl.map(|ttl| ttl.as_secs_f64()),
-        });
-        say!("{line}");
+        let mut line = place.to_json();
+        line.insert("type".into(), "held".into());
+        line.insert("host".into(), holder.host.clone().into());
+        line.insert("pid".into(), holder.pid.into());
+        line.insert("fence".into(), holder.fence.into());
+        line.insert("ttl_s".into(), holder.ttl.map(|ttl| ttl.as_secs_f64()).into());
+        say!("{}", serde_json::Value::Object(line));
     }
+    let lock = plain(&args.lock.to_string_lossy());
     complain!(
         "tagsweep: skipped: the lock {lock} is {holder}{}",
         way_out(&args.server, &args.lock, holder)

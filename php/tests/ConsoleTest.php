@@ -116,7 +116,7 @@ final class ConsoleTest extends TestCase
 
     public function testAMisplacedDsnIsNotRepeated(): void
     {
-        foreach ([['redis://:secret@h'], ['-u', 'redis://:secret@h'], ['--urll', 'redis://:secret@h'], ['--url:redis://:secret@h']] as $arguments) {
+        foreach ([['redis://:secret@h'], ['-u', 'redis://:secret@h'], ['--urll', 'redis://:secret@h'], ['--url:redis://:secret@h'], ['--grace', 'redis://:secret@h'], ['--max-share=redis://:secret@h']] as $arguments) {
             [$status, , $errors] = $this->command(...$arguments);
             self::assertSame(Cleanup::USAGE, $status);
             self::assertStringNotContainsString('secret', $errors);

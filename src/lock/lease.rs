@@ -191,12 +191,15 @@ mod tests {
         let ours = format!("0f:17|{}", whoami());
         let holder = Holder::read(ours.as_bytes(), Some(Duration::from_secs(2)));
         assert_eq!((holder.fence, holder.pid), (Some(17), Some(std::process::id())));
-        assert!(holder.to_string().contains("expires in 2.0 s"));
+        assert!(holder.to_string().ends_with(", fence 17, expires in 2.0 s unless extended"));
         let evil = Holder::read(b"0f:17|\x1b[2Jweb|1|p\n", None);
         assert_eq!((evil.host.as_deref(), evil.program.as_deref()), (Some("?[2Jweb"), Some("p?")));
         let foreign = Holder::read(b"5f3c:uniqid", None);
         assert_eq!(foreign, Holder::default());
-        assert_eq!(foreign.to_string(), "held by an unknown program, never expires");
+        assert_eq!(
+            foreign.to_string(),
+            "held by an unknown program (its value is not tagsweep's), never expires"
+        );
         let moving = Holder::read(&transit("0f"), None);
         assert_eq!((moving.fence, moving.since()), (Some(0), None));
         assert!(Lease::new(transit("0f"), Moment::now()).is_none());

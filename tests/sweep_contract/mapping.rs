@@ -50,6 +50,33 @@ fn a_wrong_prefix_removes_nothing_and_says_so() {
 }
 
 #[test]
+fn a_cache_without_tags_may_be_another_one() {
+    let server = Server::start();
+    let mut con = server.connect();
+    for i in 0..30 {
+        let _: () = con.set(format!("other:{i}"), "x").unwrap();
+    }
+    let _: () = con.zadd("app:tag:sorted", "item:1", 1).unwrap();
+    let doubts = |prefix: &str, dry_run| {
+        let options = Options { dry_run, ..quick() };
+        let report = sweep(server.config().prefix(prefix), options);
+        assert_eq!((report.complete, report.tags_seen), (true, 0));
+        report.warnings
+    };
+    for dry_run in [true, false] {
+        let told = doubts("typo:", dry_run);
+        assert!(told[0].starts_with("no key matches \"typo:tag:*\""), "{told:?}");
+        let told = doubts("app:", dry_run);
+        assert!(told[0].starts_with("no set among 1 keys matches \"app:tag:*\""), "{told:?}");
+    }
+    // It had tags once: that they are gone is no news.
+    tag(&mut con, "was:", "t", 1, 2);
+    assert_eq!(sweep(server.config().prefix("was:"), quick()).tags_pruned, 1);
+    let _: () = con.del("was:tag:t").unwrap();
+    assert_eq!(doubts("was:", false), [""; 0]);
+}
+
+#[test]
 fn two_proven_mappings_are_a_question_not_a_guess() {
     let server = Server::start();
     let mut con = server.connect();

@@ -50,6 +50,32 @@ fn exit_codes_tell_what_happened() {
 }
 
 #[test]
+fn a_password_in_the_wrong_place_is_not_repeated() {
+    const URL: &str = "redis://user:top@secret@127.0.0.1:1";
+    let beside = format!("--url {URL}");
+    for wrong in [
+        &["sweep", URL][..],
+        &[URL],
+        &["demo", URL],
+        &["sweep", &beside],
+        &["sweep", "--grace", URL],
+        &["status", URL],
+        &["lock", URL, "--", "true"],
+        &["force-release", "--any", URL],
+        &["metrics", "--label", URL],
+    ] {
+        let (code, out, err) = tagsweep(wrong);
+        assert!(
+            code == 2 && !out.contains("secret") && !err.contains("secret"),
+            "{wrong:?}: {err}"
+        );
+        assert!(!err.is_empty() && !err.contains("top"), "{wrong:?}: {err}");
+    }
+    let (code, _, err) = tagsweep(&["status", "--url", ""]);
+    assert!(code == 2 && err.contains("not a server URL"), "{code} {err}");
+}
+
+#[test]
 fn tls_with_a_private_authority_and_a_client_certificate() {
     let place = tempfile::tempdir().unwrap();
     let path = |name: &str| place.path().join(name).display().to_string();

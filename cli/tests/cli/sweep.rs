@@ -37,6 +37,11 @@ fn plan_shows_and_sweep_does() {
     ] {
         assert!(!report[key].is_null(), "{key}");
     }
+    // Several servers and nights may share one log.
+    assert_eq!((&report["prefix"], &report["lock"]), (&"".into(), &"cache_tag_cleanup".into()));
+    assert!(report["server"].as_str().unwrap().starts_with("unix://"), "{report}");
+    let at = report["at"].as_str().unwrap();
+    assert!(at.len() == "2026-11-26T13:00:00Z".len() && at.ends_with('Z'), "{at}");
     let (code, out, _) = read(Command::new(TAGSWEEP).arg("sweep").env("REDIS_URL", server.url()));
     assert!(code == 0 && out.contains("0 removed"), "the URL comes from the environment: {out}");
 }

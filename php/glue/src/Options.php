@@ -120,15 +120,21 @@ final class Options
         return match ($kind) {
             self::TEXT => $value,
             self::SPAN => self::seconds($name, $value),
-            self::COUNT => ctype_digit($value) ? (int) $value : throw new UsageError("--$name must be a whole number, not \"$value\""),
-            self::SHARE => is_numeric($value) ? (float) $value : throw new UsageError("--$name must be a number, not \"$value\""),
+            self::COUNT => ctype_digit($value) ? (int) $value : throw new UsageError("--$name must be a whole number, not " . self::shown($value)),
+            self::SHARE => is_numeric($value) ? (float) $value : throw new UsageError("--$name must be a number, not " . self::shown($value)),
         };
+    }
+
+    /** A value as it may be shown: what looks like a DSN may hold a password. */
+    private static function shown(string $value): string
+    {
+        return str_contains($value, '://') ? 'a DSN' : "\"$value\"";
     }
 
     private static function seconds(string $name, string $value): float
     {
         if (!preg_match('/^(\d+(?:\.\d+)?)(us|ms|s|m|h|d|)$/', $value, $found)) {
-            throw new UsageError("--$name must be a span such as 500ms, 30s, 5m, 12h or 7d, not \"$value\"");
+            throw new UsageError("--$name must be a span such as 500ms, 30s, 5m, 12h or 7d, not " . self::shown($value));
         }
 
         return (float) $found[1] * self::UNITS[$found[2]];

@@ -2,7 +2,7 @@
 
 use super::{Later, Running};
 use crate::clock::Moment;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::sweep::batch::Batch;
 use crate::sweep::judge::twice_takes;
 use crate::sweep::report::Reason;
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// Longest time from a request to stop to the last verification.
 pub(super) const STOPPING: Duration = Duration::from_millis(500);
+
+/// Keys that we may have left ourselves where there is nothing else.
+const OURS: u64 = 16;
 
 /// Why a run ends; it is under way as long as there is no reason.
 #[derive(Debug, Default)]
@@ -135,6 +138,7 @@ impl Running<'_> {
         if self.options.dry_run {
             self.foresee_end();
         }
+        self.warn_of_nothing();
         match self.proof.refutation() {
             Some(what) if self.options.dry_run => {
                 self.foresee_nothing();
@@ -148,6 +152,22 @@ impl Running<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A wrong prefix, database or layout looks like a cache without tags. Where an earlier sweep knew the mapping,
+    /// it is one.
+    fn warn_of_nothing(&mut self) {
+        let (seen, skipped) = (self.report.tags_seen, self.report.tags_skipped);
+        let whole = !self.is_ending() && self.report.resumed_at == 0.0;
+        if seen > 0 || !whole || self.keys <= OURS || self.proof.is_given() {
+            return;
+        }
+        let found = match skipped {
+            0 => "no key".to_owned(),
+            others => format!("no set among {others} keys"),
+        };
+        let pattern = printable(&self.pattern);
+        self.warn(&format!("{found} matches {pattern}: are prefix, database and layout right?"));
     }
 
     /// At the end of a dry run: what the limits would have done to a sweep, that could be told only now.
