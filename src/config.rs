@@ -97,7 +97,8 @@ pub struct Config {
 
 /// What to expect of a URL, for error messages.
 const URL_FORMS: &str = "expected redis://[user:password@]host[:port][/db], rediss://… for TLS, \
-                         or unix:///path/to/socket[?db=N&user=U&pass=P]";
+                         or unix:///path/to/socket[?db=N&user=U&pass=P]; of a user or password # / ? and @ are \
+                         written %23 %2F %3F and %40";
 
 impl Config {
     /// A server at an address, without credentials, database 0.
@@ -125,6 +126,9 @@ impl Config {
         let wrong = |why: &str| Error::invalid(format!("not a server URL: {why}; {URL_FORMS}"));
         if url.contains("#insecure") {
             return Err(wrong("certificates are always checked (#insecure is not supported)"));
+        }
+        if url.contains('#') {
+            return Err(wrong("it has a fragment"));
         }
         // The parser knows TLS only with its own TLS built in; ours is in `socket.rs`.
         let (plain, tls) = match url.split_once("://") {
@@ -251,6 +255,8 @@ mod tests {
             "unix:///s?database=3",
             "unix:///s?user=u&password=hunter2",
             "redis://:hunter2?@h",
+            "redis://default:hunter2#abc@h",
+            "redis://h:6379#hunter2",
         ] {
             let e = Config::from_url(url).unwrap_err();
             assert!(e.is_invalid() && !e.to_string().contains("hunter2"), "{url}: {e}");

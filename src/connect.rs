@@ -260,6 +260,16 @@ impl Link {
         commands.iter().map(|_| self.receive(deadline)).collect()
     }
 
+    /// Asks what changes nothing, until it is answered.
+    pub(crate) fn ask(&mut self, question: &Cmd) -> Result<Value> {
+        self.persist(|link, deadline| link.call(question, deadline)).map_err(Error::of_a_question)
+    }
+
+    /// The same for several, in one round trip; errors of the server stay in their places.
+    pub(crate) fn ask_all(&mut self, questions: &[Cmd]) -> Result<Vec<Value>> {
+        self.persist(|link, deadline| link.calls(questions, deadline)).map_err(Error::of_a_question)
+    }
+
     /// The run id of the server, new at each of its starts; `None` when we may not ask. One round trip.
     ///
     /// # Errors
@@ -267,7 +277,7 @@ impl Link {
     pub fn server_id(&mut self) -> Result<Option<String>> {
         let mut ask = redis::cmd("INFO");
         ask.arg("server");
-        match self.persist(|link, deadline| link.call(&ask, deadline)) {
+        match self.ask(&ask) {
             Ok(Value::BulkString(info)) => {
                 Ok(Info(&String::from_utf8_lossy(&info)).text("run_id").map(str::to_owned))
             }

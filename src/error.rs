@@ -11,6 +11,9 @@ use std::time::Duration;
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What follows when no answer comes to a command that changes something.
+pub(crate) const EFFECT_UNKNOWN: &str = "whether the command took effect is not known";
+
 /// What went wrong, by what a caller would do about it.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +115,21 @@ impl Error {
         self.0.what = format!("no connection: {what}");
         self.0.kind = ErrorKind::Unreachable;
         self.advice("check that the server runs and that address and port are right")
+    }
+
+    /// The same, known to be about user, password or permission.
+    pub(crate) fn denied(mut self) -> Self {
+        self.0.kind = ErrorKind::Denied;
+        self
+    }
+
+    /// The same, of a question: it had no effect that could be unknown.
+    #[doc(hidden)]
+    pub fn of_a_question(self) -> Self {
+        if self.0.advice.as_deref() == Some(EFFECT_UNKNOWN) {
+            return self.advice("check that the server is neither stopped nor overloaded");
+        }
+        self
     }
 
     pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {

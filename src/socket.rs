@@ -6,7 +6,7 @@
 
 use crate::clock::Moment;
 use crate::config::{Address, Config};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{EFFECT_UNKNOWN, Error, ErrorKind, Result};
 use crate::reply::checked;
 use crate::thread;
 use nix::errno::Errno;
@@ -139,7 +139,14 @@ impl Socket {
             })
         });
         // Nothing that matters was sent, so nothing about its outcome is unknown.
-        greeted.map_err(|e| if e.is_unknown() { e.unsent() } else { e })
+        greeted.map_err(|e| match (e.is_unknown(), self.tls.is_some()) {
+            (false, _) => e,
+            (true, false) => e.unsent(),
+            (true, true) => e.unsent().advice(
+                "check that the server speaks TLS there, and that its certificate names this host and was issued by \
+                 an authority that we trust, which can be given",
+            ),
+        })
     }
 
     /// Sends, without waiting for replies.
@@ -372,6 +379,9 @@ fn tls_settings(config: &Config) -> std::result::Result<ClientConfig, String> {
                 let certificate = certificate.map_err(|e| format!("the authority: {e}"))?;
                 roots.add(certificate).map_err(|e| format!("the authority: {e}"))?;
             }
+            if roots.is_empty() {
+                return Err("the authority: there is no certificate in it".to_owned());
+            }
         }
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -422,12 +432,16 @@ fn no_answer(e: &io::Error) -> Error {
         None if is_timeout(e) => "no answer in time".into(),
         _ => format!("the connection broke: {e}"),
     };
-    Error::new(ErrorKind::Unknown, what).advice("whether the command took effect is not known")
+    Error::new(ErrorKind::Unknown, what).advice(EFFECT_UNKNOWN)
 }
 
 fn broken(e: &redis::RedisError) -> Error {
-    Error::new(ErrorKind::Unknown, format!("the connection broke: {e}"))
-        .advice("whether the command took effect is not known")
+    if e.kind() == redis::ErrorKind::Parse {
+        let what = "the connection broke: what came is not the answer of a Redis server";
+        return Error::new(ErrorKind::Unknown, what)
+            .advice("check what listens there; rediss:// speaks TLS");
+    }
+    Error::new(ErrorKind::Unknown, format!("the connection broke: {e}")).advice(EFFECT_UNKNOWN)
 }
 
 fn not_connected(e: &io::Error) -> Error {
@@ -437,13 +451,8 @@ fn not_connected(e: &io::Error) -> Error {
 /// The server spoke, but will not serve us.
 fn refused(e: Error) -> Error {
     match e.code() {
-        Some("WRONGPASS" | "NOAUTH" | "NOPERM") => {
-            Error::new(ErrorKind::Denied, "the server refused the user or password")
-                .advice("check user and password")
-        }
         Some("ERR") if e.to_string().contains("AUTH") || e.to_string().contains("password") => {
-            Error::new(ErrorKind::Denied, "the server refused the user or password")
-                .advice("check user and password")
+            e.denied().advice("check user and password: it may want none")
         }
         Some("ERR") => e.advice("check the database number"),
         _ => e,

@@ -203,7 +203,7 @@ pub(crate) struct SweepArgs {
     /// short that it goes on from have looked at.
     #[arg(long, default_value_t = 1.0)]
     pub max_share: f64,
-    /// Stop after this many removed references.
+    /// Stop after this many removed references, at least 1.
     #[arg(long)]
     pub max_removals: Option<u64>,
     /// Stop after this time.

@@ -272,6 +272,7 @@ fn swap(path: &Path, text: &[u8], known: Option<Metadata>) -> std::io::Result<()
 pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs_f64();
     match seconds {
+        0.0 => "0 s".to_owned(),
         s if s < 0.001 => format!("{:.0} us", s * 1e6),
         s if s < 0.01 => format!("{:.1} ms", s * 1e3),
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),

@@ -209,7 +209,7 @@ final class DistributedLockTest extends TestCase
         } catch (ConnectionException $e) {
             self::assertInstanceOf(ExceptionInterface::class, $e);
             self::assertInstanceOf(RuntimeException::class, $e);
-            self::assertStringContainsString('user or password', $e->getMessage());
+            self::assertStringContainsString('check user and password', $e->getMessage());
             ob_start();
             var_dump($e, $lock, (new ReflectionExtension('tagsweep'))->getINIEntries());
             self::assertStringNotContainsString('canary', ob_get_clean());

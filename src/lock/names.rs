@@ -25,7 +25,7 @@ pub fn names(link: &SharedLink) -> Result<Vec<Vec<u8>>> {
         let pattern =
             [b"*", escape_glob(&[&prefix[..], b"lock:"].concat()).as_slice(), b"*"].concat();
         scan.arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-        let reply = link.persist(|link, deadline| link.call(&scan, deadline))?;
+        let reply = link.ask(&scan)?;
         let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = understood(reply)?;
         for key in keys {
             found.extend(name_in(&key, &plain, &braced).filter(|name| is_name(name, &prefix)));

@@ -97,7 +97,7 @@ pub fn status(link: &SharedLink, name: &[u8]) -> Result<Status> {
 pub(crate) fn look(link: &mut Link, keys: &Keys) -> Result<Status> {
     let questions = questions(keys);
     let commands = questions.each_ref().map(|(ask, _)| ask.clone());
-    let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
+    let replies = link.ask_all(&commands)?;
     let server = link.config().label();
     let mut replies = replies
         .into_iter()

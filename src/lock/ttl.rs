@@ -133,7 +133,7 @@ impl Past {
 /// The TTL that the past of a lock teaches; forgets what is too old. One round trip, at most two.
 pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Result<Duration> {
     let commands = [redis::cmd("HGETALL").arg(&keys.stats).to_owned(), redis::cmd("TIME")];
-    let replies = link.persist(|link, deadline| link.calls(&commands, deadline))?;
+    let replies = link.ask_all(&commands)?;
     let mut replies = replies.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
     // A hash that is none, or a permission that is missing, is a past that teaches nothing.

@@ -69,7 +69,7 @@ pub fn history(link: &SharedLink, lock: &[u8]) -> Result<Vec<Run>> {
     let mut link = guard(link);
     let mut ask = redis::cmd("LRANGE");
     ask.arg(key(&link, lock, "history")?).arg(0).arg(-1);
-    let reply = link.persist(|link, deadline| link.call(&ask, deadline))?;
+    let reply = link.ask(&ask)?;
     let lines: Vec<Vec<u8>> = understood(reply)?;
     // Lines of a later version that cannot be read are passed over.
     Ok(lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect())
@@ -83,7 +83,7 @@ pub fn totals(link: &SharedLink, lock: &[u8]) -> Result<Totals> {
     let mut link = guard(link);
     let mut ask = redis::cmd("HGETALL");
     ask.arg(key(&link, lock, "sweeps")?);
-    let reply = link.persist(|link, deadline| link.call(&ask, deadline))?;
+    let reply = link.ask(&ask)?;
     let fields: Vec<(String, String)> = redis::from_redis_value(reply).unwrap_or_default();
     Ok(Totals::read(&fields))
 }

@@ -162,7 +162,10 @@ impl Sweep {
             report.warnings.push(format!("no history and no metric knows of this sweep: {e}"));
         }
         self.report = Some(report.clone());
-        swept.map(|()| Ended::Swept(report)).map_err(|e| e.server(&link.config().label()))
+        let of_a_plan = |e: Error| if self.options.dry_run { e.of_a_question() } else { e };
+        swept
+            .map(|()| Ended::Swept(report))
+            .map_err(|e| of_a_plan(e).server(&link.config().label()))
     }
 
     /// Figures of the last run, also of one that ended with an error.
@@ -209,10 +212,7 @@ fn survey_again(contender: &mut Contender, link: &mut Link) -> Result<Survey> {
 /// Asks the server what it is, and how many keys it holds.
 fn survey(link: &mut Link) -> Result<Survey> {
     let at = Moment::now();
-    let replies = link.persist(|link, deadline| {
-        let asked = ["INFO", "TIME", "DBSIZE"].map(redis::cmd);
-        link.calls(&asked, deadline)
-    })?;
+    let replies = link.ask_all(&["INFO", "TIME", "DBSIZE"].map(redis::cmd))?;
     let mut replies = replies.into_iter();
     // A user without the permission is told nothing, and nothing is assumed.
     let info = replies.next().and_then(|r| redis::from_redis_value::<String>(r).ok());

@@ -141,11 +141,20 @@ impl Options {
         if self.remember.is_some_and(|most| !REMEMBER.contains(&most)) {
             return wrong("remember must be at least 1 second and at most 30 days");
         }
+        // Where it is taken for "no limit", and where for "nothing at all", both would be a surprise.
+        if self.max_removals == Some(0) || self.max_duration.is_some_and(|most| most.is_zero()) {
+            return wrong(
+                "max_removals and max_duration must be greater than 0; without them there is no limit",
+            );
+        }
         if !(self.max_share > 0.0 && self.max_share <= 1.0) {
             return wrong("max_share must be greater than 0 and at most 1");
         }
         if !LATENCY.contains(&self.max_latency) {
-            return wrong("max_latency must be at least 50 us and at most 1 s");
+            let given = self.max_latency;
+            return wrong(&format!(
+                "max_latency must be at least 50us and at most 1s, not {given:?}"
+            ));
         }
         if !(1..=10).contains(&self.effort) {
             return wrong("effort must be 1 to 10");
@@ -186,6 +195,8 @@ mod tests {
             Options { lock_ttl: Duration::MAX, ..Options::default() },
             Options { grace: Duration::from_secs(7200), ..Options::default() },
             Options { max_latency: Duration::ZERO, ..Options::default() },
+            Options { max_removals: Some(0), ..Options::default() },
+            Options { max_duration: Some(Duration::ZERO), ..Options::default() },
             Options { effort: 0, ..Options::default() },
             Options { effort: 11, ..Options::default() },
             Options { memory: 1 << 20, ..Options::default() },

@@ -2,8 +2,10 @@
 
 use crate::args::{DoctorArgs, Role, bytes};
 use redis::{Cmd, Value, cmd, from_redis_value};
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
+use tagsweep::Error;
 use tagsweep::connect::Link;
 use tagsweep::lock::protocol::Keys;
 use tagsweep::lock::{self, SharedLink, Status};
@@ -57,7 +59,7 @@ const SWEEPING: [(&str, u8); 8] = [
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub info: Option<String>,
-    pub trip: Duration,
+    pub trip: Option<Duration>,
     /// What it answers to a script and to a command that blocks, if that is an error.
     pub scripts: Option<String>,
     pub blocking: Option<String>,
@@ -71,7 +73,11 @@ pub(super) struct Seen {
 pub(super) fn look(link: &SharedLink, args: &DoctorArgs) -> tagsweep::Result<Seen> {
     let name = bytes(&args.lock);
     let mut seen = Seen::default();
-    seen.ask(&mut link.lock().unwrap_or_else(PoisonError::into_inner), args)?;
+    let asked = seen.ask(&mut link.lock().unwrap_or_else(PoisonError::into_inner), args);
+    asked.map_err(Error::of_a_question)?;
+    // Of what keeps many commands from being answered once is enough.
+    let mut known = HashSet::new();
+    seen.refused.retain(|what| known.insert(what.clone()));
     if args.role == Role::Plan {
         return Ok(seen); // it is not there to look at locks
     }
@@ -89,8 +95,10 @@ impl Seen {
         let keys = Keys::new(prefix, &bytes(&args.lock))?;
         let tag = [prefix, b"tag:tagsweep-doctor"].concat();
         match trip(link) {
-            Ok(trip) => self.trip = trip,
-            Err(e) => self.refused.extend(refusal(Err(e))?),
+            Ok(trip) => self.trip = Some(trip),
+            Err(e) if e.code() == Some("NOPERM") => self.refused.push(e.to_string()),
+            // Then nothing else is answered either.
+            Err(e) => return Err(e),
         }
         if args.role != Role::Watch {
             self.info = text(link.bare(&cmd("INFO")))?;

@@ -11,6 +11,7 @@ mod watch;
 
 use fixtures::*;
 use redis::Commands;
+use std::io::{Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::{Server, run};
@@ -73,6 +74,29 @@ fn a_password_in_the_wrong_place_is_not_repeated() {
     }
     let (code, _, err) = tagsweep(&["status", "--url", ""]);
     assert!(code == 2 && err.contains("not a server URL"), "{code} {err}");
+}
+
+#[test]
+fn what_keeps_everything_from_being_answered_is_told_once() {
+    let server = Server::with(&["--requirepass", "pw"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let elsewhere = format!("redis://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n<html>");
+        }
+    });
+    for (url, status, said) in [
+        (server.url(), 1, "NOAUTH"),
+        (format!("{}?pass=wrong", server.url()), 1, "WRONGPASS"),
+        (format!("{}?pass=pw&db=77", server.url()), 1, "check the database number"),
+        (elsewhere, 5, "not the answer of a Redis server"),
+    ] {
+        let (code, out, err) = tagsweep(&["doctor", "--timeout", "1s", "--url", &url]);
+        assert_eq!((code, out.as_str(), err.lines().count()), (status, "", 1), "{err}");
+        assert!(err.contains(said), "{err}");
+    }
 }
 
 #[test]
