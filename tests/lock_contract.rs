@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{ASIDE, Server, run, unstalled, until};
-use tagsweep::lock::{Lock, LossReason, Options, Outcome, perform, protocol, status};
+use tagsweep::lock::{
+    Lock, LossReason, Options, Outcome, RunEnd, Watchdog, force_release, perform, protocol, status,
+};
 use tagsweep::{Config, ErrorKind};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -516,6 +518,23 @@ fn losses_are_those_that_happened() {
         (asked.elapsed(), given)
     });
     assert!(given.stats().lost.is_empty(), "{:?}", given.stats());
+}
+
+#[test]
+fn a_grant_that_was_taken_away_is_on_record_once() {
+    let server = Server::start();
+    let renewals = [None, Some(Watchdog::new())];
+    for renew in renewals {
+        let options = Options { record: true, renew, ..Options::new(TTL) };
+        let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+        let fence = fence(lock.acquire().unwrap());
+        force_release(&server.link(), b"job", Some(fence)).unwrap();
+        assert!(!lock.release().unwrap());
+        drop(lock);
+        let runs = status(&server.link(), b"job").unwrap().runs;
+        let ends = runs.iter().filter(|run| run.fence == fence).map(|run| &run.end);
+        assert_eq!(ends.collect::<Vec<_>>(), [&RunEnd::Forced], "{runs:?}");
+    }
 }
 
 #[test]

@@ -231,6 +231,7 @@ fn a_loss_is_told_and_counted_once_whoever_finds_it() {
             _ => {}
         }
         until("the watchdog has told", || !told.lock().unwrap().is_empty());
+        assert_eq!(lock.remaining(), Some(MS(0)), "there is a lease, and nothing left of it");
         assert!(!lock.extend(None).unwrap() && !lock.verify().unwrap(), "{reason:?}");
         assert!(!lock.release().unwrap() && !lock.is_held());
         assert_eq!(*told.lock().unwrap(), [reason]);

@@ -73,7 +73,8 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
     let name = plain(&args.name.to_string_lossy());
     match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
         Forced::Taken(holder) => {
-            say!("{name}: taken away; it was {}", holder.who());
+            let who = holder.who();
+            say!("{name}: taken away; it was {who}; that learns of it when it next renews or asks");
             Ok(exit::DONE)
         }
         Forced::Free => {

@@ -412,7 +412,10 @@ impl Contender {
     /// Takes in what the release came to.
     pub fn released(&mut self, request: &Request, done: bool, now: Moment) {
         let told = matches!(request, Request::Release { run: Some(_), .. });
-        if done && told {
+        if !done {
+            // Whoever took the lock, or gave it back in our place, leaves the record.
+            self.untold_run = None;
+        } else if told {
             (self.told, self.untold, self.untold_run) = (Some(now), Stats::default(), None);
             self.spans.clear();
         }

@@ -313,9 +313,10 @@ impl Lock {
         self.contender.forget();
     }
 
-    /// Time until the holder must stop; `None` without a lease.
+    /// Time until the holder must stop, which is none when the lease is lost; `None` without a lease.
     pub fn remaining(&self) -> Option<Duration> {
-        self.contender.safe_until().map(Moment::left)
+        self.contender.lease()?;
+        Some(self.contender.safe_until().map_or(Duration::ZERO, Moment::left))
     }
 
     /// Fencing token of the lease.
