@@ -85,11 +85,13 @@ pub(crate) struct Lifetimes {
     pub until: Cell<Option<u64>>,
 }
 
-/// Whether a tag's memory is asked for, as a sample, and what it takes, if that was asked (bytes).
+/// Whether a tag's memory is asked for, as a sample, what it takes, if that was asked (bytes), and how many members
+/// were read of it.
 #[derive(Debug, Default)]
 pub(crate) struct Weighed {
     pub asked: bool,
     pub bytes: Cell<u64>,
+    pub members: Cell<u64>,
 }
 
 /// What was removed of a tag, by all visits that repeat each other. The last who lets go of it counts the

@@ -231,6 +231,29 @@ fn progress_is_not_at_its_end_before_all_is_done() {
 }
 
 #[test]
+fn what_is_told_on_the_way_fits_the_end() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "live", 1, 4, 1);
+    for i in 0..30 {
+        let _: () = con.sadd(format!("tag:young{i}"), (0..400).collect::<Vec<u32>>()).unwrap();
+    }
+    let (grace, verify) = (Duration::from_secs(4), Duration::from_secs(1));
+    let options = Options { grace, verify, ..Options::default() };
+    let (mut reclaimed, mut ends) = (0, Vec::new());
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        reclaimed = progress.report.bytes_reclaimed.max(reclaimed);
+        ends.extend(progress.left.map(|left| Instant::now() + left));
+        Flow::Continue
+    });
+    assert!(report.complete && report.references_removed == 12_000, "{report:?}");
+    assert!(reclaimed <= 2 * report.bytes_reclaimed, "{reclaimed}: {report:?}");
+    let ended = Instant::now();
+    let early = ends.iter().map(|end| ended.saturating_duration_since(*end)).max().unwrap();
+    assert!(early < grace / 2, "{early:?} more than was told");
+}
+
+#[test]
 fn whoever_calls_it_off_waits_for_no_verification_of_a_limit() {
     let server = Server::start();
     let mut con = server.connect();

@@ -2,8 +2,9 @@
 
 use crate::clock::Moment;
 use crate::lock::whoami;
-use crate::sweep::batch::{Tag, Visit};
+use crate::sweep::batch::{Tag, Visit, Weighed};
 use crate::sweep::history;
+use crate::sweep::options::Options;
 use crate::sweep::records;
 use crate::sweep::report::{Progress, Report};
 use crate::sweep::run::Running;
@@ -21,10 +22,12 @@ pub(super) struct Figures {
     /// Tags read.
     pub visits: u64,
     /// Memory of the tags that were weighed (bytes), and their members.
-    pub weighed: (u64, u64),
+    weighed: (u64, u64),
     /// The largest share that was told of, and when the pass under way began.
     furthest: f64,
     pub pass_begun: Moment,
+    /// When the last look for something removed is due that comes a grace after its removal.
+    last_look: Option<Moment>,
     /// Of our grant, for those who look back.
     fence: Option<u64>,
     /// Tags of what is to be walked to again that counted as pruned the first time.
@@ -34,7 +37,19 @@ pub(super) struct Figures {
 impl Figures {
     pub fn new(fence: Option<u64>, pass_begun: Moment) -> Self {
         let (weighed, pruned_before) = ((0, 0), HashSet::new());
-        Self { visits: 0, weighed, furthest: 0.0, pass_begun, fence, pruned_before }
+        let last_look = None;
+        Self { visits: 0, weighed, furthest: 0.0, pass_begun, last_look, fence, pruned_before }
+    }
+
+    /// Another tag of which we know how much it takes, and how many members that are.
+    pub fn weigh(&mut self, tag: &Weighed) {
+        self.weighed.0 += tag.bytes.get();
+        self.weighed.1 += tag.members.get();
+    }
+
+    /// Something will be looked for until then.
+    pub fn looks_until(&mut self, due: Moment) {
+        self.last_look = self.last_look.max(Some(due));
     }
 }
 
@@ -109,12 +124,18 @@ impl Running<'_> {
     /// What the rest of the walk takes, by the time that it took so far, and what waits then; `None` while
     /// that cannot be told.
     fn time_left(&self) -> Option<Duration> {
-        let waiting = self.queue.waiting.last_due().map(|due| due + self.options.verify);
-        let last_due = waiting.max(self.queue.unverified.last_due());
+        if self.is_done() {
+            return Some(Duration::ZERO);
+        }
+        let Options { grace, verify, .. } = *self.options;
+        // Where idle times cannot be asked for again what was removed is looked for a grace later, too.
+        let looks = if self.untouching { verify } else { verify.max(grace) };
+        let waiting = self.queue.waiting.last_due().map(|due| due + looks);
+        let last_due = waiting.max(self.queue.unverified.last_due()).max(self.figures.last_look);
         let waits = last_due.map_or(Duration::ZERO, Moment::left);
         if self.walk.is_done() {
             // What is due, and not done with, will take nobody knows how long.
-            let is_told = self.is_done() || (self.queue.backlog() == 0 && !waits.is_zero());
+            let is_told = self.queue.backlog() == 0 && !waits.is_zero();
             return is_told.then_some(waits);
         }
         let passed = Some(self.walk.passed()).filter(|passed| *passed > 0.005)?;
@@ -127,12 +148,6 @@ impl Running<'_> {
     /// Lets go of a tag; the last one who does settles its figures.
     pub(super) fn let_go(&mut self, visit: Rc<Visit>) {
         let Some(visit) = Rc::into_inner(visit) else { return };
-        // Whoever reads a tag again weighs it again, and keeps what is known of it.
-        // Unless a part of its members only was read.
-        if visit.weight.bytes.get() > 0 && !visit.reread.get() && !visit.partial.get() {
-            self.figures.weighed.0 += visit.weight.bytes.get();
-            self.figures.weighed.1 += visit.checked.get();
-        }
         if !self.options.dry_run && !visit.reread.get() {
             self.keep_record(&visit);
         }

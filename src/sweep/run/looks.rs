@@ -182,6 +182,7 @@ impl Running<'_> {
             self.put_off(batch.visit);
         } else if batch.visit.idle.unclear.get() {
             let (size, due) = (batch.size(), Moment::now() + self.options.grace);
+            self.figures.looks_until(due + self.options.grace.max(self.options.verify));
             self.queue.waiting.put(Later::Absent(batch), size, due);
         } else {
             self.condemn(batch);

@@ -135,6 +135,9 @@ impl Running<'_> {
             true => Twice::Always,
             false => Twice::UnlessStill(now),
         };
+        if twice == Twice::Always && !self.is_hurried() {
+            self.figures.looks_until(now + self.options.grace.max(wait));
+        }
         let size = batch.size();
         self.queue.unverified.put((batch, twice), size, now + wait);
     }

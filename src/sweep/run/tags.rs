@@ -217,6 +217,10 @@ impl Running<'_> {
     /// before what is new: the idle time that we go by gets old.
     fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
         visit.partial.set(next != 0);
+        grow(&visit.weight.members, members.len() as u64);
+        if visit.weight.bytes.get() > 0 && next == 0 {
+            self.figures.weigh(&visit.weight);
+        }
         if next != 0 && self.is_ending() {
             self.give_up(&visit.tag.page);
         } else if next != 0 {
