@@ -286,6 +286,27 @@ fn a_handover_that_nobody_heard_of_delays_a_lone_waiter_by_three_seconds_at_most
 }
 
 #[test]
+fn a_wait_for_a_server_that_refuses_says_so_and_names_no_holder() {
+    for refuse in ["CONFIG SET min-replicas-to-write 1", "REPLICAOF 127.0.0.1 1"] {
+        let server = server();
+        let _: () = run(&mut server.connect(), refuse);
+        for wait_mode in [WaitMode::Line, WaitMode::Backoff] {
+            for _ in 0..4 {
+                let options = Options { wait_mode, ..Options::new(MS(30_000)) };
+                let mut lock = Lock::on(server.link(), b"a", options).unwrap();
+                let e = lock.acquire_within(MS(250), &mut |_| true).unwrap_err();
+                assert!(matches!(e.code(), Some("NOREPLICAS" | "READONLY")), "{e}");
+            }
+        }
+        // Who calls it off is told who had it last, as far as anybody knows.
+        let mut lock = lock(&server, b"a", MS(30_000));
+        let begun = Instant::now();
+        let had = lock.acquire_within(MS(20_000), &mut |_| begun.elapsed() < MS(300)).unwrap();
+        assert_eq!(had, Outcome::Held(Holder::default()));
+    }
+}
+
+#[test]
 fn who_is_granted_the_lock_besides_leaves_no_place_behind() {
     let server = server();
     let mut con = server.connect();

@@ -153,8 +153,12 @@ impl DistributedLock {
             );
             return Err(exception(Class::Reentrant, told));
         }
-        if acquired && (ExecutorGlobals::has_exception() || gate::is_fatal()) {
-            // A signal handler ended the wait, at the very moment.
+        let ended = |gate: &Gate| {
+            let waited = !budget.is_zero() && gate.must_stop();
+            waited || ExecutorGlobals::has_exception() || gate::is_fatal()
+        };
+        if acquired && ended(&gate) {
+            // A signal ended the wait, at the very moment.
             let _ = lock.release_within(AT_ONCE);
             self.register(None);
             return Ok(Outcome::Held(Holder::default()));

@@ -295,6 +295,28 @@ final class LockLifeTest extends TestCase
         self::assertLessThan(3.0, microtime(true) - $told);
     }
 
+    /** The signal comes first, and is looked at when the lock is there already. */
+    public function testAWaitThatASignalEndsKeepsNoLock(): void
+    {
+        $code = "pcntl_async_signals(true);
+            pcntl_signal(SIGUSR1, fn () => throw new DomainException('enough'));
+            \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
+            try {
+                \$lock->acquireWithin(9);
+            } catch (DomainException) {
+                echo json_encode([\$lock->isAcquired(), \$lock->getHolder()]), \"\\n\";
+            }";
+        for ($round = 0; $round < 5; $round++) {
+            $holder = new DistributedLock($this->dsn, 'job', 30);
+            self::assertTrue($holder->acquire());
+            $waiter = Run::code($code);
+            $this->until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
+            $waiter->signal(SIGUSR1);
+            $holder->release();
+            self::assertSame([0, "[false,null]\n", ''], $waiter->end());
+        }
+    }
+
     public function testAForkInTheMiddleOfAWaitWaitsNoMore(): void
     {
         $code = "pcntl_async_signals(true);

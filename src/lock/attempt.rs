@@ -205,6 +205,11 @@ impl Attempt {
         !self.cancelled && now < self.end
     }
 
+    /// Whether the caller has had enough.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
     /// Whether the lock was granted to us, and the lease was over before we heard of it.
     pub fn came_late(&self) -> bool {
         self.late

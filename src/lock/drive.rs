@@ -47,6 +47,8 @@ pub(crate) struct Drive<'a> {
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
+    /// What was borne with last, since when nothing is known of the lock.
+    borne: Option<Error>,
 }
 
 impl<'a> Drive<'a> {
@@ -55,8 +57,8 @@ impl<'a> Drive<'a> {
         let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
-        let (line, heard, failures) = (None, false, 0);
-        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures }
+        let (line, heard, failures, borne) = (None, false, 0, None);
+        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, borne }
     }
 
     /// Drives an attempt to its end.
@@ -84,11 +86,13 @@ impl<'a> Drive<'a> {
             let event = match step {
                 Step::Done(outcome) => {
                     self.put_line_away();
-                    return match outcome {
-                        Err(holder) if attempt.came_late() && holder == Holder::default() => {
+                    return match (outcome, self.borne.take()) {
+                        (Err(holder), _) if attempt.came_late() && holder == Holder::default() => {
                             Err(came_late().key(&self.keys.lock))
                         }
-                        outcome => Ok(outcome),
+                        // Who called it off wants to know no more.
+                        (Err(_), Some(fault)) if !attempt.is_cancelled() => Err(fault),
+                        (outcome, _) => Ok(outcome),
                     };
                 }
                 Step::Ask(request) => {
@@ -169,7 +173,10 @@ impl<'a> Drive<'a> {
     ) -> Result<Event> {
         let fault = match event {
             Ok(event) => {
-                (self.heard, self.failures) = (true, 0);
+                // How leaving went nobody looks at.
+                if !matches!(request, Request::Leave { .. }) {
+                    (self.heard, self.failures, self.borne) = (true, 0, None);
+                }
                 return Ok(event);
             }
             Err(fault) => fault,
@@ -191,6 +198,7 @@ impl<'a> Drive<'a> {
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
+        self.borne = Some(fault);
         std::thread::sleep(rest);
         Ok(self.called_off(attempt.holder()).unwrap_or(Event::Broken))
     }

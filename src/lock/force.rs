@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::lock::lease::{Holder, tokens, transit};
 use crate::lock::protocol::{CLAIM, Keys, MEMORY_MS};
 use crate::lock::{SharedLink, guard};
+use crate::reply::senseless;
 use crate::script::{Args, FORCE};
 use redis::Value;
 use std::time::Duration;
@@ -41,9 +42,10 @@ pub(crate) fn force(link: &mut Link, keys: &Keys, fence: Option<u64>) -> Result<
     // Not repeated when its reply is lost: without a fence it might hit the next holder.
     let deadline = link.deadline();
     let reply = FORCE.run(link, &args, deadline).map_err(|e| e.key(&keys.lock))?;
-    let Value::Array(items) = reply else { return Ok(Forced::Free) };
+    let Value::Array(items) = reply else { return Err(senseless().key(&keys.lock)) };
     let [Value::Int(taken), Value::BulkString(held), Value::Int(left)] = items.as_slice() else {
-        return Ok(Forced::Free);
+        let free = matches!(items.as_slice(), [Value::Int(0)]);
+        return if free { Ok(Forced::Free) } else { Err(senseless().key(&keys.lock)) };
     };
     let holder = Holder::read(held, u64::try_from(*left).ok().map(Duration::from_millis));
     Ok(if *taken == 1 { Forced::Taken(holder) } else { Forced::Another(holder) })
