@@ -16,8 +16,8 @@ pub(crate) struct Facts {
     pub cluster: bool,
     /// `CLIENT NO-TOUCH` exists: our own reads leave idle times alone.
     pub no_touch: bool,
-    /// The server's clock (s).
-    pub time: u64,
+    /// The server's clock; zero where it is not told.
+    pub time: Duration,
     /// Cursors of SCAN are positions in one table: a standalone server of the family.
     pub positions: bool,
     /// Which process answers: new at each start.
@@ -36,11 +36,12 @@ const SPEAKERS: [&str; 4] =
 
 impl Facts {
     /// Reads the sections server, memory, persistence, stats and replication of `INFO`; `now` is
-    /// the server's clock in seconds.
-    pub fn read(info: &str, now: u64) -> Self {
+    /// the server's clock.
+    pub fn read(info: &str, now: Duration) -> Self {
         let info = Info(info);
         let is = |mode| ["redis_mode", "server_mode"].iter().any(|name| info.is(name, mode));
         let running = |name| !info.is(name, "0");
+        let module = info.text("module_fork_in_progress").is_some_and(|running| running != "0");
         Self {
             lfu: info.text("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
             replica: info.is("role", "slave"),
@@ -49,11 +50,18 @@ impl Facts {
             time: now,
             positions: is("standalone") && !SPEAKERS.iter().any(|other| info.text(other).is_some()),
             run_id: info.text("run_id").map(str::to_owned),
-            child: running("rdb_bgsave_in_progress") || running("aof_rewrite_in_progress"),
+            child: running("rdb_bgsave_in_progress")
+                || running("aof_rewrite_in_progress")
+                || module,
             children: info.number("total_forks").or_else(|| info.number("rdb_last_save_time")),
-            childless_for: childless_for(info, now),
+            childless_for: childless_for(info, now.as_secs()),
         }
     }
+}
+
+/// The answer to `TIME`, seconds and microseconds, as a span since 1970.
+pub(crate) fn time_of((seconds, micros): (u64, u64)) -> Duration {
+    Duration::from_secs(seconds) + Duration::from_micros(micros)
 }
 
 /// CPU time that the server's main thread has used (s), or the whole process where it does not tell.
@@ -68,13 +76,18 @@ pub(crate) fn bytes_received(info: Info) -> Option<f64> {
     info.number("total_net_input_bytes")
 }
 
-/// How long ago the last child ended, at least. A save for a replica, a rewrite and a save that failed
-/// leave no time behind, so those make it unknown.
+/// How long ago the last child ended, at least. A save for a replica, a rewrite, a module's child, and a save that
+/// failed or was called off leave no time behind, so those make it unknown.
 fn childless_for(info: Info, now: u64) -> Option<u64> {
-    if info.is("total_forks", "0") {
+    let no_rewrite = info.is("aof_last_rewrite_time_sec", "-1");
+    // Their number is forgotten at CONFIG RESETSTAT, what the last one took is not.
+    if info.is("total_forks", "0") && no_rewrite && info.is("rdb_last_bgsave_time_sec", "-1") {
         return Some(u64::MAX);
     }
-    let only_saves = info.is("aof_last_rewrite_time_sec", "-1")
+    let forks: Option<u64> = info.number("total_forks");
+    let others = info.number("rdb_saves").is_some_and(|saves: u64| forks.is_none_or(|n| n > saves));
+    let only_saves = no_rewrite
+        && !others
         && info.is("connected_slaves", "0")
         && info.is("sync_full", "0")
         && info.is("rdb_last_bgsave_status", "ok");
@@ -83,13 +96,20 @@ fn childless_for(info: Info, now: u64) -> Option<u64> {
     only_saves.then_some(now.saturating_sub(saved + 1))
 }
 
+/// The longest idle time that is one (s), 180 days. A server counts seconds in 24 bits: after its clock was set back,
+/// what was used last looks as if that had been 194 days ago.
+pub(crate) const LONGEST_IDLE: u64 = 180 * 86_400;
+
+/// What the server's clock may be off from what we expect of it.
+const SET: Duration = Duration::from_millis(500);
+
 /// Whether idle times are evidence, watched over a run.
 #[derive(Clone, Debug)]
 pub(crate) struct IdleClock {
     facts: Facts,
     /// Since when we know that no child ran. `None` while one does.
     still_since: Option<Moment>,
-    /// As of when.
+    /// As of when; then the server's clock showed `facts.time`.
     observed: Moment,
     /// The server kept none then, by its own clock (s): what a key holds from before that is no time.
     none_at: u64,
@@ -103,15 +123,27 @@ impl IdleClock {
     }
 
     /// Takes in what `INFO` says now, as answer to a question that was sent then. A child that came and
-    /// went meanwhile is known by their number.
+    /// went meanwhile is known by their number. Once the clock was set idle times are no evidence for a grace: then
+    /// what was used before it was left alone for long enough.
     pub fn observe(&mut self, facts: &Facts, sent: Moment, now: Moment) {
+        if self.was_set(facts.time, sent, now) {
+            self.stood_still(now);
+        }
         let others = facts.children.is_none() || facts.children != self.facts.children;
         match (facts.child, self.still_since) {
             (true, _) => self.still_since = None,
             (false, Some(_)) if !others => {}
             (false, _) => self.still_since = Some(now),
         }
-        (self.facts.children, self.observed) = (facts.children, sent);
+        (self.facts.children, self.facts.time, self.observed) = (facts.children, facts.time, sent);
+    }
+
+    /// Whether the server's clock shows what it cannot show, unless it was set.
+    fn was_set(&self, time: Duration, sent: Moment, now: Moment) -> bool {
+        let before = self.facts.time;
+        let (least, most) = (before + sent.since(self.observed), before + now.since(self.observed));
+        let told = !before.is_zero() && !time.is_zero();
+        told && (time + SET < least || time > most + SET)
     }
 
     /// The server has not answered for a while, until now: what it was asked behind whatever took so long looks as
@@ -131,9 +163,11 @@ impl IdleClock {
     }
 
     /// An idle time that the server tells at that time of its own, if it is one: a key that was last used
-    /// under an LFU policy has something else in its place, which is read as a time all the same.
+    /// under an LFU policy has something else in its place, which is read as a time all the same; so is one that
+    /// was used before the clock was set back.
     pub fn told(&self, idle: u64, now: u64) -> Option<u64> {
-        (now.saturating_sub(idle) >= self.none_at).then_some(idle)
+        let is_one = idle <= LONGEST_IDLE && now.saturating_sub(idle) >= self.none_at;
+        is_one.then_some(idle)
     }
 
     /// Whether the server keeps idle times at all.
@@ -159,18 +193,19 @@ mod tests {
 
     const INFO: &str = "redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n\
         rdb_bgsave_in_progress:0\r\naof_rewrite_in_progress:0\r\nrdb_last_save_time:1000\r\n\
-        aof_last_rewrite_time_sec:-1\r\ntotal_forks:3\r\nrole:master\r\nconnected_slaves:0\r\n\
+        aof_last_rewrite_time_sec:-1\r\ntotal_forks:3\r\nrdb_saves:3\r\nrdb_last_bgsave_time_sec:0\r\nrole:master\r\nconnected_slaves:0\r\n\
         sync_full:0\r\nrdb_last_bgsave_status:ok\r\n";
 
     fn with(from: &str, to: &str) -> Facts {
-        Facts::read(&INFO.replace(from, to), 1007)
+        Facts::read(&INFO.replace(from, to), Duration::from_secs(1007))
     }
 
     #[test]
     fn facts_are_read_and_the_unknown_is_assumed_for_the_worse() {
-        let facts = Facts::read(INFO, 1007);
+        let facts = Facts::read(INFO, Duration::from_secs(1007));
         let (childless_for, children) = (Some(6), Some(3));
-        let quiet = Facts { childless_for, children, time: 1007, ..Facts::default() };
+        let quiet =
+            Facts { childless_for, children, time: Duration::from_secs(1007), ..Facts::default() };
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
         assert!(with("noeviction", "allkeys-lfu").lfu);
@@ -184,8 +219,15 @@ mod tests {
         assert_eq!(with("sync_full:0", "sync_full:1").childless_for, None);
         assert_eq!(with("status:ok", "status:err").childless_for, None);
         assert_eq!(with("rewrite_time_sec:-1", "rewrite_time_sec:0").childless_for, None);
-        assert_eq!(with("total_forks:3", "total_forks:0").childless_for, Some(u64::MAX));
-        assert!(Facts::read("", 0).child, "a server that says nothing may be saving");
+        assert_eq!(with("total_forks:3", "total_forks:4").childless_for, None, "not all saved");
+        let reset = with("total_forks:3\r\nrdb_saves:3", "total_forks:0\r\nrdb_saves:0");
+        assert_eq!(reset.childless_for, Some(6), "statistics were reset");
+        let never =
+            INFO.replace("total_forks:3", "total_forks:0").replace("time_sec:0", "time_sec:-1");
+        let never = Facts::read(&never, Duration::from_secs(1007));
+        assert_eq!(never.childless_for, Some(u64::MAX));
+        assert!(with("sync_full:0", "sync_full:0\r\nmodule_fork_in_progress:1").child);
+        assert!(Facts::read("", Duration::ZERO).child, "a server that says nothing may be saving");
     }
 
     #[test]
@@ -200,19 +242,40 @@ mod tests {
     #[test]
     fn idle_times_are_evidence_only_after_a_quiet_span() {
         let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
-        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now);
         assert!(clock.trusted(span, now));
         assert!(!clock.trusted(span * 2, now));
         clock.observe(&with("bgsave_in_progress:0", "bgsave_in_progress:1"), now, now);
         assert!(!clock.trusted(span, now + span));
-        clock.observe(&Facts::read(INFO, 1007), now + span, now + span);
+        clock.observe(&Facts::read(INFO, Duration::from_secs(1007)), now + span, now + span);
         assert!(!clock.trusted(span, now + span) && clock.trusted(span, now + span * 2));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_makes_idle_times_no_evidence_for_a_grace() {
+        let (begun, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
+        let ms = Duration::from_millis;
+        for (shows, set) in
+            [(1_010_000, false), (1_010_400, false), (1_013_000, true), (1_009_000, true)]
+        {
+            let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun);
+            let (sent, now) = (begun + ms(3000), begun + ms(3010));
+            clock.observe(&Facts::read(INFO, ms(shows)), sent, now);
+            assert_eq!(clock.trusted(span, now), !set, "{shows}");
+            assert!(clock.trusted(span, now + span));
+            // From then on it is what it is.
+            clock.observe(&Facts::read(INFO, ms(shows + 500)), sent + ms(500), now + ms(500));
+            assert!(clock.trusted(ms(500), now + ms(500)));
+        }
+        let clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun);
+        assert_eq!(clock.told(LONGEST_IDLE, u64::MAX), Some(LONGEST_IDLE));
+        assert_eq!(clock.told((1 << 24) - 3, u64::MAX), None, "used three seconds ahead");
     }
 
     #[test]
     fn idle_times_from_behind_a_long_command_are_no_evidence() {
         let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
-        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now);
         clock.stood_still(now);
         assert!(!clock.trusted(span, now + span / 2) && clock.trusted(span, now + span));
         assert!(!clock.was_still(now - span, now));
@@ -221,9 +284,11 @@ mod tests {
     #[test]
     fn a_save_that_nobody_saw_is_known_by_the_number_of_children() {
         let (now, second) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(1));
-        let mut clock = IdleClock::new(Facts::read(INFO, 1007), now);
+        // One that does not tell its time.
+        let facts = Facts { time: Duration::ZERO, ..Facts::read(INFO, Duration::from_secs(1007)) };
+        let mut clock = IdleClock::new(facts, now);
         assert!(!clock.was_still(now, now + second), "nobody has looked since");
-        clock.observe(&Facts::read(INFO, 1007), now + second, now + second);
+        clock.observe(&Facts::read(INFO, Duration::from_secs(1007)), now + second, now + second);
         assert!(clock.was_still(now, now + second));
         clock.observe(&with("total_forks:3", "total_forks:4"), now + second * 2, now + second * 2);
         assert!(!clock.was_still(now, now + second) && !clock.trusted(second, now + second * 2));

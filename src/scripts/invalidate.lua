@@ -15,8 +15,8 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'FENCED'} end
 local idle = tonumber(ARGV[2])
 if idle then
   local seen = redis.pcall('OBJECT', 'IDLETIME', KEYS[2])
-  -- Where no idle time is kept any more, nobody can tell.
-  if seen and (type(seen) ~= 'number' or seen < idle) then return {-1} end
+  -- Where no idle time is kept any more, nobody can tell; more than 180 days is what a clock set back looks like.
+  if seen and (type(seen) ~= 'number' or seen < idle or seen > 15552000) then return {-1} end
 end
 local kind = redis.call('TYPE', KEYS[2]).ok
 if kind == 'none' then return {0} end

@@ -37,8 +37,8 @@ local alive = call('EXISTS', unpack(KEYS, first))
 
 local function used_of_late(tag)
   local seen = idle and try('OBJECT', 'IDLETIME', tag)
-  -- Where no idle time is kept any more, nobody can tell.
-  return seen and (type(seen) ~= 'number' or seen < idle)
+  -- Where no idle time is kept any more, nobody can tell; more than 180 days is what a clock set back looks like.
+  return seen and (type(seen) ~= 'number' or seen < idle or seen > 15552000)
 end
 
 -- The members of an item whose entries are absent, and the positions of the others.

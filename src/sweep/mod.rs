@@ -57,7 +57,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Plain;
 use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard, release};
-use crate::topology::Facts;
+use crate::topology::{Facts, time_of};
 use run::Running;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -218,7 +218,7 @@ fn survey(link: &mut Link) -> Result<Survey> {
     let info = replies.next().and_then(|r| redis::from_redis_value::<String>(r).ok());
     let time = replies.next().and_then(|r| redis::from_redis_value::<(u64, u64)>(r).ok());
     let keys = replies.next().and_then(|r| redis::from_redis_value::<u64>(r).ok());
-    let facts = Facts::read(&info.unwrap_or_default(), time.map_or(0, |(seconds, _)| seconds));
+    let facts = Facts::read(&info.unwrap_or_default(), time.map_or(Duration::ZERO, time_of));
     if facts.replica {
         return Err(Error::new(ErrorKind::Refused, "this server is a replica")
             .server(&link.config().label())

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::lock;
+use crate::topology::LONGEST_IDLE;
 use std::time::Duration;
 
 /// What to do with an aged tag that still has live entries.
@@ -102,7 +103,7 @@ impl Default for Options {
 }
 
 /// The server keeps idle times in 24 bits of seconds, which wrap after 194 days.
-const AGE_MAX: Duration = Duration::from_secs(180 * 86_400);
+const AGE_MAX: Duration = Duration::from_secs(LONGEST_IDLE);
 
 /// Longest grace and verify: what is removed waits in memory for it.
 const WAIT_MAX: Duration = Duration::from_secs(3600);

@@ -39,7 +39,7 @@ pub(crate) enum Ask {
     Untouch(bool),
     /// Keep the lock.
     Extend,
-    /// Whether a child of the server saves, and how busy the server is.
+    /// Whether a child of the server saves, how busy the server is, and what its clock shows.
     Load,
     /// Keep how far we are, or forget it.
     Checkpoint(Option<Vec<u8>>),
@@ -99,9 +99,12 @@ impl Ask {
                 out.write("CLIENT", |cmd| cmd.arg("NO-TOUCH").arg(if *on { "ON" } else { "OFF" }))
             }
             Self::Extend => EXTEND.pack(&terms.contender.extend_args().unwrap_or_default(), out),
-            Self::Load => ["persistence", "cpu", "stats"].iter().for_each(|section| {
-                out.write("INFO", |cmd| cmd.arg(section));
-            }),
+            Self::Load => {
+                ["persistence", "cpu", "stats"].iter().for_each(|section| {
+                    out.write("INFO", |cmd| cmd.arg(section));
+                });
+                out.write("TIME", |cmd| cmd);
+            }
             Self::Checkpoint(kept) => CHECKPOINT.pack(&checkpoint(kept.as_deref(), terms), out),
             Self::Records(records) => {
                 records.iter().for_each(|(tag, age)| keep_record(tag, *age, terms, out));

@@ -7,8 +7,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::reply::{Info, checked};
 use crate::sweep::round::Ask;
 use crate::sweep::run::Running;
-use crate::topology::{Facts, bytes_received, cpu_used};
+use crate::topology::{Facts, bytes_received, cpu_used, time_of};
 use redis::Value;
+use std::time::Duration;
 
 /// A field of a hash, and what it holds.
 pub(super) type Field = (Vec<u8>, Vec<u8>);
@@ -51,7 +52,10 @@ impl Running<'_> {
             Some(Value::BulkString(info)) => String::from_utf8_lossy(info),
             _ => "".into(),
         };
-        self.idle.observe(&Facts::read(&[text(0), text(2)].concat(), 0), sent, now);
+        let time = replies.get(3).and_then(|told| redis::from_redis_value_ref(told).ok());
+        let time = time.map_or(Duration::ZERO, time_of);
+        let facts = Facts::read(&[text(0), text(2)].concat(), time);
+        self.idle.observe(&facts, sent, now);
         if let Some(used) = cpu_used(Info(&text(1))) {
             self.pace.observe_cpu(used, now);
         }

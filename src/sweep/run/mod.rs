@@ -115,7 +115,7 @@ impl<'a> Running<'a> {
         survey: Survey,
     ) -> Self {
         let (now, Survey { facts, keys, at }) = (Moment::now(), survey);
-        let clock = ServerClock::new(facts.time, at);
+        let clock = ServerClock::new(facts.time.as_secs(), at);
         let fence = contender.lease().map(|lease| lease.fence);
         let memory = Memory::new(options.memory);
         let purpose = facts.run_id.as_ref().filter(|_| facts.positions && !options.dry_run);

@@ -12,6 +12,7 @@ use crate::sweep::round::Ask;
 use crate::sweep::run::answers::{first, last, number};
 use crate::sweep::run::ledger::grow;
 use crate::sweep::run::{Later, Running};
+use crate::topology::LONGEST_IDLE;
 use redis::{ServerError, Value};
 use std::rc::Rc;
 use std::time::Duration;
@@ -160,7 +161,10 @@ impl Running<'_> {
         let told = number(reply)?;
         let idle = self.idle.told(told, self.server_time());
         if idle.is_none() {
-            self.warn("idle times from before the LFU policy was given up are none: such tags have no age");
+            self.warn(match told > LONGEST_IDLE {
+                true => "idle times above 180 days are none (was the server's clock set back?): such tags have no age",
+                false => "idle times from before the LFU policy was given up are none: such tags have no age",
+            });
         }
         idle
     }
