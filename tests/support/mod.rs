@@ -2,9 +2,11 @@
 //! stopped by its pid, its log shown when the test fails. A test that cannot get its server fails.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod clock;
 pub mod proxy;
 pub mod random;
 
+use clock::Clock;
 use redis::{Connection, FromRedisValue};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ pub struct Server {
     dir: TempDir,
     log: Arc<Mutex<Vec<String>>>,
     args: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Server {
@@ -29,14 +32,28 @@ impl Server {
 
     /// With more command line options, such as `["--maxmemory", "1mb"]`.
     pub fn with(options: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("tagsweep-test-").tempdir().expect("a folder");
+        Self::in_folder(folder(), Vec::new(), options)
+    }
+
+    /// With a clock that can be set.
+    pub fn with_clock() -> (Self, Clock) {
+        let dir = folder();
+        let clock = Clock::build(dir.path());
+        (Self::in_folder(dir, clock.environment(), &[]), clock)
+    }
+
+    fn in_folder(
+        dir: TempDir,
+        environment: Vec<(&'static str, PathBuf)>,
+        options: &[&str],
+    ) -> Self {
         let socket = dir.path().join("s").display().to_string();
         let home = dir.path().display().to_string();
         let fixed = ["--port", "0", "--unixsocket", &socket, "--dir", &home, "--save", ""];
         let args: Vec<String> =
             fixed.iter().chain(options).map(|option| (*option).to_owned()).collect();
-        let (child, log) = launch(&args);
-        Self { child, dir, log, args }
+        let (child, log) = launch(&args, &environment);
+        Self { child, dir, log, args, environment }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -72,7 +89,7 @@ impl Server {
     pub fn restart(&mut self) {
         self.stop();
         let _ = std::fs::remove_file(self.socket());
-        (self.child, self.log) = launch(&self.args);
+        (self.child, self.log) = launch(&self.args, &self.environment);
     }
 
     pub fn stop(&mut self) {
@@ -95,10 +112,15 @@ impl Drop for Server {
     }
 }
 
-fn launch(args: &[String]) -> (Child, Arc<Mutex<Vec<String>>>) {
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("tagsweep-test-").tempdir().expect("a folder")
+}
+
+fn launch(args: &[String], environment: &[(&str, PathBuf)]) -> (Child, Arc<Mutex<Vec<String>>>) {
     let program = std::env::var("TAGSWEEP_TEST_SERVER").unwrap_or("redis-server".into());
     let mut child = Command::new(&program)
         .args(args)
+        .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -25,6 +25,36 @@ fn an_aged_tag_is_kept_or_invalidated() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_makes_no_tag_old() {
+    let (server, clock) = Server::with_clock();
+    let mut con = server.connect();
+    tag(&mut con, "", "old", 2, 1);
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:young", &["item:live", "item:late"]).unwrap();
+    // What was used last looks as if that had been 194 days ago.
+    clock.set(-2);
+    until("the server looks at its clock", || {
+        run::<i64>(&mut con, "OBJECT IDLETIME tag:young") > 1 << 23
+    });
+    let options = Options {
+        grace: Duration::from_secs(3),
+        max_tag_age: Some(Duration::from_secs(604_800)),
+        on_aged: OnAged::Invalidate,
+        ..quick()
+    };
+    let begun = Instant::now();
+    let report = sweep_watched(server.config(), options, &mut |_| {
+        // Its reference came first, its entry later, well within the grace.
+        if begun.elapsed() > Duration::from_secs(1) {
+            let _: () = con.set("item:late", "x").unwrap();
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.tags_aged, report.entries_invalidated), (0, 0), "{report:?}");
+    assert_eq!((report.references_removed, members(&mut con, "tag:young").len()), (1, 2));
+}
+
+#[test]
 fn sweeps_do_not_make_a_tag_young() {
     let server = Server::start();
     let mut con = server.connect();
