@@ -8,7 +8,7 @@ use redis::Commands;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
-use support::{Server, run, until};
+use support::{Server, run, unstalled, until};
 use tagsweep::lock::{Holder, Lock, Options, Outcome, WaitMode, status};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -291,10 +291,14 @@ fn a_wait_for_a_server_that_refuses_says_so_and_names_no_holder() {
         let server = server();
         let _: () = run(&mut server.connect(), refuse);
         for wait_mode in [WaitMode::Line, WaitMode::Backoff] {
-            for _ in 0..4 {
+            for budget in [1000, 1300] {
                 let options = Options { wait_mode, ..Options::new(MS(30_000)) };
                 let mut lock = Lock::on(server.link(), b"a", options).unwrap();
-                let e = lock.acquire_within(MS(250), &mut |_| true).unwrap_err();
+                let e = unstalled(|| {
+                    let begun = Instant::now();
+                    let e = lock.acquire_within(MS(budget), &mut |_| true).unwrap_err();
+                    (begun.elapsed().saturating_sub(MS(budget)), e)
+                });
                 assert!(matches!(e.code(), Some("NOREPLICAS" | "READONLY")), "{e}");
             }
         }
@@ -465,6 +469,17 @@ fn who_has_no_room_for_a_place_in_the_line_asks_again() {
         waits.join().unwrap()
     });
     assert!(had.is_some() && begun.elapsed() < MS(3500), "{had:?} {:?}", begun.elapsed());
+}
+
+#[test]
+fn who_has_no_room_for_a_place_in_the_line_knows_who_has_the_lock() {
+    let server = Server::start();
+    let (_third, holder, mut waiter) = crowded(&server);
+    for budget in [1, 10, 30, 100, 400, 1100] {
+        let had = waiter.acquire_within(MS(budget), &mut |_| true).unwrap();
+        let Outcome::Held(by) = had else { panic!("two holders") };
+        assert_eq!(by.fence, holder.fence(), "{budget} ms: {by}");
+    }
 }
 
 #[test]

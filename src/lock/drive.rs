@@ -47,7 +47,7 @@ pub(crate) struct Drive<'a> {
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
-    /// What was borne with last, since when nothing is known of the lock.
+    /// What was borne with, since when nothing was heard of the lock.
     borne: Option<Error>,
 }
 
@@ -65,6 +65,8 @@ impl<'a> Drive<'a> {
     pub fn run(mut self, attempt: &mut Attempt) -> Result<std::result::Result<Lease, Holder>> {
         let ended = self.go(attempt);
         if let (Ok(Ok(_)), Some(request)) = (&ended, attempt.farewell()) {
+            // A moment, for the lease is running.
+            self.end = self.end.min(Moment::now());
             self.leave(&request);
         }
         if let (Err(e), Some(request)) = (&ended, attempt.farewell())
@@ -198,7 +200,10 @@ impl<'a> Drive<'a> {
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
-        self.borne = Some(fault);
+        // That there is no place in the line says nothing of the lock, of which we have just heard.
+        if !matches!(request, Request::Wait { join: true, .. }) {
+            self.borne = Some(fault);
+        }
         std::thread::sleep(rest);
         Ok(self.called_off(attempt.holder()).unwrap_or(Event::Broken))
     }
