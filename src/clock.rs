@@ -66,7 +66,7 @@ impl ServerClock {
 
     /// What it shows at a moment after that (s).
     pub fn at(&self, moment: Moment) -> u64 {
-        self.told + moment.since(self.at).as_secs()
+        self.told.saturating_add(moment.since(self.at).as_secs())
     }
 }
 

@@ -61,7 +61,7 @@ impl Facts {
 
 /// The answer to `TIME`, seconds and microseconds, as a span since 1970.
 pub(crate) fn time_of((seconds, micros): (u64, u64)) -> Duration {
-    Duration::from_secs(seconds) + Duration::from_micros(micros)
+    Duration::from_secs(seconds).saturating_add(Duration::from_micros(micros))
 }
 
 /// CPU time that the server's main thread has used (s), or the whole process where it does not tell.
@@ -76,8 +76,9 @@ pub(crate) fn bytes_received(info: Info) -> Option<f64> {
     info.number("total_net_input_bytes")
 }
 
-/// How long ago the last child ended, at least. A save for a replica, a rewrite, a module's child, and a save that
-/// failed or was called off leave no time behind, so those make it unknown.
+/// How long ago the last child ended, at least. A save for a replica, a rewrite, a module's child and a save that
+/// failed leave no time behind, so those make it unknown; so does one that was called off, if it was the first:
+/// later ones cannot be told from those that saved, for it is beginnings that are counted.
 fn childless_for(info: Info, now: u64) -> Option<u64> {
     let no_rewrite = info.is("aof_last_rewrite_time_sec", "-1");
     // Their number is forgotten at CONFIG RESETSTAT, what the last one took is not.
@@ -92,6 +93,12 @@ fn childless_for(info: Info, now: u64) -> Option<u64> {
         && info.is("sync_full", "0")
         && info.is("rdb_last_bgsave_status", "ok");
     let saved: u64 = info.number("rdb_last_save_time")?;
+    // Until something is saved that is when the server started.
+    let started = info.number("uptime_in_seconds").map(|up: u64| now.saturating_sub(up) + 1);
+    let saves = info.text("rdb_last_bgsave_time_sec").is_some_and(|took| took != "-1");
+    if saves && started.is_some_and(|started| saved <= started) {
+        return None;
+    }
     // Two clocks that tick once a second.
     only_saves.then_some(now.saturating_sub(saved + 1))
 }
@@ -109,17 +116,20 @@ pub(crate) struct IdleClock {
     facts: Facts,
     /// Since when we know that no child ran. `None` while one does.
     still_since: Option<Moment>,
-    /// As of when; then the server's clock showed `facts.time`.
+    /// As of when.
     observed: Moment,
+    /// When the answer came; in between the server's clock showed `facts.time`.
+    heard: Moment,
     /// The server kept none then, by its own clock (s): what a key holds from before that is no time.
     none_at: u64,
 }
 
 impl IdleClock {
-    pub fn new(facts: Facts, now: Moment) -> Self {
+    /// From what was asked then, and answered at that time.
+    pub fn new(facts: Facts, sent: Moment, heard: Moment) -> Self {
         let before = Duration::from_secs(facts.childless_for.unwrap_or(0).min(365 * 86_400));
-        let still_since = (!facts.child).then(|| now - before);
-        Self { facts, still_since, observed: now, none_at: 0 }
+        let still_since = (!facts.child).then(|| sent - before);
+        Self { facts, still_since, observed: sent, heard, none_at: 0 }
     }
 
     /// Takes in what `INFO` says now, as answer to a question that was sent then. A child that came and
@@ -135,15 +145,17 @@ impl IdleClock {
             (false, Some(_)) if !others => {}
             (false, _) => self.still_since = Some(now),
         }
-        (self.facts.children, self.facts.time, self.observed) = (facts.children, facts.time, sent);
+        (self.facts.children, self.facts.time) = (facts.children, facts.time);
+        (self.observed, self.heard) = (sent, now);
     }
 
     /// Whether the server's clock shows what it cannot show, unless it was set.
     fn was_set(&self, time: Duration, sent: Moment, now: Moment) -> bool {
         let before = self.facts.time;
-        let (least, most) = (before + sent.since(self.observed), before + now.since(self.observed));
+        let least = before.saturating_add(sent.since(self.heard));
+        let most = before.saturating_add(now.since(self.observed));
         let told = !before.is_zero() && !time.is_zero();
-        told && (time + SET < least || time > most + SET)
+        told && (time.saturating_add(SET) < least || time > most.saturating_add(SET))
     }
 
     /// The server has not answered for a while, until now: what it was asked behind whatever took so long looks as
@@ -227,6 +239,13 @@ mod tests {
         let never = Facts::read(&never, Duration::from_secs(1007));
         assert_eq!(never.childless_for, Some(u64::MAX));
         assert!(with("sync_full:0", "sync_full:0\r\nmodule_fork_in_progress:1").child);
+        let up = |seconds| format!("total_forks:3\r\nuptime_in_seconds:{seconds}");
+        assert_eq!(with("total_forks:3", &up(100)).childless_for, Some(6));
+        assert_eq!(
+            with("total_forks:3", &up(7)).childless_for,
+            None,
+            "it began, and saved nothing"
+        );
         assert!(Facts::read("", Duration::ZERO).child, "a server that says nothing may be saving");
     }
 
@@ -242,7 +261,7 @@ mod tests {
     #[test]
     fn idle_times_are_evidence_only_after_a_quiet_span() {
         let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
-        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now);
+        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now, now);
         assert!(clock.trusted(span, now));
         assert!(!clock.trusted(span * 2, now));
         clock.observe(&with("bgsave_in_progress:0", "bgsave_in_progress:1"), now, now);
@@ -258,7 +277,8 @@ mod tests {
         for (shows, set) in
             [(1_010_000, false), (1_010_400, false), (1_013_000, true), (1_009_000, true)]
         {
-            let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun);
+            let mut clock =
+                IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun, begun);
             let (sent, now) = (begun + ms(3000), begun + ms(3010));
             clock.observe(&Facts::read(INFO, ms(shows)), sent, now);
             assert_eq!(clock.trusted(span, now), !set, "{shows}");
@@ -267,7 +287,16 @@ mod tests {
             clock.observe(&Facts::read(INFO, ms(shows + 500)), sent + ms(500), now + ms(500));
             assert!(clock.trusted(ms(500), now + ms(500)));
         }
-        let clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun);
+        // Two answers of which the first was late: nobody set anything.
+        let late = begun + ms(2000);
+        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), begun, late);
+        for shows in [1_007_100, 1_009_100] {
+            let mut clock = clock.clone();
+            clock.observe(&Facts::read(INFO, ms(shows)), late + ms(100), late + ms(110));
+            assert!(clock.trusted(span, late + ms(110)), "{shows}");
+        }
+        clock.observe(&Facts::read(INFO, Duration::MAX), late + ms(100), late + ms(110));
+        assert!(!clock.trusted(span, late + ms(110)), "nonsense is no reason to trust it");
         assert_eq!(clock.told(LONGEST_IDLE, u64::MAX), Some(LONGEST_IDLE));
         assert_eq!(clock.told((1 << 24) - 3, u64::MAX), None, "used three seconds ahead");
     }
@@ -275,7 +304,7 @@ mod tests {
     #[test]
     fn idle_times_from_behind_a_long_command_are_no_evidence() {
         let (now, span) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(5));
-        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now);
+        let mut clock = IdleClock::new(Facts::read(INFO, Duration::from_secs(1007)), now, now);
         clock.stood_still(now);
         assert!(!clock.trusted(span, now + span / 2) && clock.trusted(span, now + span));
         assert!(!clock.was_still(now - span, now));
@@ -286,7 +315,7 @@ mod tests {
         let (now, second) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(1));
         // One that does not tell its time.
         let facts = Facts { time: Duration::ZERO, ..Facts::read(INFO, Duration::from_secs(1007)) };
-        let mut clock = IdleClock::new(facts, now);
+        let mut clock = IdleClock::new(facts, now, now);
         assert!(!clock.was_still(now, now + second), "nobody has looked since");
         clock.observe(&Facts::read(INFO, Duration::from_secs(1007)), now + second, now + second);
         assert!(clock.was_still(now, now + second));

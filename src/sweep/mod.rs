@@ -199,7 +199,9 @@ impl Sweep {
 struct Survey {
     facts: Facts,
     keys: u64,
-    at: Moment,
+    /// When it was asked, and when it had answered.
+    sent: Moment,
+    heard: Moment,
 }
 
 /// Asks once more when the lock was waited for: another server may have taken the first one's place.
@@ -211,8 +213,9 @@ fn survey_again(contender: &mut Contender, link: &mut Link) -> Result<Survey> {
 
 /// Asks the server what it is, and how many keys it holds.
 fn survey(link: &mut Link) -> Result<Survey> {
-    let at = Moment::now();
+    let sent = Moment::now();
     let replies = link.ask_all(&["INFO", "TIME", "DBSIZE"].map(redis::cmd))?;
+    let heard = Moment::now();
     let mut replies = replies.into_iter();
     // A user without the permission is told nothing, and nothing is assumed.
     let info = replies.next().and_then(|r| redis::from_redis_value::<String>(r).ok());
@@ -229,5 +232,5 @@ fn survey(link: &mut Link) -> Result<Survey> {
             .server(&link.config().label())
             .advice("sweeps of a Cluster are not supported"));
     }
-    Ok(Survey { facts, keys: keys.unwrap_or(0), at })
+    Ok(Survey { facts, keys: keys.unwrap_or(0), sent, heard })
 }

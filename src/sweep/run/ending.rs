@@ -57,6 +57,7 @@ impl Running<'_> {
         (self.ending.reason, self.ending.since) = (Some(reason), Some(Moment::now()));
         self.warn_of_haste();
         self.drop_what_waits();
+        self.figures.looks_no_longer();
         if self.is_hurried() {
             self.queue.unverified.hurry(Moment::now() + STOPPING);
         }

@@ -47,6 +47,11 @@ impl Figures {
         self.weighed.1 += tag.members.get();
     }
 
+    /// What waited is dropped; what is left to verify is known by itself.
+    pub fn looks_no_longer(&mut self) {
+        self.last_look = None;
+    }
+
     /// Something will be looked for until then.
     pub fn looks_until(&mut self, due: Moment) {
         self.last_look = self.last_look.max(Some(due));

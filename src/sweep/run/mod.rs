@@ -114,8 +114,8 @@ impl<'a> Running<'a> {
         layout: &dyn Layout,
         survey: Survey,
     ) -> Self {
-        let (now, Survey { facts, keys, at }) = (Moment::now(), survey);
-        let clock = ServerClock::new(facts.time.as_secs(), at);
+        let (now, Survey { facts, keys, sent, heard }) = (Moment::now(), survey);
+        let clock = ServerClock::new(facts.time.as_secs(), sent);
         let fence = contender.lease().map(|lease| lease.fence);
         let memory = Memory::new(options.memory);
         let purpose = facts.run_id.as_ref().filter(|_| facts.positions && !options.dry_run);
@@ -146,7 +146,7 @@ impl<'a> Running<'a> {
             extended: now,
             ending: Ending::default(),
             keys,
-            idle: IdleClock::new(facts, at),
+            idle: IdleClock::new(facts, sent, heard),
         }
     }
 

@@ -162,7 +162,8 @@ impl Running<'_> {
         let idle = self.idle.told(told, self.server_time());
         if idle.is_none() {
             self.warn(match told > LONGEST_IDLE {
-                true => "idle times above 180 days are none (was the server's clock set back?): such tags have no age",
+                true => "idle times above 180 days are none (they may be that old, or the server's clock was set back): \
+                         such tags have no age",
                 false => "idle times from before the LFU policy was given up are none: such tags have no age",
             });
         }
