@@ -179,7 +179,8 @@ typedef struct {
    */
   uint64_t max_hold_ms;
   /**
-   * The lock stays taken for so long, even if it is released earlier (ms), at most a year. Default: 0.
+   * The lock stays taken for so long, even if it is released earlier (ms), at most a year; without `renew` no
+   * more than the TTL. Default: 0.
    */
   uint64_t at_least_ms;
   /**
@@ -524,6 +525,8 @@ int32_t tagsweep_lock_acquire(tagsweep_lock *lock,
  *
  * `keep_waiting`, `context`: NULL to wait for all of `wait_ms`.
  *
+ * Returns what tagsweep_lock_acquire does; TAGSWEEP_HELD when `keep_waiting` ends the wait.
+ *
  * # Safety
  * As tagsweep_lock_acquire; `keep_waiting` keeps its rules.
  */
@@ -538,7 +541,8 @@ int32_t tagsweep_lock_acquire_while(tagsweep_lock *lock,
 /**
  * Gives the lease more time. One round trip.
  *
- * `ttl_ms`: exactly this from now on; 0 for the lock's TTL, never less than what is left.
+ * `ttl_ms`: exactly this from now on, at least 1 and at most 2^53 (of a few milliseconds nothing is left when
+ * clocks may differ); 0 for the lock's TTL, never less than what is left.
  *
  * Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not ours any more, or an error; after an error the
  * lease is valid until tagsweep_lock_is_held says otherwise.
@@ -546,7 +550,10 @@ int32_t tagsweep_lock_acquire_while(tagsweep_lock *lock,
  * # Safety
  * `lock` is NULL or live; `error` is writable for `error_size` bytes.
  */
-int32_t tagsweep_lock_extend(tagsweep_lock *lock, uint64_t ttl_ms, char *error, size_t error_size);
+int32_t tagsweep_lock_extend(tagsweep_lock *lock,
+                             uint64_t ttl_ms,
+                             char *error,
+                             size_t error_size);
 
 /**
  * Gives the lock up. One round trip; none without a lease.
@@ -619,10 +626,11 @@ bool tagsweep_lock_is_held(const tagsweep_lock *lock);
 uint64_t tagsweep_lock_remaining_ms(const tagsweep_lock *lock);
 
 /**
- * Frees a contender and releases its lease, within a second. NULL is allowed.
+ * Frees a contender and releases its lease, within a second; not one that was restored without options, nor
+ * any with `release_on_free` false. NULL is allowed.
  *
  * # Safety
- * `lock` is NULL or came from tagsweep_lock_new and was not freed.
+ * `lock` is NULL or came from tagsweep_lock_new, tagsweep_lock_new_with or tagsweep_lock_restore, and was not freed.
  */
 void tagsweep_lock_free(tagsweep_lock *lock);
 

@@ -7,6 +7,7 @@ use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
+use tagsweep::error::printable;
 use tagsweep::lock::{Holder, Lock, LossReason, Options, Outcome};
 
 /// One contender for one lock. How its functions are used together: tagsweep_lock_new, then
@@ -92,6 +93,8 @@ pub type tagsweep_keep_waiting = Option<unsafe extern "C" fn(context: *mut c_voi
 ///
 /// `keep_waiting`, `context`: NULL to wait for all of `wait_ms`.
 ///
+/// Returns what tagsweep_lock_acquire does; TAGSWEEP_HELD when `keep_waiting` ends the wait.
+///
 /// # Safety
 /// As tagsweep_lock_acquire; `keep_waiting` keeps its rules.
 #[unsafe(no_mangle)]
@@ -122,11 +125,15 @@ pub unsafe extern "C" fn tagsweep_lock_acquire_while(
                 Ok(TAGSWEEP_OK)
             }
             Outcome::Held(holder) => {
-                error.write(&holder.to_string());
+                error.write(&format!("the lock {} is {holder}", name(&handle.lock)));
                 Ok(TAGSWEEP_HELD)
             }
         }
     })
+}
+
+fn name(lock: &Lock) -> String {
+    format!("{} on {}", printable(lock.key()), lock.server())
 }
 
 /// Does something that tells whether the lease was still ours.
@@ -148,14 +155,15 @@ unsafe fn still(
             return Ok(TAGSWEEP_OK);
         }
         let why = handle.lock.last_loss().map_or("there is no lease", LossReason::text);
-        error.write(why);
+        error.write(&format!("the lock {}: {why}", name(&handle.lock)));
         Ok(TAGSWEEP_LOST)
     })
 }
 
 /// Gives the lease more time. One round trip.
 ///
-/// `ttl_ms`: exactly this from now on; 0 for the lock's TTL, never less than what is left.
+/// `ttl_ms`: exactly this from now on, at least 1 and at most 2^53 (of a few milliseconds nothing is left when
+/// clocks may differ); 0 for the lock's TTL, never less than what is left.
 ///
 /// Returns TAGSWEEP_OK, TAGSWEEP_LOST when it is not ours any more, or an error; after an error the
 /// lease is valid until tagsweep_lock_is_held says otherwise.
@@ -322,10 +330,11 @@ pub unsafe extern "C" fn tagsweep_lock_remaining_ms(lock: *const tagsweep_lock) 
     })
 }
 
-/// Frees a contender and releases its lease, within a second. NULL is allowed.
+/// Frees a contender and releases its lease, within a second; not one that was restored without options, nor
+/// any with `release_on_free` false. NULL is allowed.
 ///
 /// # Safety
-/// `lock` is NULL or came from tagsweep_lock_new and was not freed.
+/// `lock` is NULL or came from tagsweep_lock_new, tagsweep_lock_new_with or tagsweep_lock_restore, and was not freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tagsweep_lock_free(lock: *mut tagsweep_lock) {
     // SAFETY: the caller's promise, passed on.

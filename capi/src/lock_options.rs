@@ -28,7 +28,8 @@ pub struct tagsweep_lock_options {
     pub record: bool,
     /// No lease is extended beyond this (ms), at least 3; 0 for no limit. Default: 0.
     pub max_hold_ms: u64,
-    /// The lock stays taken for so long, even if it is released earlier (ms), at most a year. Default: 0.
+    /// The lock stays taken for so long, even if it is released earlier (ms), at most a year; without `renew` no
+    /// more than the TTL. Default: 0.
     pub at_least_ms: u64,
     /// So many replicas must have the grant, or it is given back. Default: 0.
     pub confirm: u32,

@@ -7,6 +7,7 @@ use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED}
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 use tagsweep::Error;
+use tagsweep::error::printable;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
 /// What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
@@ -260,7 +261,9 @@ pub unsafe extern "C" fn tagsweep_sweep(
             )
         };
         // A connection of its own: locks of the client are used meanwhile.
-        let mut sweep = Sweep::new(client.config(), options.unwrap_or_default())?;
+        let (config, options) = (client.config(), options.unwrap_or_default());
+        let lock = format!("the lock {} on {}", printable(&options.lock), config.label());
+        let mut sweep = Sweep::new(config, options)?;
         let ended = sweep.run(&mut |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
             let figures = tagsweep_report {
@@ -280,7 +283,7 @@ pub unsafe extern "C" fn tagsweep_sweep(
         unsafe { put(report, figures) };
         match ended? {
             Ended::Held(holder) => {
-                error.write(&holder.to_string());
+                error.write(&format!("{lock} is {holder}"));
                 Ok(TAGSWEEP_HELD)
             }
             Ended::Swept(figures) => {

@@ -21,7 +21,7 @@ pub struct Options {
     pub max_hold: Option<Duration>,
     /// The lock stays taken for this long, even when it is released earlier: a fast job then does not
     /// run again on a machine whose schedule is late. (ShedLock's `lockAtLeastFor`.)
-    /// Default: 0 s; at most a year.
+    /// Default: 0 s; at most a year, and no more than the TTL of a lease that is not renewed.
     pub at_least: Duration,
     /// So many replicas must have the grant, or it is given back: see the server's `WAIT`. Default: 0.
     pub confirm: u32,
@@ -68,6 +68,12 @@ impl Options {
         }
         if self.at_least > YEAR {
             return Err(Error::invalid("at_least must be at most a year"));
+        }
+        // It would end before that, unless it was released.
+        if self.renew.is_none() && matches!(self.ttl, Ttl::Fixed(ttl) if self.at_least > ttl) {
+            return Err(Error::invalid(
+                "at_least must not exceed the TTL, unless the lease is renewed",
+            ));
         }
         Ok(())
     }
