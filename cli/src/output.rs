@@ -8,7 +8,7 @@ use std::fs::{File, Metadata};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tagsweep::error::plain;
+use tagsweep::error::{plain, printable};
 use tagsweep::lock::Holder;
 use tagsweep::sweep::{Progress, Report, Sample};
 
@@ -115,6 +115,7 @@ pub(crate) fn print_report(report: &Report, place: &Place) {
     say!("{}", heading(report, place));
     figures(report).iter().for_each(|line| say!("  {line}"));
     for Sample { tag, entry, why } in &report.samples {
+        let (tag, entry) = (printable(tag.as_bytes()), printable(entry.as_bytes()));
         say!("  example     {tag} would lose {entry}: {why}");
     }
     for warning in &report.warnings {

@@ -20,7 +20,8 @@ mod weak;
 use exceptions::PhpInterfaceExceptionInterface;
 use ext_php_rs::builders::{ModuleBuilder, ModuleStartup};
 use ext_php_rs::class::RegisteredClass;
-use ext_php_rs::flags::IniEntryPermission;
+use ext_php_rs::error::php_error;
+use ext_php_rs::flags::{ErrorType, IniEntryPermission};
 use ext_php_rs::zend::{ClassEntry, IniEntryDef, IniEntryDefs, ModuleEntry, StaticModuleEntry};
 use ext_php_rs::{info_table_end, info_table_header, info_table_row, info_table_start};
 use lock::{DistributedLock, PhpInterfaceLockInterface};
@@ -57,6 +58,15 @@ fn alias_namespace() -> String {
         }
         CStr::from_ptr(value).to_string_lossy().trim_matches('\\').to_owned()
     }
+}
+
+/// Whether code can name it; also nothing at all.
+fn is_namespace(text: &str) -> bool {
+    let begins = |c: char| c.is_ascii_alphabetic() || c == '_' || !c.is_ascii();
+    let is_name = |name: &str| {
+        name.starts_with(begins) && name.chars().all(|c| begins(c) || c.is_ascii_digit())
+    };
+    text.is_empty() || text.split('\\').all(is_name)
 }
 
 fn alias(
@@ -124,7 +134,10 @@ extern "C" fn module_startup(kind: c_int, number: c_int) -> c_int {
         arginfo::compare_by_identity(DistributedLock::get_metadata().handlers());
         arginfo::compare_by_identity(TagCleanupManager::get_metadata().handlers());
         let namespace = alias_namespace();
-        if !namespace.is_empty() && !namespace.eq_ignore_ascii_case("Tagsweep") {
+        if !is_namespace(&namespace) {
+            let told = format!("tagsweep.alias_namespace = \"{namespace}\" is no namespace");
+            php_error(&ErrorType::CoreWarning, &told);
+        } else if !namespace.is_empty() && !namespace.eq_ignore_ascii_case("Tagsweep") {
             alias(&namespace, "DistributedLock", lock)?;
             alias(&namespace, "TagCleanupManager", manager)?;
         }

@@ -125,6 +125,12 @@ namespace Tagsweep {
          * Takes the lock as acquire() does. With a callback: runs it, gives the lock up and answers what it
          * returned; false when the lock was not to be had.
          *
+         * @template T
+         *
+         * @param null|callable(): T $callback
+         *
+         * @return ($callback is null ? bool : T|false)
+         *
          * @throws Exception\ExceptionInterface as synchronized()
          */
         public function get(?callable $callback = null): mixed
@@ -136,7 +142,12 @@ namespace Tagsweep {
          * Runs the body under the lock and answers what it returned. The lock is given up however the body
          * ends.
          *
-         * @param float $wait seconds to wait in line
+         * @template T
+         *
+         * @param callable(): T $body
+         * @param float         $wait seconds to wait in line
+         *
+         * @return T
          *
          * @throws Exception\LockConflictedException when the lock was not to be had
          * @throws Exception\LockLostException       when it was not ours any more after the body, or before it
@@ -199,13 +210,16 @@ namespace Tagsweep {
             throw new \Error('the extension tagsweep is not loaded');
         }
 
-        /** Whether there is a lease, but it must not be acted upon any more; no round trip. */
+        /**
+         * Whether there is a lease, but it must not be acted upon: any more, or, of a restored one, before it was
+         * asked for. No round trip.
+         */
         public function isExpired(): bool
         {
             throw new \Error('the extension tagsweep is not loaded');
         }
 
-        /** Seconds until the holder must stop; null without a lease. No round trip. */
+        /** Seconds until the holder must stop, 0.0 once the lease is lost; null without a lease. No round trip. */
         public function remaining(): ?float
         {
             throw new \Error('the extension tagsweep is not loaded');
@@ -282,8 +296,11 @@ namespace Tagsweep {
          * What happened around this lock, in all processes, since it was first used or last lay unused for 30 days. One
          * round trip.
          *
-         * @return array<string, mixed> acquired, held, timeouts, unknown, errors, takeovers, renewed, renewFailed, lost
-         * (by reason), ttl, and of wait, hold and renewGap count, sum, p50, p99, p999 (s)
+         * @return array{acquired: int, held: int, timeouts: int, unknown: int, errors: int, takeovers: int, renewed: int,
+         * renewFailed: int, lost: array<string, int>, ttl: float, wait: array{count: int, sum: float, p50: ?float,
+         * p99: ?float, p999: ?float}, hold: array{count: int, sum: float, p50: ?float, p99: ?float, p999: ?float},
+         * renewGap: array{count: int, sum: float, p50: ?float, p99: ?float, p999: ?float}}
+         * spans in seconds; a quantile is at most a fifth more than it was
          *
          * @throws Exception\ExceptionInterface
          */
@@ -365,6 +382,8 @@ namespace Tagsweep {
          * they can be told; its false is stop(). What it throws ends the sweep and goes on to the caller. It
          * must not suspend the Fiber that it runs in: signals that end the process wait for its return. One
          * that holds the manager keeps it alive until onProgress(null).
+         *
+         * @param null|callable(SweepReport, float, ?float): mixed $listener
          *
          * @return static
          */
@@ -463,7 +482,11 @@ namespace Tagsweep {
             throw new \Error('the extension tagsweep is not loaded');
         }
 
-        /** The figures under the names of the JSON report. */
+        /**
+         * The figures under the names of the JSON report.
+         *
+         * @return array<string, mixed>
+         */
         public function jsonSerialize(): array
         {
             throw new \Error('the extension tagsweep is not loaded');

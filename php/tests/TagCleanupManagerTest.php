@@ -204,6 +204,16 @@ final class TagCleanupManagerTest extends TestCase
         $manager->cleanup();
     }
 
+    public function testANamespaceThatNoCodeCanNameIsToldOf(): void
+    {
+        foreach (['A/B', '1a', 'a b', 'A\\\\B'] as $namespace) {
+            $told = ['-d', 'log_errors=0', '-d', 'display_errors=1', '-d', 'display_startup_errors=1'];
+            [, $output] = (new Run(['-d', "tagsweep.alias_namespace=$namespace", ...$told, '-r', 'echo "there";']))->end();
+            self::assertStringContainsString('is no namespace', $output);
+            self::assertStringEndsWith('there', $output);
+        }
+    }
+
     /** @return iterable<string, array{callable(Redis): mixed, class-string<Throwable>, string}> */
     public static function wrong(): iterable
     {
@@ -278,7 +288,7 @@ final class TagCleanupManagerTest extends TestCase
         self::assertSame(120, $report->referencesRemoved);
         self::assertNotEmpty($report->samples);
         self::assertSame(['tag', 'entry', 'why'], array_keys($report->samples[0]));
-        self::assertStringContainsString('tag:', $report->samples[0]['tag']);
+        self::assertSame(1, $server->redis()->exists($report->samples[0]['tag']), 'a key as it is');
         self::assertSame($report->samples, $report->jsonSerialize()['samples']);
     }
 

@@ -116,13 +116,15 @@ impl Histogram {
         Duration::from_micros(self.sum_us)
     }
 
-    /// The span that a share of them does not exceed, within a bucket's width; `None` without any.
+    /// The span that a share of them does not exceed, at most a bucket's width more; `None` without any.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let wanted = (self.count() as f64 * share).ceil().max(1.0);
+        // What was told of by parts may lack its sum.
+        let most = Some(self.sum()).filter(|sum| !sum.is_zero()).unwrap_or(Duration::MAX);
         let mut seen = 0;
         self.buckets.iter().find_map(|(bucket, count)| {
             seen = u64::saturating_add(seen, *count);
-            (seen as f64 >= wanted).then(|| bound(*bucket))
+            (seen as f64 >= wanted).then(|| bound(*bucket).min(most))
         })
     }
 
@@ -252,6 +254,13 @@ mod tests {
         assert_eq!(spans.sum(), Duration::from_millis(500_500));
         assert_eq!(spans.up_to(Duration::from_secs(4000)), 1000);
         assert_eq!(Histogram::default().quantile(0.5), None);
+        let mut one = Histogram::default();
+        one.record(Duration::from_millis(6001));
+        assert_eq!(
+            one.quantile(0.99),
+            Some(Duration::from_millis(6001)),
+            "no more than all together"
+        );
     }
 
     #[test]

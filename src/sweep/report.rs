@@ -159,9 +159,9 @@ impl Report {
 /// A reference that would go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Key of the tag.
+    /// Key of the tag; bytes that are no UTF-8 are replaced.
     pub tag: String,
-    /// Key of the entry.
+    /// Key of the entry, in the same way.
     pub entry: String,
     /// In words.
     pub why: String,

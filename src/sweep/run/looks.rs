@@ -193,11 +193,9 @@ impl Running<'_> {
     pub(super) fn sample(&mut self, batch: &Batch, why: impl FnOnce() -> String) {
         let Some(member) = batch.members.iter().next() else { return };
         if self.report.samples.len() < SAMPLES {
-            self.report.samples.push(Sample {
-                tag: printable(&batch.visit.tag.key),
-                entry: printable(&self.proof.in_force().entry(member)),
-                why: why(),
-            });
+            let name = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+            let (tag, entry) = (&batch.visit.tag.key, self.proof.in_force().entry(member));
+            self.report.samples.push(Sample { tag: name(tag), entry: name(&entry), why: why() });
         }
     }
 }
