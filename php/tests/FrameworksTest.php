@@ -10,7 +10,7 @@ final class FrameworksTest extends TestCase
     /** @return iterable<string, array{string, string, int}> */
     public static function versions(): iterable
     {
-        foreach (['symfony' => 41, 'laravel' => 46] as $framework => $checks) {
+        foreach (['symfony' => 42, 'laravel' => 47] as $framework => $checks) {
             foreach (['bookworm', 'trixie'] as $suite) {
                 yield "$framework of $suite" => [$framework, $suite, $checks];
             }

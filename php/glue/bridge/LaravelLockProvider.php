@@ -22,6 +22,8 @@ final class LaravelLockProvider implements LockProvider
      *                                                    Laravel's "until released": a crash must not
      *                                                    block for ever
      * @param string|null                        $connection what Laravel calls the connection, if it does
+     *
+     * @throws \Tagsweep\Exception\InvalidArgumentException
      */
     public function __construct(
         #[\SensitiveParameter] \Redis|string|array|Server $redis,
@@ -30,7 +32,7 @@ final class LaravelLockProvider implements LockProvider
         private readonly int|float $forEver = self::FOR_EVER,
         private readonly ?string $connection = null,
     ) {
-        $this->server = $redis instanceof Server ? $redis : new Server($redis);
+        $this->server = ($redis instanceof Server ? $redis : new Server($redis))->check($options);
     }
 
     /**

@@ -4,6 +4,8 @@ declare(strict_types=1);
 
 namespace Tagsweep\Bridge;
 
+use Tagsweep\DistributedLock;
+
 /** A server, as Tagsweep\DistributedLock takes it. What it holds may be a password: no dump of it shows that. */
 final class Server
 {
@@ -21,6 +23,21 @@ final class Server
     public function target(): \Redis|string|array
     {
         return self::$known[$this];
+    }
+
+    /**
+     * Wrong options or a wrong DSN are told of where they are given, not at the first lock. Speaks to nobody.
+     *
+     * @param array<string, mixed> $options of Tagsweep\DistributedLock
+     *
+     * @throws \Tagsweep\Exception\InvalidArgumentException
+     */
+    public function check(array $options): self
+    {
+        $redis = $this->target();
+        new DistributedLock($redis instanceof \Redis ? '/nowhere' : $redis, 'nobody', 366 * 86_400, $options);
+
+        return $this;
     }
 
     private function __clone()

@@ -39,6 +39,8 @@ final class SymfonyLockStore implements BlockingStoreInterface
      * @param \Redis|string|array<string, mixed> $redis      as Tagsweep\DistributedLock takes it
      * @param float                              $initialTtl seconds; a Lock sets its own TTL right after
      * @param array<string, mixed>               $options    of Tagsweep\DistributedLock
+     *
+     * @throws \Tagsweep\Exception\InvalidArgumentException
      */
     public function __construct(
         #[\SensitiveParameter] \Redis|string|array $redis,
@@ -49,7 +51,7 @@ final class SymfonyLockStore implements BlockingStoreInterface
             throw new InvalidTtlException("the initial TTL must be greater than 0 seconds, not $initialTtl");
         }
         $this->locks = new \WeakMap();
-        $this->server = new Server($redis);
+        $this->server = (new Server($redis))->check($options);
     }
 
     /** @return array<string, string> by target: a CombinedStore has one Key for several stores */

@@ -189,6 +189,8 @@ check('the server of the locks can be another', $lock->get() && $redis->exists('
 check('and its owner is known there', $elsewhere->restoreLock('job', $lock->owner())->release() && $redis->exists('own:lock:job') === 0);
 $redis->select(0);
 
+$refused = static fn (...$given): bool => thrown(fn () => new LaravelLockProvider(...$given)) === Tagsweep\Exception\InvalidArgumentException::class;
+check('what is wrong is told of at once', $refused('nonsense') && $refused($redis, '', ['renw' => true]) && $refused($dsn, '', ['wait' => -1]));
 $secret = new LaravelLockProvider('redis://app:canary@127.0.0.1:1', 'app:');
 $held = $provider->lock('secret', 10);
 $held->get();

@@ -158,6 +158,8 @@ $store = new SymfonyLockStore($early);
 $early->connect($path);
 $store->save($key);
 check('a store before its connection', $store->exists($key) && $redis->exists('lock:early') === 1);
+$refused = static fn (...$given): bool => thrown(fn () => new SymfonyLockStore(...$given)) === Tagsweep\Exception\InvalidArgumentException::class;
+check('what is wrong is told of at once', $refused('nonsense') && $refused($early, 300, ['renw' => true]) && $refused($dsn, 300, ['wait' => -1]));
 ob_start();
 $secret = new SymfonyLockStore('redis://app:canary@127.0.0.1:1');
 var_dump($secret, (array) $secret);
