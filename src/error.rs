@@ -117,12 +117,6 @@ impl Error {
         self.advice("check that the server runs and that address and port are right")
     }
 
-    /// The same, known to be about user, password or permission.
-    pub(crate) fn denied(mut self) -> Self {
-        self.0.kind = ErrorKind::Denied;
-        self
-    }
-
     /// The same, of a question: it had no effect that could be unknown.
     #[doc(hidden)]
     pub fn of_a_question(self) -> Self {
@@ -188,12 +182,27 @@ impl Fault {
     }
 }
 
-/// A text with its options spelled anew: words that have an underscore.
+/// Options that messages name.
+const OPTIONS: [&str; 10] = [
+    "at_least",
+    "entry_prefix",
+    "lock_ttl",
+    "max_duration",
+    "max_hold",
+    "max_latency",
+    "max_removals",
+    "max_share",
+    "max_tag_age",
+    "trust_mapping",
+];
+
+/// A text with its options spelled anew.
 fn respelled(text: &str, spell: impl Fn(&str) -> String) -> String {
-    let words = text.split_inclusive(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split_inclusive(|c: char| !is_part(c));
     let anew = |word: &str| {
-        let name = word.trim_end_matches(|c: char| !(c.is_ascii_lowercase() || c == '_'));
-        let spelled = if name.contains('_') { spell(name) } else { name.to_owned() };
+        let name = word.trim_end_matches(|c: char| !is_part(c));
+        let spelled = if OPTIONS.contains(&name) { spell(name) } else { name.to_owned() };
         spelled + &word[name.len()..]
     };
     words.map(anew).collect()
@@ -254,6 +263,8 @@ mod tests {
             Error::invalid("max_hold must be at least 3 ms").key(b"a_b").advice("give no at_least");
         let told = e.spelled(|name| format!("--{}", name.replace('_', "-"))).to_string();
         assert_eq!(told, "--max-hold must be at least 3 ms (key \"a_b\"); give no --at-least");
+        let file = Error::bad_argument("/etc/my_ca.pem: no such file").spelled(|_| "?".to_owned());
+        assert_eq!(file.to_string(), "/etc/my_ca.pem: no such file");
     }
 
     #[test]

@@ -135,16 +135,19 @@ impl Socket {
         }
         let greeted = self.send(&commands.iter().collect(), deadline).and_then(|()| {
             commands.iter().try_for_each(|_| {
-                self.receive(deadline).and_then(|reply| checked(reply).map(drop).map_err(refused))
+                let reply = self.receive(deadline)?;
+                checked(reply).map(drop).map_err(refused)
             })
         });
         // Nothing that matters was sent, so nothing about its outcome is unknown.
         greeted.map_err(|e| match (e.is_unknown(), self.tls.is_some()) {
             (false, _) => e,
             (true, false) => e.unsent(),
+            (true, true) if e.to_string().contains("certificate") => e.unsent().advice(
+                "its certificate must name this host and come from an authority that we trust; another can be given",
+            ),
             (true, true) => e.unsent().advice(
-                "check that the server speaks TLS there, and that its certificate names this host and was issued by \
-                 an authority that we trust, which can be given",
+                "check that the server runs, that address and port are right, and that TLS is spoken there",
             ),
         })
     }
@@ -451,8 +454,10 @@ fn not_connected(e: &io::Error) -> Error {
 /// The server spoke, but will not serve us.
 fn refused(e: Error) -> Error {
     match e.code() {
+        // What it says may repeat the password, as a server does that does not know AUTH.
         Some("ERR") if e.to_string().contains("AUTH") || e.to_string().contains("password") => {
-            e.denied().advice("check user and password: it may want none")
+            Error::new(ErrorKind::Denied, "the server takes no password, or not in this way")
+                .advice("check user and password: it may want none")
         }
         Some("ERR") => e.advice("check the database number"),
         _ => e,

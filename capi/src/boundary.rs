@@ -19,9 +19,20 @@ impl From<tagsweep::Error> for Fault {
 impl Fault {
     fn split(self) -> (i32, String) {
         match self {
-            Self::Core(e) => (code_of(&e), e.to_string()),
+            Self::Core(e) => (code_of(&e), e.spelled(field).to_string()),
             Self::Null(what) => (TAGSWEEP_ERR_NULL, format!("{what} must not be NULL")),
         }
+    }
+}
+
+/// The field of an option.
+fn field(name: &str) -> String {
+    match name {
+        "max_hold" | "at_least" | "max_tag_age" | "max_duration" | "lock_ttl" => {
+            format!("{name}_ms")
+        }
+        "max_latency" => format!("{name}_us"),
+        name => name.to_owned(),
     }
 }
 

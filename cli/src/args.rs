@@ -126,15 +126,16 @@ pub(crate) fn environment() -> Option<String> {
     url.map(|url| url.to_string_lossy().into_owned())
 }
 
-/// User and password of what looks like a server's URL, wherever it was given.
-pub(crate) fn userinfo(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("://")?;
-    rest.rsplit_once('@').map(|(userinfo, _)| userinfo).filter(|userinfo| !userinfo.is_empty())
+/// The part of a text from where a server's URL begins, if that holds a user or a password.
+pub(crate) fn with_password(text: &str) -> Option<&str> {
+    let schemes = ["redis://", "rediss://", "valkey://", "valkeys://", "unix://"];
+    let url = schemes.iter().filter_map(|scheme| text.find(scheme)).min().map(|at| &text[at..])?;
+    (url.contains('@') || url.contains("pass=")).then_some(url)
 }
 
 /// Name of a lock. A server's URL in its place would be asked for at another server, and shown to everybody.
 fn lock_name() -> impl TypedValueParser<Value = OsString> {
-    OsStringValueParser::new().try_map(|name| match userinfo(&name.to_string_lossy()) {
+    OsStringValueParser::new().try_map(|name| match with_password(&name.to_string_lossy()) {
         Some(_) => Err("a URL with a password is no name of a lock; it goes with --url"),
         None => Ok(name),
     })

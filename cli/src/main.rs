@@ -93,14 +93,15 @@ fn main() -> ExitCode {
 
 /// What is wrong with the command line; a password in it is not repeated.
 fn refuse(e: &clap::Error) -> ! {
-    let secrets: Vec<String> = std::env::args_os()
-        .filter_map(|arg| args::userinfo(&arg.to_string_lossy()).map(str::to_owned))
-        .collect();
-    if secrets.is_empty() {
+    let args: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let secrets: Vec<&str> = args.iter().filter_map(|arg| args::with_password(arg)).collect();
+    if secrets.is_empty() || !e.use_stderr() {
         e.exit();
     }
     let told = e.render().to_string();
-    complain!("{}", secrets.iter().fold(told, |told, secret| told.replace(secret, "…")).trim_end());
+    let told = secrets.iter().fold(told, |told, url| told.replace(url, "a URL with a password"));
+    complain!("{}", told.trim_end());
     std::process::exit(e.exit_code());
 }
 

@@ -73,8 +73,11 @@ pub(crate) fn force_release(args: &ForceReleaseArgs) -> Done {
     let name = plain(&args.name.to_string_lossy());
     match lock::force_release(&link(&args.server)?, &bytes(&args.name), args.fence)? {
         Forced::Taken(holder) => {
-            let who = holder.who();
-            say!("{name}: taken away; it was {who}; that learns of it when it next renews or asks");
+            let learns = match holder.fence {
+                Some(1..) => "; that learns of it when it next renews or asks",
+                _ => "",
+            };
+            say!("{name}: taken away; it was {}{learns}", holder.who());
             Ok(exit::DONE)
         }
         Forced::Free => {

@@ -191,7 +191,10 @@ impl<'a> Drive<'a> {
         self.heard |= fault.code().is_some();
         // Who was never answered may have a wrong address.
         let gives_up = !self.heard || !attempt.has_time(Moment::now());
-        if !again || gives_up || !(is_bearable(&fault) || is_no_place(request, &fault)) {
+        // That there is no place in the line says nothing of the lock, of which we have just heard.
+        let no_place = is_no_place(request, &fault);
+        let gives_up = gives_up && !(self.heard && no_place);
+        if !again || gives_up || !(is_bearable(&fault) || no_place) {
             return Err(fault);
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
@@ -200,8 +203,7 @@ impl<'a> Drive<'a> {
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
         self.failures += 1;
-        // That there is no place in the line says nothing of the lock, of which we have just heard.
-        if !matches!(request, Request::Wait { join: true, .. }) {
+        if !no_place {
             self.borne = Some(fault);
         }
         std::thread::sleep(rest);

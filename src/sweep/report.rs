@@ -159,7 +159,7 @@ impl Report {
 /// A reference that would go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Key of the tag; bytes that are no UTF-8 are replaced.
+    /// Key of the tag; what is no UTF-8, or steers a terminal, is replaced.
     pub tag: String,
     /// Key of the entry, in the same way.
     pub entry: String,

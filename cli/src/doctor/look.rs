@@ -96,9 +96,16 @@ impl Seen {
         let tag = [prefix, b"tag:tagsweep-doctor"].concat();
         match trip(link) {
             Ok(trip) => self.trip = Some(trip),
-            Err(e) if e.code() == Some("NOPERM") => self.refused.push(e.to_string()),
             // Then nothing else is answered either.
-            Err(e) => return Err(e),
+            Err(e)
+                if matches!(
+                    e.code(),
+                    None | Some("NOAUTH" | "WRONGPASS" | "MAXCLIENTS" | "ERR")
+                ) =>
+            {
+                return Err(e);
+            }
+            Err(e) => self.refused.push(e.to_string()),
         }
         if args.role != Role::Watch {
             self.info = text(link.bare(&cmd("INFO")))?;

@@ -52,26 +52,29 @@ fn exit_codes_tell_what_happened() {
 
 #[test]
 fn a_password_in_the_wrong_place_is_not_repeated() {
-    const URL: &str = "redis://user:top@secret@127.0.0.1:1";
-    let beside = format!("--url {URL}");
-    for wrong in [
-        &["sweep", URL][..],
-        &[URL],
-        &["demo", URL],
-        &["sweep", &beside],
-        &["sweep", "--grace", URL],
-        &["status", URL],
-        &["lock", URL, "--", "true"],
-        &["force-release", "--any", URL],
-        &["metrics", "--label", URL],
-    ] {
-        let (code, out, err) = tagsweep(wrong);
-        assert!(
-            code == 2 && !out.contains("secret") && !err.contains("secret"),
-            "{wrong:?}: {err}"
-        );
-        assert!(!err.is_empty() && !err.contains("top"), "{wrong:?}: {err}");
+    for url in ["redis://user:top@secret@127.0.0.1:1", "unix:///s?user=top&pass=secret"] {
+        let beside = format!("--url {url}");
+        for wrong in [
+            &["sweep", url][..],
+            &[url],
+            &["demo", url],
+            &["sweep", &beside],
+            &["sweep", "--grace", url],
+            &["status", url],
+            &["lock", url, "--", "true"],
+            &["force-release", "--any", url],
+            &["metrics", "--label", url],
+        ] {
+            let (code, out, err) = tagsweep(wrong);
+            assert!(code == 2 && !(out + &err).contains("secret"), "{wrong:?}: {err}");
+            assert!(!err.is_empty() && !err.contains("top"), "{err}");
+        }
     }
+    let (code, out, _) = tagsweep(&["sweep", "--url", "redis://u:secret@h", "--help"]);
+    assert!(code == 0 && out.contains("--grace"), "{out}");
+    let name = "https://u@h/name";
+    let (code, _, err) = tagsweep(&["status", name, "--url", "redis://127.0.0.1:1"]);
+    assert!(code == 1 && err.contains("no connection"), "a name like any other: {err}");
     let (code, _, err) = tagsweep(&["status", "--url", ""]);
     assert!(code == 2 && err.contains("not a server URL"), "{code} {err}");
 }
@@ -79,6 +82,7 @@ fn a_password_in_the_wrong_place_is_not_repeated() {
 #[test]
 fn what_keeps_everything_from_being_answered_is_told_once() {
     let server = Server::with(&["--requirepass", "pw"]);
+    let unknowing = Server::with(&["--rename-command", "AUTH", ""]);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let elsewhere = format!("redis://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -92,11 +96,20 @@ fn what_keeps_everything_from_being_answered_is_told_once() {
         (format!("{}?pass=wrong", server.url()), 1, "WRONGPASS"),
         (format!("{}?pass=pw&db=77", server.url()), 1, "check the database number"),
         (elsewhere, 5, "not the answer of a Redis server"),
+        (format!("{}?pass=canary", unknowing.url()), 1, "check user and password"),
     ] {
         let (code, out, err) = tagsweep(&["doctor", "--timeout", "1s", "--url", &url]);
         assert_eq!((code, out.as_str(), err.lines().count()), (status, "", 1), "{err}");
-        assert!(err.contains(said), "{err}");
+        assert!(err.contains(said) && !err.contains("canary"), "{err}");
     }
+    // What refuses some commands only is looked at.
+    let mut con = unknowing.connect();
+    let _: () = run(&mut con, "CONFIG SET min-replicas-to-write 1");
+    let (code, out, _) = tagsweep(&["doctor", "--url", &unknowing.url()]);
+    assert!(
+        code == 1 && out.contains("min-replicas-to-write") && out.contains("round trip"),
+        "{out}"
+    );
 }
 
 #[test]

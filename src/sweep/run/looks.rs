@@ -1,7 +1,7 @@
 //! Looks at entries: which references are stale, and whether members lead to entries at all.
 
 use crate::clock::Moment;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, plain, printable};
 use crate::lock::companion;
 use crate::reply::{checked, understood};
 use crate::sweep::batch::Batch;
@@ -193,7 +193,7 @@ impl Running<'_> {
     pub(super) fn sample(&mut self, batch: &Batch, why: impl FnOnce() -> String) {
         let Some(member) = batch.members.iter().next() else { return };
         if self.report.samples.len() < SAMPLES {
-            let name = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+            let name = |key: &[u8]| plain(&String::from_utf8_lossy(key));
             let (tag, entry) = (&batch.visit.tag.key, self.proof.in_force().entry(member));
             self.report.samples.push(Sample { tag: name(tag), entry: name(&entry), why: why() });
         }
