@@ -4,7 +4,8 @@
 //! time is steered: the measured time of a round, less the bare round trip, sets the size of the next (a
 //! multiplicative controller, clamped so that one odd round does little). Where others are at work, a
 //! round takes a third of the latency budget, for they meet two at times, and each other; where hardly
-//! anybody is, it takes half of it, which costs the server less.
+//! anybody is, it takes half of it, which costs the server less, and a page that is all that is under way takes
+//! all of it.
 //!
 //! Rests change nothing for the slowest of the others, only how much of the server we take: they are
 //! for a lower effort, and for a server that has no time to spare. They are long and come after normal
@@ -102,6 +103,17 @@ impl Pace {
         self.size as usize
     }
 
+    /// Units of a page that is all that is under way: nobody meets two such rounds. Where others are at work they are
+    /// as large as all.
+    pub fn page(&self) -> usize {
+        if self.is_quiet() { 2 * self.size() } else { self.size() }
+    }
+
+    /// Whether hardly anybody else is at work.
+    fn is_quiet(&self) -> bool {
+        self.target > self.budget / 3
+    }
+
     /// Members that one command or script of it may hold.
     pub fn members(&self) -> usize {
         BATCH.min(self.size() * 2 / 3)
@@ -128,7 +140,9 @@ impl Pace {
             return; // too small a round to say anything about a full one
         }
         self.unit = (self.unit * 1.01).min(seconds / units);
-        let factor = self.target.as_secs_f64() / seconds;
+        // A page that was alone may be larger.
+        let target = self.target.as_secs_f64() * (units / self.size).max(1.0);
+        let factor = target / seconds;
         self.size = (self.size * factor.clamp(0.5, 1.25)).clamp(*SIZE.start(), *SIZE.end());
     }
 
@@ -212,6 +226,22 @@ mod tests {
         settle(&mut pace, BUDGET / 2);
         pace.observe_others(150e3, now() + Duration::from_secs(2));
         settle(&mut pace, BUDGET / 3);
+    }
+
+    #[test]
+    fn a_page_that_is_alone_takes_the_whole_budget_where_nobody_else_is() {
+        let mut pace = Pace::new(BUDGET, 10);
+        assert_eq!(pace.page(), pace.size(), "until that is known");
+        pace.observe_others(0.0, now());
+        pace.observe_others(10e3, now() + Duration::from_secs(1));
+        for _ in 0..100 {
+            let work = Duration::from_nanos(700) * pace.page() as u32;
+            pace.observe(pace.page(), work, now());
+        }
+        let page = Duration::from_nanos(700) * pace.page() as u32;
+        assert!(page > BUDGET * 9 / 10 && page < BUDGET * 11 / 10, "{page:?}");
+        pace.observe_others(150e3, now() + Duration::from_secs(2));
+        assert_eq!(pace.page(), pace.size());
     }
 
     #[test]

@@ -220,7 +220,9 @@ impl Running<'_> {
             asks.push(ask);
         }
         if members + keys <= self.queue.memory.queue() {
-            asks.extend(self.next_page(size.saturating_sub(units)));
+            let alone = asks.is_empty() && self.wire.flights.is_empty();
+            let room = if alone { self.pace.page() } else { size.saturating_sub(units) };
+            asks.extend(self.next_page(room));
         }
         let idle = asks.is_empty() && self.wire.flights.is_empty();
         if let Some(batches) = idle.then(|| self.queue.next_prune(script)).flatten() {
