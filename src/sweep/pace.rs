@@ -128,6 +128,15 @@ impl Pace {
     /// Takes in a round that ended now: units sent, and the time that the server was ours, which is without
     /// the bare round trip.
     pub fn observe(&mut self, units: usize, own: Duration, now: Moment) {
+        self.take_in(units, own, now, 1.0);
+    }
+
+    /// The same of a round that was nothing but a page, which may be as large as several.
+    pub fn observe_page(&mut self, units: usize, own: Duration, now: Moment) {
+        self.take_in(units, own, now, (units as f64 / self.size).max(1.0));
+    }
+
+    fn take_in(&mut self, units: usize, own: Duration, now: Moment, rounds: f64) {
         self.server += own;
         // While we read and thought, and words were on their way, the server was left alone as well.
         let left_alone = now.since(self.free_since).saturating_sub(own);
@@ -140,9 +149,7 @@ impl Pace {
             return; // too small a round to say anything about a full one
         }
         self.unit = (self.unit * 1.01).min(seconds / units);
-        // A page that was alone may be larger.
-        let target = self.target.as_secs_f64() * (units / self.size).max(1.0);
-        let factor = target / seconds;
+        let factor = self.target.as_secs_f64() * rounds / seconds;
         self.size = (self.size * factor.clamp(0.5, 1.25)).clamp(*SIZE.start(), *SIZE.end());
     }
 
@@ -236,7 +243,7 @@ mod tests {
         pace.observe_others(10e3, now() + Duration::from_secs(1));
         for _ in 0..100 {
             let work = Duration::from_nanos(700) * pace.page() as u32;
-            pace.observe(pace.page(), work, now());
+            pace.observe_page(pace.page(), work, now());
         }
         let page = Duration::from_nanos(700) * pace.page() as u32;
         assert!(page > BUDGET * 9 / 10 && page < BUDGET * 11 / 10, "{page:?}");

@@ -35,6 +35,8 @@ pub(super) struct Flight {
     /// Those that came for the first of them.
     came: Vec<Value>,
     units: usize,
+    /// It is nothing but a page.
+    page: bool,
     /// Tags read in it.
     pub reads: usize,
     sent: Moment,
@@ -178,6 +180,7 @@ impl Running<'_> {
         let terms = Terms { pattern, proof: &self.proof, contender: self.contender, strict };
         let units = asks.iter().map(Ask::units).sum();
         let reads = asks.iter().filter(|ask| matches!(ask, Ask::Read { .. })).count();
+        let page = matches!(asks.as_slice(), [Ask::Page { .. }]);
         let mut pack = Pack::default();
         let mut due = VecDeque::with_capacity(asks.len());
         for ask in in_its_mode(asks, self.untouching) {
@@ -192,6 +195,7 @@ impl Running<'_> {
             asks: due,
             came: Vec::new(),
             units,
+            page,
             reads,
             sent: Moment::now(),
             awaited: None,
@@ -204,7 +208,7 @@ impl Running<'_> {
     /// which whoever watches may want something else.
     pub(super) fn land(&mut self) -> Result<bool> {
         let Some(flight) = self.wire.flights.front_mut() else { return Ok(true) };
-        let (units, sent) = (flight.units, flight.sent);
+        let (units, page, sent) = (flight.units, flight.page, flight.sent);
         let awaited = *flight.awaited.get_or_insert_with(Moment::now);
         let mut deadline = awaited + self.link.config().timeout;
         if let Some(since) = self.ending.since.filter(|_| self.is_hurried()) {
@@ -222,7 +226,10 @@ impl Running<'_> {
         let from = self.wire.landed.max(sent + self.pace.bare());
         let took = now.since(from).saturating_sub(std::mem::take(&mut self.wire.aside));
         self.wire.rounds.record(took);
-        self.pace.observe(units, took, now);
+        match page {
+            true => self.pace.observe_page(units, took, now),
+            false => self.pace.observe(units, took, now),
+        }
         self.wire.landed = now;
         Ok(true)
     }
