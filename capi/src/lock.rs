@@ -7,7 +7,6 @@ use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
-use tagsweep::error::printable;
 use tagsweep::lock::{Holder, Lock, LossReason, Options, Outcome};
 
 /// One contender for one lock. How its functions are used together: tagsweep_lock_new, then
@@ -125,15 +124,11 @@ pub unsafe extern "C" fn tagsweep_lock_acquire_while(
                 Ok(TAGSWEEP_OK)
             }
             Outcome::Held(holder) => {
-                error.write(&format!("the lock {} is {holder}", name(&handle.lock)));
+                error.write(&format!("the lock {} is {holder}", handle.lock.label()));
                 Ok(TAGSWEEP_HELD)
             }
         }
     })
-}
-
-fn name(lock: &Lock) -> String {
-    format!("{} on {}", printable(lock.key()), lock.server())
 }
 
 /// Does something that tells whether the lease was still ours.
@@ -155,7 +150,7 @@ unsafe fn still(
             return Ok(TAGSWEEP_OK);
         }
         let why = handle.lock.last_loss().map_or("there is no lease", LossReason::text);
-        error.write(&format!("the lock {}: {why}", name(&handle.lock)));
+        error.write(&format!("the lock {}: {why}", handle.lock.label()));
         Ok(TAGSWEEP_LOST)
     })
 }

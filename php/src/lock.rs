@@ -19,7 +19,6 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tagsweep::error::printable;
 use tagsweep::lock::{Histogram, Holder, Lock, LossReason, Outcome, Stats};
 
 /// What a lock can do.
@@ -149,7 +148,7 @@ impl DistributedLock {
         if by_ourselves && !acquired {
             let told = format!(
                 "this process itself holds the lock {}, and would wait for itself; release it first",
-                name(&lock)
+                lock.label()
             );
             return Err(exception(Class::Reentrant, told));
         }
@@ -219,7 +218,7 @@ impl DistributedLock {
                 if self.release()? {
                     return Ok(value);
                 }
-                let lock = self.peek(name).unwrap_or_default();
+                let lock = self.peek(Lock::label).unwrap_or_default();
                 Err(exception(
                     Class::LockLost,
                     format!("the lock {lock} was lost while the body ran"),
@@ -245,14 +244,10 @@ fn instance(lock: DistributedLock) -> ZBox<ZendClassObject<DistributedLock>> {
 }
 
 fn lost(lock: &Lock, reason: LossReason) -> PhpException {
-    exception(Class::LockLost, format!("the lock {} was lost: {}", name(lock), reason.text()))
+    exception(Class::LockLost, format!("the lock {} was lost: {}", lock.label(), reason.text()))
 }
 
 /// A lock as messages name it.
-fn name(lock: &Lock) -> String {
-    format!("{} on {}", printable(lock.key()), lock.server())
-}
-
 #[php_impl]
 impl DistributedLock {
     #[php(defaults(ttl = Number(60.0), options = Array::default()))]
@@ -316,7 +311,7 @@ impl DistributedLock {
         if ExecutorGlobals::has_exception() {
             return Ok(Zval::new()); // a signal handler threw while we waited
         }
-        let lock = self.peek(name).unwrap_or_default();
+        let lock = self.peek(Lock::label).unwrap_or_default();
         let waited = if budget.is_zero() {
             String::new()
         } else {

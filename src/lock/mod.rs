@@ -71,7 +71,7 @@ pub use wait::WaitMode;
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::lock::attempt::Attempt;
 use crate::lock::drive::{Asked, Drive, ask};
 use crate::lock::end::end;
@@ -337,6 +337,11 @@ impl Lock {
     /// The server, as messages name it: without secrets.
     pub fn server(&self) -> String {
         guard(&self.link).config().label()
+    }
+
+    /// The lock, as messages name it: its key and the server, without secrets.
+    pub fn label(&self) -> String {
+        format!("{} on {}", printable(self.key()), self.server())
     }
 
     /// Life of a lease: as given, or as learned.
