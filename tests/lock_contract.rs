@@ -6,6 +6,8 @@ mod support;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use redis::Commands;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -518,6 +520,22 @@ fn losses_are_those_that_happened() {
         (asked.elapsed(), given)
     });
     assert!(given.stats().lost.is_empty(), "{:?}", given.stats());
+}
+
+/// What no real server does: a proxy that lost its place among the answers.
+#[test]
+fn an_answer_that_makes_no_sense_is_no_success() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+            let _ = stream.write_all(b"+OK\r\n");
+        }
+    });
+    let link = tagsweep::connect::Link::new(Config::from_url(&url).unwrap()).unwrap();
+    let e = force_release(&Arc::new(Mutex::new(link)), b"job", None).unwrap_err();
+    assert!(e.to_string().contains("makes no sense") && e.to_string().contains("lock:job"), "{e}");
 }
 
 #[test]

@@ -107,6 +107,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn options_are_named_as_their_fields_are() {
+        use tagsweep::sweep::Options;
+        let header = include_str!("../../include/tagsweep.h");
+        let zero = Some(std::time::Duration::ZERO);
+        for (wrong, fields) in [
+            (Options { max_tag_age: zero, ..Options::default() }, &["max_tag_age_ms"][..]),
+            (Options { max_share: 0.0, ..Options::default() }, &["max_share"]),
+            (
+                Options { max_duration: zero, ..Options::default() },
+                &["max_removals", "max_duration_ms"],
+            ),
+        ] {
+            let (_, told) = wrong
+                .check()
+                .map_err(Fault::from)
+                .map_or_else(Fault::split, |()| (0, String::new()));
+            for field in fields {
+                assert!(told.contains(field) && header.contains(&format!(" {field};")), "{told}");
+            }
+        }
+    }
+
+    #[test]
     #[allow(clippy::panic)]
     fn panics_become_a_code_and_texts_fit_their_buffer() {
         let mut buffer = [1 as c_char; 12];

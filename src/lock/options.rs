@@ -91,3 +91,33 @@ fn lasting(ttl: Duration) -> Result<()> {
 }
 
 const YEAR: Duration = Duration::from_secs(366 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::Watchdog;
+
+    #[test]
+    fn bounds_are_checked_before_anything_is_touched() {
+        let second = Duration::from_secs(1);
+        let usual = || Options::new(second);
+        let beyond = Options { at_least: 2 * second, ..usual() };
+        let renewed = Options { renew: Some(Watchdog::new()), ..beyond.clone() };
+        let learned = Options { ttl: Ttl::AUTO, ..beyond.clone() };
+        for right in [usual(), renewed, learned, Options { at_least: second, ..usual() }] {
+            assert!(right.check().is_ok(), "{right:?}");
+        }
+        for wrong in [
+            beyond,
+            Options { at_least: 2 * YEAR, ..usual() },
+            Options { max_hold: Some(Duration::ZERO), ..usual() },
+            Options::new(Duration::ZERO),
+            Options { ttl: Ttl::Auto { least: 2 * second, most: second }, ..usual() },
+        ] {
+            let e = wrong.check().unwrap_err();
+            assert!(e.is_invalid(), "{wrong:?}");
+            let told = e.spelled(|_| "as a face does".to_owned()).to_string();
+            assert!(!told.contains('_'), "every option is known to be one: {told}");
+        }
+    }
+}

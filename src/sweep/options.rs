@@ -203,7 +203,10 @@ mod tests {
             Options { memory: 1 << 20, ..Options::default() },
             Options { lock: Vec::new(), ..Options::default() },
         ] {
-            assert!(wrong.check().unwrap_err().is_invalid(), "{wrong:?}");
+            let e = wrong.check().unwrap_err();
+            assert!(e.is_invalid(), "{wrong:?}");
+            let told = e.spelled(|_| "as a face does".to_owned()).to_string();
+            assert!(!told.contains('_'), "every option is known to be one: {told}");
         }
     }
 }

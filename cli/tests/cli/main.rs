@@ -241,8 +241,13 @@ fn what_would_be_passed_over_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let ca = place.path().join("ca.pem").display().to_string();
     std::fs::write(&ca, "").unwrap();
+    // Settings are looked at once somebody answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tls = format!("rediss://{}", listener.local_addr().unwrap());
     for (arguments, told) in [
         (&["status", "--url", "redis://127.0.0.1:1", "--tls-ca", &ca][..], "rediss://"),
+        (&["status", "--url", &tls, "--tls-ca", &ca], "there is no certificate in it"),
+        (&["status", "--url", &tls, "--tls-ca", "/no_such_file"], "/no_such_file"),
         (&["plan", "--url", "redis://127.0.0.1:1", "--on-aged", "invalidate"], "max-tag-age"),
         (
             &["lock", "a", "--url", "redis://127.0.0.1:1", "--max-hold", "0", "--", "true"],
