@@ -3,9 +3,13 @@
 //! What one round makes the server work is what every other client waits for, so the round's server
 //! time is steered: the measured time of a round, less the bare round trip, sets the size of the next (a
 //! multiplicative controller, clamped so that one odd round does little). Where others are at work, a
-//! round takes a third of the latency budget, for they meet two at times, and each other; where hardly
+//! round takes a fifth of the latency budget, for they meet two at times, and each other; where hardly
 //! anybody is, it takes half of it, which costs the server less, and a page that is all that is under way takes
 //! all of it.
+//!
+//! Whether others keep the server busy shows in the CPU time that our own rounds do not account for. Those are
+//! taken at the least that a unit ever took, so at full effort some of our own work looks like theirs; where others
+//! send next to nothing it is ours, and nobody is to be made room for.
 //!
 //! Rests change nothing for the slowest of the others, only how much of the server we take: they are
 //! for a lower effort, and for a server that has no time to spare. They are long and come after normal
@@ -17,6 +21,9 @@ use std::time::Duration;
 
 /// Bounds of a round, in units of about half a microsecond of server time each.
 const SIZE: std::ops::RangeInclusive<f64> = 60.0..=4000.0;
+
+/// The part of the budget that a round takes where others are at work.
+const CROWD: u32 = 5;
 
 /// Rest that is owed before one is taken.
 const SPELL: Duration = Duration::from_millis(4);
@@ -71,7 +78,7 @@ impl Pace {
         let most = f64::from(effort) / 10.0;
         Self {
             budget: max_latency,
-            target: max_latency / 3,
+            target: max_latency / CROWD,
             most,
             share: most,
             size: 400.0,
@@ -111,7 +118,7 @@ impl Pace {
 
     /// Whether hardly anybody else is at work.
     fn is_quiet(&self) -> bool {
-        self.target > self.budget / 3
+        self.target > self.budget / CROWD
     }
 
     /// Members that one command or script of it may hold.
@@ -170,7 +177,8 @@ impl Pace {
         if let Some((then, before)) = self.cpu {
             let span = now.since(then).as_secs_f64().max(1e-3);
             let (busy, ours) = ((used - before) / span, self.own / span);
-            self.share = match busy > BUSY && busy - ours > OTHERS {
+            let by_others = busy - ours > OTHERS && !self.is_quiet();
+            self.share = match busy > BUSY && by_others {
                 true => (self.share * 0.7).max(LEAST.min(self.most)),
                 false => (self.share + 0.1).min(self.most),
             };
@@ -182,7 +190,7 @@ impl Pace {
     pub fn observe_others(&mut self, sent: f64, now: Moment) {
         if let Some((then, before)) = self.others {
             let rate = (sent - before) / now.since(then).as_secs_f64().max(1e-3);
-            self.target = if rate < QUIET { self.budget / 2 } else { self.budget / 3 };
+            self.target = if rate < QUIET { self.budget / 2 } else { self.budget / CROWD };
         }
         self.others = Some((now, sent));
     }
@@ -214,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_settle_at_a_third_of_the_budget_and_at_half_of_it_where_nobody_else_is() {
+    fn rounds_settle_at_a_fifth_of_the_budget_and_at_half_of_it_where_nobody_else_is() {
         let mut pace = Pace::new(BUDGET, 10);
         pace.connected(Duration::from_micros(50));
         let settle = |pace: &mut Pace, at: Duration| {
@@ -226,13 +234,13 @@ mod tests {
             let error = settled.as_secs_f64() / at.as_secs_f64();
             assert!((0.9..1.1).contains(&error), "{settled:?}");
         };
-        settle(&mut pace, BUDGET / 3);
+        settle(&mut pace, BUDGET / CROWD);
         pace.observe_others(0.0, now());
-        settle(&mut pace, BUDGET / 3);
+        settle(&mut pace, BUDGET / CROWD);
         pace.observe_others(10e3, now() + Duration::from_secs(1));
         settle(&mut pace, BUDGET / 2);
         pace.observe_others(150e3, now() + Duration::from_secs(2));
-        settle(&mut pace, BUDGET / 3);
+        settle(&mut pace, BUDGET / CROWD);
     }
 
     #[test]
@@ -306,5 +314,26 @@ mod tests {
         assert!(pace.effort() < 2.0, "{}", pace.effort());
         (0..20).for_each(|_| second(&mut pace, 0.5));
         assert_eq!(pace.effort(), 10.0);
+    }
+
+    #[test]
+    fn a_server_that_we_alone_keep_busy_is_not_made_room_on() {
+        let mut pace = Pace::new(BUDGET, 10);
+        pace.observe_others(0.0, now());
+        pace.observe_others(10e3, now() + Duration::from_secs(1));
+        // One round in two takes twice what the cheapest took: two thirds of our work by the least.
+        let cost = |round: u64| Duration::from_nanos(500 * (1 + round % 2));
+        let (mut at, mut used) = (now(), 0.0);
+        for second in 0..10 {
+            let begun = at;
+            for round in 0..5000 {
+                let work = cost(round) * 300;
+                at = at + work;
+                pace.observe(300, work, at);
+            }
+            used += at.since(begun).as_secs_f64() * 0.98;
+            pace.observe_cpu(used, at);
+            assert_eq!((pace.effort(), pace.depth()), (10.0, 2), "after {second} s");
+        }
     }
 }

@@ -56,11 +56,11 @@ impl Running<'_> {
         let time = time.map_or(Duration::ZERO, time_of);
         let facts = Facts::read(&[text(0), text(2)].concat(), time);
         self.idle.observe(&facts, sent, now);
-        if let Some(used) = cpu_used(Info(&text(1))) {
-            self.pace.observe_cpu(used, now);
-        }
         if let Some(received) = bytes_received(Info(&text(2))) {
             self.pace.observe_others(received - self.wire.sent as f64, now);
+        }
+        if let Some(used) = cpu_used(Info(&text(1))) {
+            self.pace.observe_cpu(used, now);
         }
     }
 
