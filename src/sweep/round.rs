@@ -185,15 +185,15 @@ impl Ask {
     /// Server time, in units of about half a microsecond.
     pub fn units(&self) -> usize {
         match self {
-            Self::Page { count, .. } => 2 + count * 3 / 2,
+            Self::Page { count, .. } => 2 + count,
             Self::Recall(_) => 5,
-            Self::Untouch(_) => 2,
+            Self::Untouch(_) => 4,
             Self::Read { likely, .. } => 5 + likely / 3,
-            Self::Look(batch) => 2 + weight(batch) / 3,
-            Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 3,
-            Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 2,
+            Self::Look(batch) => 2 + weight(batch) * 2 / 3,
+            Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 2,
+            Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 6,
             Self::Lifetimes(batch) => 2 * weight(batch),
-            Self::Prune(batches) => 12 + 6 * batches.len() + weights(batches),
+            Self::Prune(batches) => 6 + 3 * batches.len() + weights(batches) / 2,
             Self::Invalidate { batch, .. } | Self::Restore(batch) => 10 + 2 * weight(batch),
             Self::Extend | Self::Remember { .. } | Self::Checkpoint(_) => 10,
             Self::Recover { .. } | Self::CrossOut(_) => 40,

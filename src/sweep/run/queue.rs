@@ -186,7 +186,7 @@ impl Queue {
     /// Units of work that wait to be sent.
     pub fn backlog(&self) -> usize {
         // A tag of ten members is about what a question is on average.
-        8 * (self.urgent.len() + self.ready.len()) + 14 * self.condemned.len()
+        8 * (self.urgent.len() + self.ready.len() + self.condemned.len())
     }
 }
 
@@ -250,7 +250,7 @@ impl Running<'_> {
             return None;
         }
         let cursor = self.walk.ask()?;
-        let count = (units * 2 / 3).clamp(50, LARGEST).min(self.queue.memory.count());
+        let count = units.clamp(50, LARGEST).min(self.queue.memory.count());
         Some(Ask::Page { cursor, count })
     }
 
