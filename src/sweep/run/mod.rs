@@ -201,16 +201,13 @@ impl<'a> Running<'a> {
             self.reconnect()?;
             self.wire.cut_off = false;
         }
-        while self.wire.flights.len() < self.pace.depth() && self.rest().is_none() {
-            let asks = self.compose();
-            if asks.is_empty() {
-                break;
-            }
-            self.launch(asks)?;
-        }
+        self.fill()?;
         if !self.wire.flights.is_empty() {
             if self.land()? {
+                let filled = self.fill_ahead();
+                self.follow_landed()?;
                 self.wire.outage = None;
+                filled?;
             }
         } else if self.is_done() {
             return Ok(self.next_pass() || self.say_farewell());
@@ -218,6 +215,25 @@ impl<'a> Running<'a> {
             self.pause();
         }
         Ok(true)
+    }
+
+    /// Sends as many rounds as may be under way.
+    fn fill(&mut self) -> Result<()> {
+        while self.wire.under_way() < self.pace.depth() && self.rest().is_none() {
+            let asks = self.compose();
+            if asks.is_empty() {
+                break;
+            }
+            self.launch(asks)?;
+        }
+        Ok(())
+    }
+
+    /// A full round before the answers to the last one are looked at, so that the server does not wait for us: it
+    /// has hardly begun the other one that is under way.
+    fn fill_ahead(&mut self) -> Result<()> {
+        let is_full = self.queue.backlog() >= self.pace.size();
+        if is_full && self.wire.under_way() > 0 { self.fill() } else { Ok(()) }
     }
 
     /// What has come due. What was removed is verified before anything else is asked.

@@ -32,8 +32,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Flight {
     /// Each with the number of replies that are due.
     asks: VecDeque<(Ask, usize)>,
-    /// Those that came for the first of them.
-    came: Vec<Value>,
+    /// How many are due to all of them, and those that came and were not looked at.
+    due: usize,
+    came: VecDeque<Value>,
     units: usize,
     /// It is nothing but a page.
     page: bool,
@@ -86,9 +87,21 @@ impl Wire {
         }
     }
 
+    /// Rounds that the server has not answered.
+    pub fn under_way(&self) -> usize {
+        self.flights.iter().filter(|flight| !flight.has_landed()).count()
+    }
+
     /// What was asked and is not answered.
     pub fn asks(&self) -> impl Iterator<Item = &Ask> {
         self.flights.iter().flat_map(|flight| &flight.asks).map(|(ask, _)| ask)
+    }
+}
+
+impl Flight {
+    /// Whether all replies are there.
+    fn has_landed(&self) -> bool {
+        self.came.len() == self.due
     }
 }
 
@@ -192,8 +205,9 @@ impl Running<'_> {
             self.wire.aside = Duration::ZERO;
         }
         self.wire.flights.push_back(Flight {
+            due: due.iter().map(|(_, replies)| replies).sum(),
             asks: due,
-            came: Vec::new(),
+            came: VecDeque::new(),
             units,
             page,
             reads,
@@ -204,23 +218,19 @@ impl Running<'_> {
         self.link.send(&pack, deadline)
     }
 
-    /// Reads the oldest round and follows its answers; false when they are not all there after a moment, in
-    /// which whoever watches may want something else.
+    /// Reads the oldest round; false when its answers are not all there after a moment, in which whoever watches
+    /// may want something else.
     pub(super) fn land(&mut self) -> Result<bool> {
-        let Some(flight) = self.wire.flights.front_mut() else { return Ok(true) };
+        let Some(flight) = self.wire.flights.front_mut() else { return Ok(false) };
         let (units, page, sent) = (flight.units, flight.page, flight.sent);
         let awaited = *flight.awaited.get_or_insert_with(Moment::now);
         let mut deadline = awaited + self.link.config().timeout;
         if let Some(since) = self.ending.since.filter(|_| self.is_hurried()) {
             deadline = deadline.min(awaited.max(since) + LAST_TRY);
         }
-        while let Some((ask, replies)) = self.next_answer(deadline)? {
-            self.follow(ask, replies, sent)?;
-        }
-        if self.wire.flights.front().is_some_and(|flight| !flight.asks.is_empty()) {
+        if !self.read_flight(deadline)? {
             return Ok(false);
         }
-        self.wire.flights.pop_front();
         let now = Moment::now();
         // The server was ours from when it had the round, or was done with the one before.
         let from = self.wire.landed.max(sent + self.pace.bare());
@@ -234,11 +244,11 @@ impl Running<'_> {
         Ok(true)
     }
 
-    /// The next question of the oldest round with its replies, once they are there.
-    fn next_answer(&mut self, deadline: Moment) -> Result<Option<(Ask, Vec<Value>)>> {
-        let Some(flight) = self.wire.flights.front_mut() else { return Ok(None) };
-        let Some((_, due)) = flight.asks.front() else { return Ok(None) };
-        while flight.came.len() < *due {
+    /// Whether all replies to the oldest round came.
+    fn read_flight(&mut self, deadline: Moment) -> Result<bool> {
+        while let Some(flight) = self.wire.flights.front_mut()
+            && !flight.has_landed()
+        {
             let (now, over) = (Moment::now(), deadline.passed());
             // However late it is, what is there already is read.
             let until = deadline.min(now + LOOK_UP).max(now + LEAST_LOOK);
@@ -246,17 +256,29 @@ impl Running<'_> {
             self.wire.waited += Moment::now().since(now);
             match reply {
                 Some(reply) => {
-                    flight.came.push(reply);
+                    flight.came.push_back(reply);
                     if std::mem::take(&mut self.wire.waited) >= STALL {
                         self.idle.stood_still(Moment::now());
                     }
                 }
-                None if over => return self.link.receive(now).map(|_| None),
-                None => return Ok(None),
+                None if over => return self.link.receive(now).map(|_| false),
+                None => return Ok(false),
             }
         }
-        let ask = flight.asks.pop_front().map(|(ask, _)| ask);
-        Ok(ask.map(|ask| (ask, std::mem::take(&mut flight.came))))
+        Ok(true)
+    }
+
+    /// Follows the answers to the oldest round.
+    pub(super) fn follow_landed(&mut self) -> Result<()> {
+        while let Some(flight) = self.wire.flights.front_mut()
+            && let Some((ask, due)) = flight.asks.pop_front()
+        {
+            let (replies, sent) = (flight.came.drain(..due).collect(), flight.sent);
+            flight.due -= due;
+            self.follow(ask, replies, sent)?;
+        }
+        self.wire.flights.pop_front();
+        Ok(())
     }
 
     /// After a fault that may pass: what was not answered is asked again. What may have been removed
