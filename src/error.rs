@@ -126,6 +126,18 @@ impl Error {
         self
     }
 
+    /// The last of several attempts at one thing: an earlier one may have done it.
+    pub(crate) fn of_a_lost_answer(e: Self) -> Self {
+        if matches!(e.kind(), ErrorKind::Unknown | ErrorKind::WrongType) {
+            return e;
+        }
+        Self(Box::new(Fault {
+            kind: ErrorKind::Unknown,
+            what: format!("an answer was lost, and then: {}; {EFFECT_UNKNOWN}", e.0.what),
+            ..*e.0
+        }))
+    }
+
     pub(crate) fn because(mut self, e: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(e));
         self

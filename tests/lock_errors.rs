@@ -207,6 +207,31 @@ fn what_stays_unknown_is_said_in_time_for_every_act() {
     });
 }
 
+/// A lock on a link that lives, to a server that executes the next script, loses its answer, and is gone.
+fn before_a_partition(proxy: &Proxy) -> Lock {
+    let link = tagsweep::connect::Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+    let options = Options { release_on_drop: false, ..Options::new(MS(30_000)) };
+    let mut lock = Lock::on(Arc::new(std::sync::Mutex::new(link)), b"job", options).unwrap();
+    lock.acquire().unwrap();
+    lock.release().unwrap();
+    proxy.break_next("EVALSHA", Fault::CloseAfter, 1);
+    proxy.close();
+    lock
+}
+
+#[test]
+fn what_may_be_done_stays_unknown_when_the_server_is_gone_afterwards() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut lock = before_a_partition(&proxy);
+    let e = lock.acquire().unwrap_err();
+    assert!(run::<bool>(&mut server.connect(), "EXISTS lock:job"), "it was granted");
+    assert!(e.is_unknown(), "{e}");
+    let told = e.to_string();
+    assert!(told.contains("an answer was lost") && told.contains("tried 3 times"), "{told}");
+    assert_eq!((lock.stats().unknown, lock.stats().errors), (1, 0));
+}
+
 #[test]
 fn a_silent_server_outlasts_no_wait() {
     let server = Server::start();

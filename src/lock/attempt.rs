@@ -381,7 +381,7 @@ impl Attempt {
             return self.give_up();
         }
         // Or it waits for itself.
-        if std::mem::take(&mut self.doubtful) {
+        if self.doubtful {
             return self.ask();
         }
         if self.lines_up(now) {
@@ -526,6 +526,22 @@ mod tests {
         assert!(matches!(back, Step::Ask(Request::Release { fence: 7, .. })));
         let end = cancelled.on(Event::Answered(Answer::Released, ms(30)), ms(30));
         assert!(matches!(end, Step::Done(Err(_))));
+    }
+
+    #[test]
+    fn who_is_in_doubt_stands_in_no_line_until_it_is_answered() {
+        let now = Moment::at(Duration::from_secs(1000));
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+        let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+        let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), now);
+        attempt.begin();
+        attempt.doubt();
+        for _ in 0..3 {
+            let step = attempt.on(Event::Broken, now);
+            assert!(matches!(step, Step::Ask(Request::Acquire { .. })), "{step:?}");
+        }
+        let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
+        assert!(matches!(attempt.on(Event::Answered(held, now), now), Step::Join(_)));
     }
 
     #[test]

@@ -101,10 +101,13 @@ impl<'a> Drive<'a> {
                     let asked = self.ask(&request, attempt.holder());
                     self.or_bear(asked, &request, attempt)?
                 }
-                Step::Join(request) => {
-                    let joined = self.join(&request);
-                    self.or_bear(joined, &request, attempt)?
-                }
+                Step::Join(request) => match self.called_off(attempt.holder()) {
+                    Some(end) => end,
+                    None => {
+                        let joined = self.join(&request);
+                        self.or_bear(joined, &request, attempt)?
+                    }
+                },
                 Step::Listen(until) => self.listen(until, attempt.holder())?,
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
@@ -353,7 +356,8 @@ pub(crate) fn ask(link: &mut Link, keys: &Keys, request: &Request) -> Result<Ask
         let asked = ask_by(link, keys, request, deadline);
         asked.inspect_err(|e| repeated |= e.is_unknown())
     });
-    asked.map(|asked| Asked { repeated, ..asked }).map_err(|e| e.key(&keys.lock))
+    let may_be_done = |e: Error| if repeated { Error::of_a_lost_answer(e) } else { e };
+    asked.map(|asked| Asked { repeated, ..asked }).map_err(|e| may_be_done(e).key(&keys.lock))
 }
 
 /// Sends a request once, with all the time that there is.

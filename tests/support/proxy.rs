@@ -119,6 +119,11 @@ impl Proxy {
         *self.rule.lock().unwrap() = Some(Rule { word, fault, times });
     }
 
+    /// Nobody can connect any more; connections live on.
+    pub fn close(&self) {
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+
     /// Faults that were not met.
     pub fn left(&self) -> u32 {
         self.rule.lock().unwrap().as_ref().map_or(0, |rule| rule.times)
