@@ -87,7 +87,7 @@ fn a_release_whose_answer_was_lost_does_not_take_a_theft_for_its_own_doing() {
     let server = Server::start();
     let proxy = Proxy::start(&server.socket());
     let mut con = server.connect();
-    for taken_over in [false, true] {
+    for (taken_over, recorded) in [(false, true), (true, true), (true, false)] {
         let options = || Terms { record: true, ..Terms::new(TTL) };
         let released = unstalled(|| {
             let link = Link::new(proxy.config().timeout(PATIENCE)).unwrap();
@@ -99,7 +99,8 @@ fn a_release_whose_answer_was_lost_does_not_take_a_theft_for_its_own_doing() {
             };
             if taken_over {
                 // Another grant follows one that was never given back.
-                let mut other = Lock::on(server.link(), b"job", options()).unwrap();
+                let options = Terms { record: recorded, ..options() };
+                let mut other = Lock::on(server.link(), b"job", options).unwrap();
                 other.acquire().unwrap();
                 other.forget();
             }
@@ -112,7 +113,7 @@ fn a_release_whose_answer_was_lost_does_not_take_a_theft_for_its_own_doing() {
             let _: () = con.del("lock:job").unwrap();
             (took, released)
         });
-        assert!(!released.unwrap(), "{taken_over}");
+        assert!(!released.unwrap(), "{taken_over}, {recorded}");
     }
 }
 

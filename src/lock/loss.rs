@@ -38,11 +38,14 @@ pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
     cause(loss.fence, fence_of(&grant), evicts(&info))
 }
 
+/// Grants that the server remembers.
+const RUNS: usize = 10;
+
 /// What the server knows of grants: the last, and those that ended. One round trip.
 fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec<Run>)> {
     let asked = [
         redis::cmd("GET").arg(&keys.fence).to_owned(),
-        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(9).to_owned(),
+        redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(RUNS - 1).to_owned(),
     ];
     let mut replies = link.calls(&asked, deadline)?.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
@@ -69,10 +72,12 @@ pub(crate) fn was_given_back(
 ) -> Result<Option<bool>> {
     let deadline = link.deadline();
     let (grant, runs) = grants(link, keys, deadline)?;
+    let is_forgotten = runs.len() >= RUNS && runs.iter().all(|run| run.fence > fence);
     let lost = |run: &Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
     Ok(match fence_of(&grant) {
         Some(last) if last == fence => Some(!grant.contains('+') && !runs.iter().any(lost)),
-        Some(last) if last > fence && recorded => Some(!runs.iter().any(lost)),
+        // What is on record goes back ten grants only.
+        Some(last) if last > fence && recorded && !is_forgotten => Some(!runs.iter().any(lost)),
         Some(last) if last > fence => None,
         _ => Some(false),
     })

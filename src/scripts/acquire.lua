@@ -43,6 +43,8 @@ if #us < 6 then us = string.rep('0', 6 - #us) .. us end
 local fence = time[1] .. us
 local ours, baton = value(fence), ARGV[6]
 local stored = not baton and redis.pcall('SET', KEYS[1], ours, 'NX', 'PX', ARGV[3])
+-- A replica knows of the past only.
+if stored and stored.err and string.find(stored.err, 'READONLY') then return stored end
 if not stored or stored.err then
   -- Held; or out of memory, which is when a sweep is wanted.
   local held = redis.call('GET', KEYS[1])
@@ -94,8 +96,9 @@ if number and tonumber(number) >= tonumber(fence) then
   redis.call('SET', KEYS[1], ours, 'PX', ARGV[3])
   leave(fence)
 end
-if open == '+' and ARGV[5] ~= '0' then
-  redis.pcall('HINCRBY', KEYS[5], 'takeover', 1)
+if open == '+' then
+  -- Also for those who keep statistics where this one does not: it is what became of their grant.
+  if ARGV[5] ~= '0' then redis.pcall('HINCRBY', KEYS[5], 'takeover', 1) end
   redis.pcall('LPUSH', KEYS[6], number .. '|' .. rest .. '|-1')
   redis.pcall('LTRIM', KEYS[6], 0, 9)
   redis.pcall('PEXPIRE', KEYS[6], ARGV[4])

@@ -25,22 +25,24 @@
 -- Cost: O(statistics given), 4 commands without a waiter, 6 with one, and those of the statistics; a few times
 --   a week O(statistics kept), 2 more.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
--- Whatever becomes of the lock, this grant was given back. (Out of memory, that may not be kept.)
-if ARGV[2] ~= '0' then redis.pcall('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
+
+-- Out of memory, what needs some may follow a write that needs none; and the lock's time is over in any case.
+local function put(key, value, ms)
+  if redis.pcall('SET', key, value, 'PX', ms).err then
+    redis.call('PEXPIRE', KEYS[1], ARGV[5])
+    redis.call('SET', key, value, 'PX', ms)
+  end
+end
+
+-- Whatever becomes of the lock, this grant was given back.
+if ARGV[2] ~= '0' then put(KEYS[2], ARGV[2], ARGV[3]) end
 if (ARGV[6] or '0') ~= '0' then
   local nobody = string.match(ARGV[4], '^[^:]*') .. string.match(ARGV[1], ':.*$')
-  if redis.pcall('SET', KEYS[1], nobody, 'PX', ARGV[6]).err then
-    -- Out of memory.
-    redis.call('PEXPIRE', KEYS[1], ARGV[6])
-  end
+  put(KEYS[1], nobody, ARGV[6])
 elseif redis.call('EXISTS', KEYS[3]) == 1 then
-  -- Out of memory, nothing is handed over: waiters will look.
-  if redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5]).err then
-    redis.call('DEL', KEYS[1])
-  else
-    redis.call('LPUSH', KEYS[4], ARGV[4])
-    redis.call('PEXPIRE', KEYS[4], ARGV[5])
-  end
+  put(KEYS[1], ARGV[4], ARGV[5])
+  redis.call('LPUSH', KEYS[4], ARGV[4])
+  redis.call('PEXPIRE', KEYS[4], ARGV[5])
 else
   redis.call('DEL', KEYS[1])
 end

@@ -18,7 +18,7 @@
 -- ARGV[5] '1' to join, '0' to look again
 -- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters, our ticket, or '' of
 --   who stands in line no more}.
--- Cost: O(log waiters), 5 commands when the lock is held, at most 10.
+-- Cost: O(log waiters), 5 or 6 commands when the lock is held, at most 9.
 local held = redis.call('GET', KEYS[1])
 local lost = held and ARGV[5] == '0' and redis.call('LINDEX', KEYS[3], 0) == held
 if not held then
