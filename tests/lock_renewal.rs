@@ -7,7 +7,9 @@ mod support;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
+use tagsweep::Config;
 use tagsweep::connect::Link;
 use tagsweep::lock::{
     Lock, LossReason, Options, Outcome, SharedLink, Watchdog, force_release, status,
@@ -26,6 +28,22 @@ fn take(lock: &mut Lock) -> Option<u64> {
 fn renewed(server: &Server, watchdog: &Watchdog, ttl: Duration) -> Lock {
     let options = Options { renew: Some(watchdog.clone()), ..Options::new(ttl) };
     Lock::on(server.link(), b"a", options).unwrap()
+}
+
+#[test]
+fn a_lease_on_a_server_that_is_far_away_is_renewed() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let config = Config { db: 1, ..proxy.config() };
+    let link = Arc::new(Mutex::new(Link::new(config).unwrap()));
+    let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(6000)) };
+    let mut lock = Lock::on(link, b"a", options).unwrap();
+    take(&mut lock).unwrap();
+    // A connection to renew with takes two round trips of so long.
+    proxy.break_next("\r\n", Fault::Delay(300), u32::MAX);
+    let begun = Instant::now();
+    until("the first lease is over", || begun.elapsed() > MS(7000));
+    assert!(lock.is_held(), "{:?}", lock.lost());
 }
 
 #[test]

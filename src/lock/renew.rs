@@ -120,6 +120,9 @@ impl State {
 /// Longest time for one renewal; leases of other servers wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Longest time for a connection to renew with: a server that is far away takes several round trips for that.
+const DIAL: Duration = Duration::from_millis(1500);
+
 /// Longest time between a failed renewal and the next attempt.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -347,6 +350,9 @@ fn lose(ward: &Ward, found: LossReason, why: impl FnOnce() -> LossReason) -> Opt
 
 /// One renewal: one attempt, bounded, so that there is time for another.
 fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
+    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
+    // Where there is no other server whose leases would wait.
+    let dial = if links.len() > 1 { patience } else { patience.max(DIAL.min(ttl / 6)) };
     let known = match links.entry(ward.config.clone()) {
         std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
         std::collections::hash_map::Entry::Vacant(new) => {
@@ -356,9 +362,10 @@ fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
     let (value, note) = (ward.value.clone(), ward.pulse.wants_note());
     let request = Request::Extend { value, ttl, exact: false, note };
     let (script, args) = request.script(&ward.keys);
-    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
-    let deadline = (Moment::now() + patience).min(ward.pulse.safe_until());
-    let reply = script.run(&mut known.link, &args, deadline);
+    let by = |patience: Duration| (Moment::now() + patience).min(ward.pulse.safe_until());
+    // What connected late is there for the next attempt.
+    let connected = known.link.check(by(dial));
+    let reply = connected.and_then(|()| script.run(&mut known.link, &args, by(patience)));
     known.failing = reply.is_err();
     request.read(&reply?)
 }
