@@ -283,6 +283,76 @@ fn works_without_memory_and_after_the_scripts_are_forgotten() {
 }
 
 #[test]
+fn without_memory_a_grant_is_closed_and_handed_over() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let options = || Options { record: true, ..Options::new(TTL) };
+    let mut holder = Lock::on(server.link(), b"job", options()).unwrap();
+    fence(holder.acquire().unwrap());
+    let mut waiter = Lock::on(server.link(), b"job", options()).unwrap();
+    let waiting = std::thread::spawn(move || {
+        let outcome = waiter.acquire_within(TTL, &mut |_| true).unwrap();
+        (fence(outcome), Instant::now(), waiter)
+    });
+    until("it waits", || run::<bool>(&mut other, "EXISTS {lock:job}:waiters"));
+    let _: () = run(&mut other, "CONFIG SET maxmemory 1");
+    let given = Instant::now();
+    assert!(holder.release().unwrap());
+    assert!(
+        run::<String>(&mut other, "GET lock:job").contains(":0|"),
+        "in transit to the first in line"
+    );
+    let (_, granted, mut waiter) = waiting.join().unwrap();
+    assert!(granted - given < ASIDE, "{:?}", granted - given);
+    assert!(waiter.release().unwrap());
+    assert!(!run::<String>(&mut other, "GET {lock:job}:fence").contains('+'));
+    assert_eq!(run::<Option<u64>>(&mut other, "HGET {lock:job}:stats takeover"), None);
+}
+
+#[test]
+fn a_grant_that_nobody_made_use_of_does_not_stay() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let options = Options { at_least: TTL, ..Options::new(TTL) };
+    let mut lock = Lock::on(server.link(), b"job", options).unwrap();
+    fence(lock.acquire().unwrap());
+    assert!(lock.give_back_within(TTL).unwrap());
+    assert!(!run::<bool>(&mut other, "EXISTS lock:job"));
+}
+
+#[test]
+fn a_lease_that_is_given_back_elsewhere_was_held_since_it_was_granted() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let options = || Options { record: true, ..Options::new(TTL) };
+    let mut lock = Lock::on(server.link(), b"job", options()).unwrap();
+    fence(lock.acquire().unwrap());
+    let owner = lock.owner().unwrap().to_vec();
+    lock.forget();
+    let begun = Instant::now();
+    until("some time has passed", || begun.elapsed() > Duration::from_millis(300));
+    let mut heir = Lock::restore(server.link(), b"job", &owner, options()).unwrap();
+    assert!(heir.release().unwrap());
+    let runs: Vec<String> = run(&mut other, "LRANGE {lock:job}:runs 0 -1");
+    let held: u64 = runs[0].rsplit('|').next().unwrap().parse().unwrap();
+    assert!(held >= 300, "{runs:?}");
+}
+
+#[test]
+fn the_shortest_wait_asks_whether_to_go_on() {
+    let server = Server::start();
+    let mut holder = lock(&server);
+    fence(holder.acquire().unwrap());
+    let mut asked = 0;
+    let outcome = lock(&server).acquire_within(Duration::from_millis(10), &mut |_| {
+        asked += 1;
+        true
+    });
+    assert!(matches!(outcome.unwrap(), Outcome::Held(_)));
+    assert!(asked > 0);
+}
+
+#[test]
 fn asking_after_a_lease_never_ends_it() {
     let server = Server::start();
     let mut other = server.connect();

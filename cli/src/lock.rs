@@ -76,6 +76,7 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
         events.try_iter().filter(|event| matches!(event, Event::Lost(_))).collect();
     losses.into_iter().for_each(|event| drop(tell.send(event)));
     if interrupted.load(Ordering::Relaxed) {
+        let _ = lock.give_back_within(LAST_WORDS);
         return Ok(exit::PARTIAL);
     }
     let granted = Instant::now();

@@ -158,7 +158,7 @@ impl DistributedLock {
         };
         if acquired && ended(&gate) {
             // A signal ended the wait, at the very moment.
-            let _ = lock.release_within(AT_ONCE);
+            let _ = lock.give_back_within(AT_ONCE);
             self.register(None);
             return Ok(Outcome::Held(Holder::default()));
         }

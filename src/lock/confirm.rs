@@ -36,9 +36,14 @@ impl Lock {
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
         let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
         let given_back = link.hurry(ASIDE.min(left / 3), give_back);
+        if let Err(e) = given_back {
+            return Err(
+                Error::of_a_lost_answer(e).advice("if it was granted, it ends with its TTL")
+            );
+        }
         let told = match confirmed {
             Ok(n) => format!("{n} of {wanted} replicas have the grant"),
-            Err(e) if !e.is_unknown() || given_back.is_err() => return Err(e),
+            Err(e) if !e.is_unknown() => return Err(e),
             Err(_) => "the server does not tell in time which replicas have the grant".to_owned(),
         };
         Err(Error::new(ErrorKind::Unconfirmed, told)

@@ -307,12 +307,13 @@ impl Contender {
             return;
         }
         let (renewed, failed) = pulse.take_counts();
+        let gap = pulse.longest_gap(self.renewed_until(lease, now));
         for stats in [&mut self.total, &mut self.untold] {
             stats.renewed += renewed;
             stats.renew_failed += failed;
             stats.holds.record(now.since(lease.begun));
             if renewed > 0 {
-                stats.gaps.record(pulse.longest_gap(now));
+                stats.gaps.record(gap);
             }
         }
         if let Some(reason) = pulse.lost() {
@@ -320,13 +321,18 @@ impl Contender {
         }
     }
 
+    /// Until when it was to be renewed: what is held for too long is not, and none of that came late.
+    fn renewed_until(&self, lease: &Lease, now: Moment) -> Moment {
+        self.options.max_hold.map_or(now, |most| now.min(lease.begun + most))
+    }
+
     /// The end of the lease, and what the server is to be told; no request without a lease. The
-    /// lease is given up on this side at once: no renewal is sent after the release.
+    /// lease is given up on this side at once: a renewal that is on its way finds nothing to renew.
     pub fn release(&mut self, now: Moment) -> Option<Request> {
         let ours = self.pid == std::process::id();
         let (lease, pulse) = self.lease.take().filter(|_| ours)?;
         let held = now.since(lease.begun);
-        let gap = pulse.longest_gap(now);
+        let gap = pulse.longest_gap(self.renewed_until(&lease, now));
         self.account(&lease, &pulse, now);
         let (mut run, mut counts) = (None, Vec::new());
         if self.options.record {

@@ -219,7 +219,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date();
+        let spent = self.date(false);
         match self.contender.extend(ttl, Moment::now())? {
             Some(request) => self.extended(&request, spent),
             None => {
@@ -265,7 +265,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date();
+        let spent = self.date(false);
         match self.contender.verify() {
             Some(request) => self.extended(&request, spent),
             None => Ok(false),
@@ -286,11 +286,27 @@ impl Lock {
     /// # Errors
     /// As [`Lock::release`].
     pub fn release_within(&mut self, patience: Duration) -> Result<bool> {
+        self.end_within(patience, Contender::release)
+    }
+
+    /// The same for a grant that nobody made use of: the lock does not stay taken for [`Options::at_least`].
+    ///
+    /// # Errors
+    /// As [`Lock::release`].
+    pub fn give_back_within(&mut self, patience: Duration) -> Result<bool> {
+        self.end_within(patience, Contender::give_back)
+    }
+
+    fn end_within(
+        &mut self,
+        patience: Duration,
+        say: fn(&mut Contender, Moment) -> Option<Request>,
+    ) -> Result<bool> {
         self.contender.hush();
-        let spent = self.date();
+        let spent = self.date(self.contender.options().record);
         let mut link = guard(&self.link);
         let patience = patience.min(link.config().timeout).saturating_sub(spent);
-        link.hurry(patience, |link| release(&mut self.contender, link))
+        link.hurry(patience, |link| end(&mut self.contender, link, say))
     }
 
     /// Whether the lease may still be acted upon, by our own clock and without a round trip.
@@ -435,11 +451,13 @@ impl Lock {
         }
     }
 
-    /// When a restored lease was granted, if something counts from then: its fence is the server's time of
-    /// that. One round trip more; without an answer it was granted when it was restored. How long that took.
-    fn date(&mut self) -> Duration {
+    /// When a restored lease was granted, if something counts from then, such as how long it was held: its fence is
+    /// the server's time of that. One round trip more; without an answer it was granted when it was restored. How
+    /// long that took.
+    fn date(&mut self, records: bool) -> Duration {
         let Options { max_hold, at_least, .. } = self.contender.options();
-        if (max_hold.is_none() && at_least.is_zero()) || !self.contender.is_restored() {
+        let counts = records || max_hold.is_some() || !at_least.is_zero();
+        if !counts || !self.contender.is_restored() {
             return Duration::ZERO;
         }
         let mut link = guard(&self.link);
@@ -519,7 +537,7 @@ impl Drop for Lock {
         if guard(&self.link).is_given_up() {
             return self.contender.forget();
         }
-        self.date();
+        self.date(self.contender.options().record);
         let mut link = guard(&self.link);
         link.hurry(LAST_WORDS, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need
@@ -566,7 +584,9 @@ pub(crate) fn acquire_within(
             Ok(Outcome::Acquired { fence })
         }
         Ok(Err(holder)) => {
-            contender.not_granted(!budget.is_zero());
+            if !attempt.is_cancelled() {
+                contender.not_granted(!budget.is_zero());
+            }
             Ok(Outcome::Held(holder))
         }
         Err(e) => {

@@ -143,7 +143,8 @@ pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Re
     if !past.outdated.is_empty() {
         let mut forget = redis::cmd("HDEL");
         forget.arg(&keys.stats).arg(&past.outdated);
-        let _ = link.call(&forget, Moment::now() + Duration::from_millis(500));
+        let deadline = (Moment::now() + Duration::from_millis(500)).min(link.deadline());
+        let _ = link.call(&forget, deadline);
     }
     Ok(past.teach(ttl, renewed))
 }
