@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Facts about a server. What it does not tell is assumed for the worse.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Idle times are not kept under an LFU policy.
+    /// Idle times are not kept under an LFU policy; under an LRM policy (Redis 8.6) they tell of writes only.
     pub lfu: bool,
     /// A server that answers but is somebody's replica.
     pub replica: bool,
@@ -43,7 +43,9 @@ impl Facts {
         let running = |name| !info.is(name, "0");
         let module = info.text("module_fork_in_progress").is_some_and(|running| running != "0");
         Self {
-            lfu: info.text("maxmemory_policy").is_some_and(|policy| policy.ends_with("lfu")),
+            lfu: info
+                .text("maxmemory_policy")
+                .is_some_and(|policy| policy.ends_with("lfu") || policy.ends_with("lrm")),
             replica: info.is("role", "slave"),
             cluster: is("cluster"),
             no_touch: info.is_since([7, 2]),
@@ -174,11 +176,12 @@ impl IdleClock {
         self.none_at = self.none_at.max(none_at);
     }
 
-    /// An idle time that the server tells at that time of its own, if it is one: a key that was last used
-    /// under an LFU policy has something else in its place, which is read as a time all the same; so is one that
+    /// An idle time that the server tells at that time of its own, if it is one. Under an LRM policy none is, though it
+    /// is told; a key that was last used under an LFU policy has something else in its place, which is read as a time all the same; so is one that
     /// was used before the clock was set back.
     pub fn told(&self, idle: u64, now: u64) -> Option<u64> {
-        let is_one = idle <= LONGEST_IDLE && now.saturating_sub(idle) >= self.none_at;
+        let is_one =
+            self.runs() && idle <= LONGEST_IDLE && now.saturating_sub(idle) >= self.none_at;
         is_one.then_some(idle)
     }
 
@@ -221,6 +224,8 @@ mod tests {
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
         assert!(with("noeviction", "allkeys-lfu").lfu);
+        let lrm = IdleClock::new(with("noeviction", "volatile-lrm"), Moment::now(), Moment::now());
+        assert_eq!((lrm.runs(), lrm.told(3600, 5000)), (false, None), "not since it was used");
         let mode = |text: &str| with("role:master", &format!("role:master\r\n{text}")).positions;
         assert!(mode("redis_mode:standalone") && mode("server_mode:standalone"));
         assert!(!mode("redis_mode:cluster"));

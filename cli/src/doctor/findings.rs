@@ -129,7 +129,7 @@ const CHECKS: [Check; 9] = [
 ];
 
 /// What matters to whoever looks at idle times.
-const OF_SWEEPS: [Check; 3] = [
+const OF_SWEEPS: [Check; 4] = [
     (
         |info| info.is_since([6, 2]) && !info.is_since([7, 2]),
         Grade::Note,
@@ -140,6 +140,12 @@ const OF_SWEEPS: [Check; 3] = [
         |info| policy(info).ends_with("lfu"),
         Grade::Note,
         "an LFU policy keeps no idle times",
+        "entries must be seen absent twice, a grace apart; no tag counts as aged",
+    ),
+    (
+        |info| policy(info).ends_with("lrm"),
+        Grade::Note,
+        "an LRM policy keeps idle times of writes only",
         "entries must be seen absent twice, a grace apart; no tag counts as aged",
     ),
     (
@@ -256,6 +262,7 @@ mod tests {
             ("7.2.4", "6.0.16", Bad, "older than 6.2"),
             ("7.2.4", "7.0.15", Note, "NO-TOUCH"),
             ("noeviction", "allkeys-lfu", Note, "idle times"),
+            ("noeviction", "volatile-lrm", Note, "writes only"),
             (
                 "maxmemory:0\r\nmaxmemory_policy:noeviction",
                 "maxmemory:9\r\nmaxmemory_policy:volatile-ttl",
