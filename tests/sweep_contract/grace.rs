@@ -6,7 +6,7 @@ use redis::{Commands, Connection};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tagsweep::ErrorKind;
-use tagsweep::sweep::{Flow, Options, Sweep};
+use tagsweep::sweep::{Flow, Options, Reason, Sweep};
 
 #[test]
 fn a_young_tag_waits_for_its_grace_in_the_same_run() {
@@ -267,4 +267,29 @@ fn what_a_refused_script_left_is_found_by_the_next_sweep() {
     let _: () = con.del("lock:cache_tag_cleanup").unwrap();
     assert!(sweep(config, options()).complete);
     assert_eq!(references(&mut con), 6000);
+}
+
+#[test]
+fn a_sweep_that_lost_its_lock_verifies_what_it_removed_in_its_time() {
+    let server = Server::with(&["--maxmemory-policy", "allkeys-lfu", "--maxmemory", "1gb"]);
+    let mut con = server.connect();
+    let _: () = con.set("item:live", "x").unwrap();
+    let _: () = con.sadd("tag:t", &["item:live", "item:late"]).unwrap();
+    let (grace, verify) = (Duration::from_secs(3), Duration::from_secs(1));
+    let mut removed: Option<Instant> = None;
+    let lock_ttl = Duration::from_secs(1);
+    let options = Options { grace, verify, lock_ttl, ..Options::default() };
+    let report = sweep_watched(server.config(), options, &mut |progress| {
+        if progress.report.references_removed > 0 && removed.is_none() {
+            let _: () = con.del("lock:cache_tag_cleanup").unwrap();
+            run::<()>(&mut con, "SET lock:cache_tag_cleanup thief");
+            removed = Some(Instant::now());
+        }
+        if removed.is_some_and(|at| at.elapsed() > Duration::from_millis(1500)) {
+            let _: () = con.set("item:late", "x").unwrap();
+        }
+        Flow::Continue
+    });
+    assert_eq!((report.reason, report.references_restored), (Reason::Lost, 1), "{report:?}");
+    assert_eq!(con.sismember("tag:t", "item:late"), Ok(true));
 }

@@ -58,9 +58,6 @@ impl Running<'_> {
         self.warn_of_haste();
         self.drop_what_waits();
         self.figures.looks_no_longer();
-        if self.is_hurried() {
-            self.queue.unverified.hurry(Moment::now() + STOPPING);
-        }
     }
 
     /// Where every sweep is as short as this one, tags that must be looked at twice keep what is stale in them.
@@ -100,7 +97,8 @@ impl Running<'_> {
         }
     }
 
-    /// Whether somebody waits for our end; a limit that was reached leaves time for verification.
+    /// Whether we are to end soon: somebody waits for it, or the server may not be ours any more. What was removed is
+    /// verified in its time all the same, unless somebody waits.
     pub(super) fn is_hurried(&self) -> bool {
         let reason = self.ending.reason;
         self.ending.called_off || matches!(reason, Some(Reason::Lost | Reason::Error))

@@ -126,7 +126,7 @@ impl Running<'_> {
         if batch.members.is_empty() {
             return self.let_go(batch.visit);
         }
-        let wait = match self.is_hurried() {
+        let wait = match self.ending.called_off {
             true => self.options.verify.min(STOPPING),
             false => self.options.verify,
         };
@@ -135,7 +135,7 @@ impl Running<'_> {
             true => Twice::Always,
             false => Twice::UnlessStill(now),
         };
-        if twice == Twice::Always && !self.is_hurried() {
+        if twice == Twice::Always && !self.ending.called_off {
             self.figures.looks_until(now + self.options.grace.max(wait));
         }
         let size = batch.size();
@@ -280,7 +280,7 @@ impl Running<'_> {
                 if still { Duration::ZERO } else { rest }
             }
         };
-        (!span.is_zero() && !self.is_hurried()).then_some(span)
+        (!span.is_zero() && !self.ending.called_off).then_some(span)
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
@@ -320,7 +320,12 @@ impl Running<'_> {
         let patience = if self.ending.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
             let size = batch.size();
-            return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
+            self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
+            if refusal.code() == Some("READONLY") {
+                // Whoever asks again is to ask where the address leads now.
+                self.lose_flights();
+            }
+            return;
         }
         self.warn_of("references of some tags may be missing", &printable(&batch.visit.tag.key));
         let failure = refusal
