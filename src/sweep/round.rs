@@ -50,7 +50,7 @@ pub(crate) enum Ask {
     /// Keep the ages of tags, or forget them.
     Records(Vec<(Vec<u8>, Option<Record>)>),
     /// Records of ages in these buckets, from the first on.
-    Tidy { first: u32, buckets: u32, units: usize },
+    Tidy { first: u32, buckets: u32, cursor: u64, units: usize },
     /// Forget records of a bucket, by field.
     Forget { bucket: u32, fields: Vec<Vec<u8>> },
     /// Keep the proof of the mapping for later runs.
@@ -109,8 +109,10 @@ impl Ask {
             Self::Records(records) => {
                 records.iter().for_each(|(tag, age)| keep_record(tag, *age, terms, out));
             }
-            Self::Tidy { first, buckets, .. } => (*first..*first + buckets).for_each(|n| {
-                on_bucket("HGETALL", n, terms, out, |cmd| cmd);
+            Self::Tidy { first, buckets, cursor, .. } => (*first..*first + buckets).for_each(|n| {
+                on_bucket("HSCAN", n, terms, out, |cmd| {
+                    cmd.arg(*cursor).arg("COUNT").arg(records::PART)
+                });
                 let life = records::LIFE.as_secs();
                 on_bucket("EXPIRE", n, terms, out, |cmd| cmd.arg(life));
             }),

@@ -184,17 +184,25 @@ fn members_that_a_shrinking_set_names_twice_count_once() {
 
 #[test]
 fn whoever_watches_may_take_his_time() {
-    let server = Server::start();
-    let mut con = server.connect();
-    tags(&mut con, "some", 3, 4, 2);
-    let mut looks = 0;
-    let report = sweep_watched(server.config(), quick(), &mut |_| {
-        looks += 1;
-        // What a slow listener does, and longer than the server is left without a question how it is.
-        std::thread::sleep(Duration::from_millis(520));
-        if looks > 40 { Flow::Stop } else { Flow::Continue }
+    // What a slow listener does, and longer than the server is left without a question how it is, the lock without
+    // an extension, and the way without a checkpoint.
+    let cases = [(520, 30), (1100, 3)].map(|(look, ttl)| {
+        std::thread::spawn(move || {
+            let server = Server::start();
+            let mut con = server.connect();
+            tags(&mut con, "some", 3, 4, 2);
+            let mut looks = 0;
+            let options = Options { lock_ttl: Duration::from_secs(ttl), ..quick() };
+            let report = sweep_watched(server.config(), options, &mut |_| {
+                looks += 1;
+                std::thread::sleep(Duration::from_millis(look));
+                if looks > 30 { Flow::Stop } else { Flow::Continue }
+            });
+            assert!(report.complete && looks < 30, "{look}: {looks}: {report:?}");
+            assert_eq!(con.exists("{lock:cache_tag_cleanup}:checkpoint"), Ok(false), "{look}");
+        })
     });
-    assert!(report.complete && looks < 30, "{looks}: {report:?}");
+    cases.into_iter().for_each(|case| case.join().unwrap());
 }
 
 #[test]

@@ -40,6 +40,25 @@ fn a_sweep_that_remembers_passes_over_what_cannot_have_become_stale() {
 }
 
 #[test]
+fn however_many_records_there_are_of_tags_that_are_gone_they_go_a_part_at_a_time() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tag(&mut con, "", "t", 2, 3);
+    let records = "{lock:cache_tag_cleanup}:records:7";
+    for n in 0..5000u64 {
+        let _: () = con.hset(records, n.to_be_bytes().as_slice(), "nonsense").unwrap();
+    }
+    assert!(remembering(&server).complete);
+    assert_eq!(con.exists(records), Ok(false));
+    let asked: String = run(&mut con, "INFO commandstats");
+    // Those for what this sweep may know of earlier ones.
+    let whole =
+        asked.split("cmdstat_hgetall:calls=").nth(1).and_then(|told| told.split(',').next());
+    let whole = whole.map_or(0, |calls| calls.parse::<u32>().unwrap());
+    assert!(whole < 5, "{asked}");
+}
+
+#[test]
 fn what_is_remembered_ends_with_the_first_entry_that_expires() {
     let server = Server::start();
     let mut con = server.connect();

@@ -210,7 +210,12 @@ impl<'a> Running<'a> {
                 filled?;
             }
         } else if self.is_done() {
-            return Ok(self.next_pass() || self.say_farewell());
+            if !self.next_pass() && !self.say_farewell() {
+                return Ok(false);
+            }
+            // At once, for whoever watches may take his time before the next step.
+            self.keep_lock(Moment::now());
+            self.fill()?;
         } else {
             self.pause();
         }
@@ -249,7 +254,6 @@ impl<'a> Running<'a> {
         self.take_up_due(now);
         self.release_held();
         self.keep(now);
-        // Not when all is done: whoever watches may take as long for every look.
         if now.since(self.wire.observed) >= LOAD_EVERY && !self.is_done() {
             self.ask_for_load();
         }
@@ -294,12 +298,13 @@ impl<'a> Running<'a> {
 
     /// Keeps the lock, and on the server what is to outlive us.
     fn keep(&mut self, now: Moment) {
-        let due = now.since(self.extended) >= self.options.lock_ttl / 3;
-        if due && self.contender.lease().is_some() {
-            self.extended = now;
-            self.queue.ask_first(Ask::Extend);
+        // Not when all is done: whoever watches may take as long for every look.
+        let is_done = self.is_done();
+        if !is_done {
+            self.keep_lock(now);
         }
-        if !self.is_ending() && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
+        let over = self.is_ending() || is_done || self.resume.farewell;
+        if !over && now.since(self.resume.checkpointed) >= checkpoint::EVERY {
             self.resume.checkpointed = now;
             if let Some(kept) = self.checkpoint() {
                 self.queue.ask(Ask::Checkpoint(Some(kept.to_bytes())));
@@ -311,6 +316,14 @@ impl<'a> Running<'a> {
         let records = self.records.due.len();
         if records >= CROSSED || (self.is_idle() && records > 0) {
             self.queue.ask(Ask::Records(std::mem::take(&mut self.records.due)));
+        }
+    }
+
+    fn keep_lock(&mut self, now: Moment) {
+        let due = now.since(self.extended) >= self.options.lock_ttl / 3;
+        if due && self.contender.lease().is_some() {
+            self.extended = now;
+            self.queue.ask_first(Ask::Extend);
         }
     }
 

@@ -22,8 +22,9 @@ pub(super) struct Records {
     bucket: usize,
 }
 
-/// What an empty bucket costs.
+/// What an empty bucket costs, and one of which only a part is looked at.
 const EMPTY: usize = 24;
+const LARGE: usize = EMPTY + records::PART;
 
 impl Default for Records {
     fn default() -> Self {
@@ -113,7 +114,7 @@ impl Running<'_> {
         let most = if self.records.tidied == 0 { 1 } else { (self.pace.size() / units) as u32 };
         let left = (records::BUCKETS - first).min(records::BUCKETS - self.records.tidied);
         let buckets = most.clamp(1, records::TIDIED).min(left);
-        self.queue.ask(Ask::Tidy { first, buckets, units: units * buckets as usize });
+        self.queue.ask(Ask::Tidy { first, buckets, cursor: 0, units: units * buckets as usize });
         self.records.tidied += buckets;
         true
     }
@@ -123,7 +124,10 @@ impl Running<'_> {
         for (bucket, reply) in (first..).zip(replies.into_iter().step_by(2)) {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
-            let records: Vec<Field> = understood(reply)?;
+            let (cursor, records): (u64, Vec<Field>) = understood(reply)?;
+            if cursor != 0 {
+                self.queue.ask(Ask::Tidy { first: bucket, buckets: 1, cursor, units: LARGE });
+            }
             self.records.bucket = self.records.bucket.max(EMPTY + records.len());
             let (began, now) = (self.clock.at(self.begun), self.server_time());
             let unseen = |record: &[u8]| {
