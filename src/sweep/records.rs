@@ -12,9 +12,11 @@
 //! entry was deleted, evicted or given a shorter life by itself.
 //!
 //! Records are 8 or 16 bytes under 8 bytes of the key's hash, in small hashes that the server packs: some
-//! 20 or 45 bytes a tag. A collision makes two tags look younger. They go with their tag, or, if the
+//! 20 or 45 bytes a tag. Two tags of one hash share a record, which by chance none do. They go with their tag, or, if the
 //! application removed that, with the next complete sweep, or with time.
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Hashes over which the records are spread: up to a million tags they stay packed.
@@ -22,6 +24,9 @@ pub(crate) const BUCKETS: u32 = 8192;
 
 /// Buckets that are tidied up at once.
 pub(crate) const TIDIED: u32 = 16;
+
+/// Records of a bucket that are looked at at once, where the server does not have it packed.
+pub(crate) const PART: usize = 256;
 
 /// Life of records that no sweep comes to see any more.
 pub(crate) const LIFE: Duration = Duration::from_secs(200 * 86_400);
@@ -129,6 +134,12 @@ fn hash(bytes: &[u8]) -> u64 {
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
+}
+
+/// A name's hash in this process, which nobody can choose names for.
+pub(crate) fn name(bytes: &[u8]) -> u64 {
+    static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    STATE.hash_one(bytes)
 }
 
 #[cfg(test)]

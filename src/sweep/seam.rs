@@ -13,12 +13,12 @@ const WIDTH: usize = 256;
 
 /// The last members of a reply.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seam(HashSet<[u8; 8]>);
+pub(crate) struct Seam(HashSet<u64>);
 
 impl Seam {
     /// Leaves of the next reply what was not at the end of the last one. `more`: another reply follows.
     pub fn join(&mut self, members: &mut Vec<Vec<u8>>, more: bool) {
-        let name = |member: &Vec<u8>| records::place(member).1;
+        let name = |member: &Vec<u8>| records::name(member);
         let mut at = 0;
         members.retain(|member| {
             at += 1;

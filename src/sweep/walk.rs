@@ -53,9 +53,9 @@ enum State {
 /// Names that were met: those of the first pages, and the last ones.
 #[derive(Debug, Default)]
 struct Met {
-    first: HashSet<[u8; 8]>,
-    late: HashSet<[u8; 8]>,
-    order: VecDeque<[u8; 8]>,
+    first: HashSet<u64>,
+    late: HashSet<u64>,
+    order: VecDeque<u64>,
 }
 
 /// How many late names are kept.
@@ -64,7 +64,7 @@ const LATE: usize = 4 * LARGEST;
 impl Met {
     /// Whether a name is new.
     fn is_new(&mut self, name: &[u8], is_first: bool) -> bool {
-        let name = records::place(name).1;
+        let name = records::name(name);
         if self.first.contains(&name) || !self.late.insert(name) {
             return false;
         }

@@ -31,7 +31,7 @@ pub(super) struct Figures {
     /// Of our grant, for those who look back.
     fence: Option<u64>,
     /// Tags of what is to be walked to again that counted as pruned the first time.
-    pruned_before: HashSet<[u8; 8]>,
+    pruned_before: HashSet<u64>,
 }
 
 impl Figures {
@@ -174,7 +174,7 @@ impl Running<'_> {
         let Some(tally) = Rc::into_inner(tally).filter(|tally| tally.removed.get() > 0) else {
             return;
         };
-        let name = records::place(&key).1;
+        let name = records::name(&key);
         let counted = self.figures.pruned_before.contains(&name);
         match tally.gone.get() {
             true => {

@@ -23,7 +23,7 @@ pub(super) struct Resume {
     again: u64,
     /// Pages of which something was given up or postponed: whoever goes on begins with them.
     unfinished: Vec<Rc<Page>>,
-    farewell: bool,
+    pub farewell: bool,
     /// Share of the table that was seen before this run, see [`Checkpoint::seen`].
     seen: f64,
     /// With those before it, this run has gone round the whole table.
@@ -70,10 +70,11 @@ impl Running<'_> {
 
     /// Where another sweep could go on, with what was done before that; `None` while nothing was done.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
+        // Also where it is not asked for: pages that are settled take no memory then.
+        let place = self.walk.settled();
         if !self.proof.is_settled() || self.contender.lease().is_none() {
             return None;
         }
-        let place = self.walk.settled();
         let timed = matches!(self.ending.reason, Some(Reason::MaxDuration | Reason::Stopped));
         let timed_out = timed && Moment::now().since(self.begun) >= MERELY_BEGUN;
         let beyond = self.walk.beyond_what_takes_long(timed_out);
