@@ -403,6 +403,30 @@ fn what_a_durable_sweep_left_has_the_grace_for_its_entry() {
 }
 
 #[test]
+fn what_a_sweep_notes_itself_is_not_what_an_earlier_one_left() {
+    let (server, mut con, _) = die_before_verification("removing durable");
+    let quarantine = "{lock:cache_tag_cleanup}:quarantine";
+    let mut sweep = Sweep::new(server.config(), quick()).unwrap();
+    let mut ours = None;
+    let ended = sweep.run(&mut |_| {
+        // Once the lock of the one that died is over.
+        let grant: String = con.get("{lock:cache_tag_cleanup}:fence").unwrap();
+        let fence = grant.split('+').next().unwrap();
+        let left: Vec<(String, Vec<u8>)> = con.hgetall(quarantine).unwrap();
+        if ours.is_none() && !left[0].0.starts_with(fence) {
+            let id = format!("{fence}.99");
+            let _: () = con.del(quarantine).unwrap();
+            let _: () = con.hset(quarantine, &id, &left[0].1).unwrap();
+            ours = Some(id);
+        }
+        Flow::Continue
+    });
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.complete && report.warnings.is_empty(), "{report:?}");
+    assert_eq!(con.hkeys(quarantine), Ok(vec![ours.unwrap()]), "it is not crossed out");
+}
+
+#[test]
 fn a_durable_sweep_crosses_everything_out_that_it_verified() {
     let server = Server::start();
     let mut con = server.connect();

@@ -26,19 +26,22 @@ impl Running<'_> {
     /// Gives batches that go to a script together a slip, if removals are noted.
     pub(super) fn noted(&mut self, mut batches: Vec<Batch>) -> Vec<Batch> {
         if self.options.durable {
-            let fence = self.contender.lease().map_or(0, |lease| lease.fence);
-            let slip =
-                Slip::new(format!("{fence}.{}", self.slips.written).into(), &self.slips.crossed);
+            let id = self.slip_id(&self.slips.written.to_string());
+            let slip = Slip::new(id.into(), &self.slips.crossed);
             self.slips.written += 1;
             batches.iter_mut().for_each(|batch| batch.slip = Some(Rc::clone(&slip)));
         }
         batches
     }
 
+    fn slip_id(&self, number: &str) -> String {
+        format!("{}.{number}", self.contender.lease().map_or(0, |lease| lease.fence))
+    }
+
     pub(super) fn cross_out(&mut self) {
         let ids = self.slips.crossed.take();
         // What was verified in a hurry is left to the next sweep as well.
-        if !ids.is_empty() && !self.is_hurried() {
+        if !ids.is_empty() && !self.ending.called_off {
             self.queue.ask(Ask::CrossOut(ids));
         }
     }
@@ -58,7 +61,9 @@ impl Running<'_> {
         };
         let (cursor, slips): (u64, Vec<Field>) = understood(reply)?;
         let now = Moment::now();
-        for (id, bytes) in slips {
+        // What we note meanwhile may be told, too, and is verified in its time.
+        let ours = self.slip_id("");
+        for (id, bytes) in slips.into_iter().filter(|(id, _)| !id.starts_with(ours.as_bytes())) {
             let slip = Slip::new(id, &self.slips.crossed);
             for batch in slip::read(&bytes, &slip) {
                 let size = batch.size();
