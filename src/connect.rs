@@ -275,12 +275,22 @@ impl Link {
     /// # Errors
     /// What keeps the server from answering.
     pub fn server_id(&mut self) -> Result<Option<String>> {
+        let told = self.info("server")?;
+        Ok(told.and_then(|info| Info(&info).text("run_id").map(str::to_owned)))
+    }
+
+    /// Whether a replica answers, as far as we may ask. One round trip.
+    pub(crate) fn leads_to_a_replica(&mut self) -> Result<bool> {
+        let told = self.info("replication")?;
+        Ok(told.is_some_and(|info| Info(&info).is("role", "slave")))
+    }
+
+    /// A section of `INFO`; `None` when we may not ask.
+    fn info(&mut self, section: &str) -> Result<Option<String>> {
         let mut ask = redis::cmd("INFO");
-        ask.arg("server");
+        ask.arg(section);
         match self.ask(&ask) {
-            Ok(Value::BulkString(info)) => {
-                Ok(Info(&String::from_utf8_lossy(&info)).text("run_id").map(str::to_owned))
-            }
+            Ok(Value::BulkString(info)) => Ok(Some(String::from_utf8_lossy(&info).into_owned())),
             Ok(_) => Ok(None),
             Err(e) if e.code() == Some("NOPERM") => Ok(None),
             Err(e) => Err(e),

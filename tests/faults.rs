@@ -265,6 +265,32 @@ fn a_sweep_outlasts_a_server_that_has_no_room_for_it() {
 }
 
 #[test]
+fn what_a_replica_answers_is_not_heard() {
+    let server = Server::start();
+    stale(&mut server.connect(), 500);
+    let mut sweep = Sweep::new(server.config(), patient()).unwrap();
+    let mut con = server.connect();
+    let mut since = None;
+    let ended = sweep.run(&mut |progress| {
+        if progress.report.references_removed == 0 {
+            return Flow::Continue;
+        }
+        let looks = since.get_or_insert(0);
+        *looks += 1;
+        if *looks == 1 {
+            let _: () = run(&mut con, "REPLICAOF 127.0.0.1 1");
+            let _: () = run(&mut con, "CLIENT KILL TYPE normal SKIPME yes");
+        } else if *looks == 5 {
+            let _: () = run(&mut con, "REPLICAOF NO ONE");
+        }
+        Flow::Continue
+    });
+    let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
+    assert!(report.complete, "{report:?}");
+    assert_eq!(run::<u64>(&mut con, "EXISTS tag:0 tag:499"), 0);
+}
+
+#[test]
 fn a_server_that_was_restarted_is_another_one() {
     let mut server = Server::start();
     stale(&mut server.connect(), 500);

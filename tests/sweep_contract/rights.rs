@@ -27,10 +27,11 @@ fn who_could_not_put_back_may_not_remove() {
     let server = Server::start();
     let mut con = server.connect();
     tag(&mut con, "", "t", 2, 3);
-    for (right, missing) in [("-sadd", "SADD"), ("-type -srem", "SREM, TYPE")] {
+    for (right, missing) in [("-sadd", "SADD"), ("-type -srem", "SREM, TYPE"), ("-hset", "HSET")] {
         let _: () = run(&mut con, &format!("ACL SETUSER half reset on >pw ~* &* +@all {right}"));
         let url = format!("{}?user=half&pass=pw", server.url());
-        let mut sweep = Sweep::new(Config::from_url(&url).unwrap(), quick()).unwrap();
+        let options = Options { durable: missing == "HSET", ..quick() };
+        let mut sweep = Sweep::new(Config::from_url(&url).unwrap(), options).unwrap();
         let e = sweep.run(&mut |_| Flow::Continue).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
         assert!(e.to_string().contains(&format!("may not run {missing}")), "{e}");

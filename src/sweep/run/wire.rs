@@ -149,7 +149,10 @@ impl Running<'_> {
         }
         let scripts = [&PRUNE, &INVALIDATE, &RESTORE, &EXTEND, &CHECKPOINT];
         let mut needed: Vec<Cmd> = scripts.map(|script| script.load()).into();
-        needed.push(RIGHTS.by_body(&Args::default().key(&self.sample)));
+        let quarantine = companion(&self.contender.keys().lock, "quarantine");
+        let asked = Args::default().key(&self.sample);
+        let asked = if self.options.durable { asked.key(&quarantine) } else { asked };
+        needed.push(RIGHTS.by_body(&asked));
         needed
     }
 
@@ -176,7 +179,7 @@ impl Running<'_> {
             return Ok(());
         }
         let names = names.join(", ");
-        Err(Error::new(ErrorKind::Denied, format!("the user may not run {names} on tags"))
+        Err(Error::new(ErrorKind::Denied, format!("the user may not run {names}, as a sweep must"))
             .key(&self.sample)
             .advice("grant it: what a sweep removes it must be able to put back"))
     }
@@ -327,6 +330,11 @@ impl Running<'_> {
     pub(super) fn reconnect(&mut self) -> Result<()> {
         self.prepare()?;
         self.idle.stood_still(Moment::now());
+        if self.link.leads_to_a_replica()? {
+            // Of what the primary has it knows the past only.
+            return Err(Error::new(ErrorKind::Unreachable, "a replica answers there now")
+                .server(&self.link.config().label()));
+        }
         let (known, found) = (self.wire.server_id.as_ref(), self.link.server_id()?);
         if known.is_some() && found.is_some() && known != found.as_ref() {
             self.warn("the server was restarted or replaced during the sweep");
