@@ -361,6 +361,7 @@ pub(crate) struct ForceReleaseArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct MetricsArgs {
     /// Locks to show. Default: all, found by walking over all keys: name them on a large server.
+    #[arg(value_parser = lock_name())]
     pub names: Vec<OsString>,
     #[command(flatten)]
     pub server: ServerArgs,

@@ -3,17 +3,21 @@
 use crate::args::SweepArgs;
 use crate::output::{Place, Screen, print_json, print_report, way_out};
 use crate::{Done, exit, signals, spelled};
+use std::error::Error;
 use std::sync::atomic::Ordering;
 use tagsweep::error::plain;
 use tagsweep::lock::Holder;
 use tagsweep::sweep::{Ended, Flow, Sweep};
 
 pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
-    let config = args.server.config()?;
-    let place = Place { server: config.label(), prefix: &args.server.prefix, lock: &args.lock };
-    let mut options = args.options();
-    options.dry_run |= plan;
-    let mut sweep = Sweep::new(config, options)?;
+    let mut place = Place { server: String::new(), prefix: &args.server.prefix, lock: &args.lock };
+    let made = args.server.config().and_then(|config| {
+        place.server = config.label();
+        let mut options = args.options();
+        options.dry_run |= plan;
+        Sweep::new(config, options)
+    });
+    let mut sweep = made.map_err(|e| told(args, &place, e))?;
     let stop = signals::stop_flag()?;
     let mut screen = Screen::new(args.json);
     let ended = sweep.run(&mut |progress| {
@@ -35,17 +39,22 @@ pub(crate) fn sweep(args: &SweepArgs, plan: bool) -> Done {
             Ok(exit::HELD)
         }
         Err(e) => {
-            let e = spelled(e.into());
             sweep.report().into_iter().for_each(show);
-            if args.json {
-                let mut line = place.to_json();
-                line.insert("type".into(), "error".into());
-                line.insert("error".into(), e.to_string().into());
-                say!("{}", serde_json::Value::Object(line));
-            }
-            Err(e)
+            Err(told(args, &place, e))
         }
     }
+}
+
+/// An error, which is the last line of what is read by programs, too.
+fn told(args: &SweepArgs, place: &Place, e: tagsweep::Error) -> Box<dyn Error> {
+    let e = spelled(e.into());
+    if args.json {
+        let mut line = place.to_json();
+        line.insert("type".into(), "error".into());
+        line.insert("error".into(), e.to_string().into());
+        say!("{}", serde_json::Value::Object(line));
+    }
+    e
 }
 
 fn held(args: &SweepArgs, place: &Place, holder: &Holder) {

@@ -38,6 +38,12 @@ fn exit_codes_tell_what_happened() {
     let (code, _, err) = tagsweep(&["sweep", "--url", &url, "--entry-prefix", "wrong:"]);
     assert!(code == 1 && err.contains("--trust-mapping"), "{err}");
     let _: () = server.connect().set("lock:cache_tag_cleanup", "x").unwrap();
+    for wrong in [["--max-share", "5"], ["--tls-ca", "/nowhere"]] {
+        let (code, out, err) =
+            tagsweep(&[&["sweep", "--json", "--url", &url], &wrong[..]].concat());
+        assert!(code != 0 && !err.is_empty(), "{code} {err}");
+        assert!(out.lines().last().is_some_and(|line| line.contains(r#""type":"error""#)), "{out}");
+    }
     let (code, out, err) = tagsweep(&["sweep", "--url", &url, "--json"]);
     assert!(code == 3 && err.contains("skipped") && out.contains("\"held\""), "{out}{err}");
     let _: () = run(&mut server.connect(), "DEL lock:cache_tag_cleanup");
@@ -70,6 +76,8 @@ fn a_password_in_the_wrong_place_is_not_repeated() {
             assert!(!err.is_empty() && !err.contains("top"), "{err}");
         }
     }
+    let (code, out, err) = tagsweep(&["metrics", "redis://:secret@h"]);
+    assert!(code == 2 && !(out + &err).contains("secret"), "{err}");
     let (code, out, _) = tagsweep(&["sweep", "--url", "redis://u:secret@h", "--help"]);
     assert!(code == 0 && out.contains("--grace"), "{out}");
     let name = "https://u@h/name";
