@@ -46,7 +46,7 @@ pub(crate) fn refused<T>(zval: &Zval) -> Option<T> {
 }
 
 /// `Class::method(): Argument #1 ($name) must be of type int, string given`
-fn complaint(zval: &Zval) -> Option<String> {
+pub(crate) fn complaint(zval: &Zval) -> Option<String> {
     let (frame, at) = argument(zval)?;
     // SAFETY: the frame is that of a method of ours, of which the engine has a description, of each argument, too.
     unsafe {

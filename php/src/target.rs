@@ -3,6 +3,7 @@
 //! The object's public methods are asked; phpredis is not needed to build, and not to run with a DSN.
 
 use crate::exceptions::{Class, exception, from_core, invalid, type_error};
+use crate::frame::complaint;
 use crate::options::Given;
 use crate::weak::type_name;
 use ext_php_rs::exception::{PhpException, PhpResult};
@@ -34,7 +35,7 @@ pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Co
 }
 
 fn where_to(redis: &Zval, class: &str, timeout: Option<Duration>) -> PhpResult<Config> {
-    let redis = redis.dereference();
+    let (argument, redis) = (redis, redis.dereference());
     if let Some(dsn) = redis.zend_str() {
         let dsn =
             std::str::from_utf8(dsn.as_bytes()).map_err(|_| invalid("the DSN is not UTF-8"))?;
@@ -45,10 +46,12 @@ fn where_to(redis: &Zval, class: &str, timeout: Option<Duration>) -> PhpResult<C
     }
     match redis.object() {
         Some(object) if is_a(object, "Redis") => from_object(object, timeout),
-        _ => Err(type_error(format!(
-            "{class}::__construct(): Argument #1 ($redis) must be of type Redis|string|array, {} given",
-            type_name(redis)
-        ))),
+        _ => Err(type_error(complaint(argument).unwrap_or_else(|| {
+            let given = type_name(redis);
+            format!(
+                "{class}: Argument #1 ($redis) must be of type Redis|string|array, {given} given"
+            )
+        }))),
     }
 }
 
@@ -165,13 +168,13 @@ fn prove(object: &ZendObject, config: &mut Config) -> PhpResult<()> {
     }
     let is_proven = |config: &Config| PROVEN.with_borrow(|proven| proven.contains(config));
     let ours = if is_proven(config) { None } else { asked_by_ourselves(config)? };
-    if let Some(db) = ask(object, "CLIENT", "INFO").and_then(|info| database(&info)) {
+    if let Some(db) = ask(object, "CLIENT", "INFO")?.and_then(|info| database(&info)) {
         config.db = db;
     }
     if is_proven(config) {
         return Ok(());
     }
-    let info = ask(object, "INFO", "server").unwrap_or_default();
+    let info = ask(object, "INFO", "server")?.unwrap_or_default();
     let Some(theirs) = Info(&info).text("run_id") else {
         return Ok(());
     };
@@ -231,16 +234,24 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// A command through the object; nothing when it is refused. What the application finds there as the last error
 /// is not of ours.
-fn ask(object: &ZendObject, command: &str, what: &str) -> Option<String> {
+///
+/// # Errors
+/// A signal's handler threw, or ended the script: that goes its way.
+fn ask(object: &ZendObject, command: &str, what: &str) -> PhpResult<Option<String>> {
     let told = |method: &str| object.try_call_method(method, vec![]).ok();
     let erred = told("getLastError").is_some_and(|error| !error.is_null());
     let answer = object.try_call_method("rawCommand", vec![&command, &what]);
-    drop(ExecutorGlobals::take_exception());
+    if let Some(thrown) = ExecutorGlobals::take_exception()
+        && !is_a(&thrown, "RedisException")
+    {
+        ExecutorGlobals::get_mut().exception = thrown.into_raw();
+        return Err(cannot_copy("it was interrupted"));
+    }
     let answer = answer.ok().filter(Zval::is_string).and_then(|answer| answer.string());
     if answer.is_none() && !erred {
         told("clearLastError");
     }
-    answer
+    Ok(answer)
 }
 
 /// The database in the text of `CLIENT INFO`.

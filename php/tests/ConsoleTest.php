@@ -71,6 +71,8 @@ final class ConsoleTest extends TestCase
     {
         self::assertSame(Cleanup::USAGE, $this->command('--grace', 'soon')[0]);
         self::assertSame(Cleanup::USAGE, $this->command('--unknown')[0]);
+        [$status, , $errors] = $this->command('--max-share', '5');
+        self::assertSame([Cleanup::USAGE, 0], [$status, strpos($errors, 'Error: --max-share must be ')], $errors);
         self::assertSame(Cleanup::USAGE, $this->command('--max-tag-age', '0s', '--url', $this->server->dsn())[0]);
         [$status, , $errors] = $this->command('--url', 'redis://:canary@127.0.0.1:1');
         self::assertSame(Cleanup::ERROR, $status);

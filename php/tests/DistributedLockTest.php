@@ -334,6 +334,8 @@ final class DistributedLockTest extends TestCase
             'acquireWithin(): Argument #1 ($seconds) must be of type float, null given' => fn () => $lock->acquireWithin(null),
             'isOwnedBy(): Argument #1 ($owner) must be of type ?string, int given' => fn () => $lock->isOwnedBy(5),
             '__construct(): Argument #4 ($options) must be of type array, string given' => fn () => new DistributedLock($dsn, 'job', 1, 'no'),
+            '__construct(): Argument #1 ($redis) must be of type Redis|array|string, stdClass given' => fn () => new DistributedLock(new \stdClass(), 'job'),
+            'restore(): Argument #1 ($redis) must be of type Redis|array|string, int given' => fn () => DistributedLock::restore(5, 'job', 'owner'),
         ];
         foreach ($calls as $told => $call) {
             try {

@@ -123,6 +123,23 @@ final class LockLifeTest extends TestCase
         self::assertSame(0, $redis->zCard('{lock:job}:waiters'));
     }
 
+    public function testWhatAHandlerThrowsWhileALockIsMadeGoesItsWay(): void
+    {
+        foreach (["throw new Exception('enough');" => [0, 'enough'], 'exit(143);' => [143, '']] as $handler => $end) {
+            $run = Run::code("pcntl_async_signals(true); pcntl_signal(SIGUSR1, function () { $handler });
+                class Asked extends Redis {
+                    public function rawCommand(\$command, ...\$more): mixed {
+                        posix_kill(getmypid(), SIGUSR1);
+                        return parent::rawCommand(\$command, ...\$more);
+                    }
+                }
+                \$redis = new Asked(); \$redis->connect('{$this->server->socket}');
+                try { new Tagsweep\\DistributedLock(\$redis, 'job'); echo 'made'; }
+                catch (Exception \$e) { echo \$e->getMessage(); }");
+            self::assertSame([...$end, ''], $run->end());
+        }
+    }
+
     public function testASignalEndsAWait(): void
     {
         $lock = $this->lock();

@@ -47,10 +47,11 @@ final class Cleanup
         try {
             $manager = new TagCleanupManager($this->options->url, $this->options->maxTagAge, $this->options->manager);
         } catch (InvalidArgumentException|\TypeError $e) {
+            $told = Options::asTyped($e->getMessage());
             if ($this->options->json) {
-                $this->json(['type' => 'error', 'error' => $e->getMessage()]);
+                $this->json(['type' => 'error', 'error' => $told]);
             }
-            $this->output->error('Error: ' . $e->getMessage());
+            $this->output->error('Error: ' . $told);
 
             return self::USAGE;
         }

@@ -79,9 +79,24 @@ final class Options
         unset($values['fresh'], $values['progress'], $values['url'], $values['max-tag-age'], $values['dry-run'], $values['json']);
         $manager = [];
         foreach ($values as $name => $value) {
-            $manager[lcfirst(str_replace('-', '', ucwords($name, '-')))] = $value;
+            $manager[self::inPhp($name)] = $value;
         }
         $this->manager = $manager;
+    }
+
+    /** A message of the extension, with options as they are typed here. */
+    public static function asTyped(string $message): string
+    {
+        $composite = array_filter(array_keys(self::TABLE), static fn (string $name) => str_contains($name, '-'));
+        $typed = array_combine(array_map(self::inPhp(...), $composite), array_map(static fn (string $name) => "--$name", $composite));
+
+        return strtr($message, $typed);
+    }
+
+    /** How an option is named in PHP. */
+    private static function inPhp(string $name): string
+    {
+        return lcfirst(str_replace('-', '', ucwords($name, '-')));
     }
 
     /** @return array<string, mixed> without the DSN, which may hold a password */
