@@ -298,12 +298,9 @@ fn without_memory_a_grant_is_closed_and_handed_over() {
     let _: () = run(&mut other, "CONFIG SET maxmemory 1");
     let given = Instant::now();
     assert!(holder.release().unwrap());
-    assert!(
-        run::<String>(&mut other, "GET lock:job").contains(":0|"),
-        "in transit to the first in line"
-    );
     let (_, granted, mut waiter) = waiting.join().unwrap();
-    assert!(granted - given < ASIDE, "{:?}", granted - given);
+    // Its own look would come after 900 ms.
+    assert!(granted - given < Duration::from_millis(600), "{:?}", granted - given);
     assert!(waiter.release().unwrap());
     assert!(!run::<String>(&mut other, "GET {lock:job}:fence").contains('+'));
     assert_eq!(run::<Option<u64>>(&mut other, "HGET {lock:job}:stats takeover"), None);
@@ -331,7 +328,13 @@ fn a_lease_that_is_given_back_elsewhere_was_held_since_it_was_granted() {
     lock.forget();
     let begun = Instant::now();
     until("some time has passed", || begun.elapsed() > Duration::from_millis(300));
-    let mut heir = Lock::restore(server.link(), b"job", &owner, options()).unwrap();
+    let heir = || Lock::restore(server.link(), b"job", &owner, options()).unwrap();
+    // Who has asked before knows it, too.
+    let mut heir = unstalled(|| {
+        let (mut heir, begun) = (heir(), Instant::now());
+        assert!(heir.verify().unwrap());
+        (begun.elapsed(), heir)
+    });
     assert!(heir.release().unwrap());
     let runs: Vec<String> = run(&mut other, "LRANGE {lock:job}:runs 0 -1");
     let held: u64 = runs[0].rsplit('|').next().unwrap().parse().unwrap();
@@ -344,7 +347,7 @@ fn the_shortest_wait_asks_whether_to_go_on() {
     let mut holder = lock(&server);
     fence(holder.acquire().unwrap());
     let mut asked = 0;
-    let outcome = lock(&server).acquire_within(Duration::from_millis(10), &mut |_| {
+    let outcome = lock(&server).acquire_within(Duration::from_millis(45), &mut |_| {
         asked += 1;
         true
     });

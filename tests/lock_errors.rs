@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome};
+use tagsweep::lock::{Lock, Options, Outcome, WaitMode};
 use tagsweep::{Config, Error, ErrorKind};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -230,6 +230,32 @@ fn what_may_be_done_stays_unknown_when_the_server_is_gone_afterwards() {
     let told = e.to_string();
     assert!(told.contains("an answer was lost") && told.contains("tried 3 times"), "{told}");
     assert_eq!((lock.stats().unknown, lock.stats().errors), (1, 0));
+}
+
+#[test]
+fn what_may_be_done_stays_unknown_to_the_end_of_a_wait() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let link = tagsweep::connect::Link::new(proxy.config().timeout(PATIENCE)).unwrap();
+    let wait_mode = WaitMode::Backoff;
+    let options = Options { release_on_drop: false, wait_mode, ..Options::new(MS(30_000)) };
+    let mut lock = Lock::on(Arc::new(std::sync::Mutex::new(link)), b"job", options).unwrap();
+    let mut con = server.connect();
+    let _: () = con.set("lock:job", "somebody").unwrap();
+    let mut asked = 0;
+    let ended = lock.acquire_within(MS(2000), &mut |_| {
+        asked += 1;
+        if asked == 1 {
+            // It becomes free; the answer to that is lost, and then the server.
+            let _: () = con.del("lock:job").unwrap();
+            proxy.break_next("EVALSHA", Fault::CloseAfter, 1);
+            proxy.close();
+        }
+        true
+    });
+    let e = ended.unwrap_err();
+    assert!(run::<bool>(&mut con, "EXISTS lock:job"), "it was granted");
+    assert!(e.is_unknown(), "{e}");
 }
 
 #[test]

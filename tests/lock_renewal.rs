@@ -39,8 +39,8 @@ fn a_lease_on_a_server_that_is_far_away_is_renewed() {
     let options = Options { renew: Some(Watchdog::new()), ..Options::new(MS(6000)) };
     let mut lock = Lock::on(link, b"a", options).unwrap();
     take(&mut lock).unwrap();
-    // A connection to renew with takes two round trips of so long.
-    proxy.break_next("\r\n", Fault::Delay(300), u32::MAX);
+    // A greeting takes longer than a renewal may.
+    proxy.break_next("SELECT", Fault::Delay(700), u32::MAX);
     let begun = Instant::now();
     until("the first lease is over", || begun.elapsed() > MS(7000));
     assert!(lock.is_held(), "{:?}", lock.lost());

@@ -29,7 +29,7 @@
 //! | Leaving | left | *on*, or HandingOn | hand the baton on, if there is one |
 //! | HandingOn | handed on | *on* | |
 //!
-//! *On* means: ask once more if an answer to an acquisition was lost (Asking). Then, while there is time: join
+//! *On* means: ask again if an answer to an acquisition was lost (Asking). Then, while there is time: join
 //! the line (Queued), or with back-off pause (Pausing). When patience is over: leave if that is to be counted, or
 //! if we may have a place (Leaving); then it is done: held.
 

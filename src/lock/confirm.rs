@@ -36,16 +36,20 @@ impl Lock {
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
         let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
         let given_back = link.hurry(ASIDE.min(left / 3), give_back);
-        if let Err(e) = given_back {
-            return Err(
-                Error::of_a_lost_answer(e).advice("if it was granted, it ends with its TTL")
-            );
-        }
         let told = match confirmed {
             Ok(n) => format!("{n} of {wanted} replicas have the grant"),
-            Err(e) if !e.is_unknown() => return Err(e),
+            Err(e) if !e.is_unknown() && given_back.is_ok() => return Err(e),
+            Err(e) if !e.is_unknown() => e.to_string(),
             Err(_) => "the server does not tell in time which replicas have the grant".to_owned(),
         };
+        if let Err(e) = given_back {
+            let told = format!("{told}, and it could not be given back");
+            return Err(Error::new(ErrorKind::Unknown, told)
+                .key(self.key())
+                .server(&link.config().label())
+                .advice("the grant ends with its TTL")
+                .because(e));
+        }
         Err(Error::new(ErrorKind::Unconfirmed, told)
             .key(self.key())
             .server(&link.config().label())

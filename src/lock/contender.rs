@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::lock::attempt::Manner;
 use crate::lock::lease::{Lease, transit, ttl_ms, whoami};
 use crate::lock::options::Options;
-use crate::lock::protocol::{Answer, Keys, MEMORY_MS, Request};
+use crate::lock::protocol::{Answer, Keys, MEMORY_MS, RUNS, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{self, PARTS};
@@ -450,7 +450,7 @@ impl Contender {
         if let Some(run) = run {
             let on = |name: &str| redis::cmd(name).arg(&self.keys.runs).to_owned();
             words.push(on("LPUSH").arg(run).to_owned());
-            words.push(on("LTRIM").arg(0).arg(9).to_owned());
+            words.push(on("LTRIM").arg(0).arg(RUNS - 1).to_owned());
             words.push(on("PEXPIRE").arg(MEMORY_MS).to_owned());
         }
         words

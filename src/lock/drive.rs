@@ -49,6 +49,8 @@ pub(crate) struct Drive<'a> {
     failures: u32,
     /// What was borne with, since when nothing was heard of the lock.
     borne: Option<Error>,
+    /// An acquisition may have been granted, for its answer was lost.
+    doubtful: bool,
 }
 
 impl<'a> Drive<'a> {
@@ -57,8 +59,8 @@ impl<'a> Drive<'a> {
         let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
-        let (line, heard, failures, borne) = (None, false, 0, None);
-        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, borne }
+        let (line, heard, failures, borne, doubtful) = (None, false, 0, None, false);
+        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, borne, doubtful }
     }
 
     /// Drives an attempt to its end.
@@ -93,7 +95,7 @@ impl<'a> Drive<'a> {
                             Err(came_late().key(&self.keys.lock))
                         }
                         // Who called it off wants to know no more.
-                        (Err(_), Some(fault)) if !attempt.is_cancelled() => Err(fault),
+                        (Err(_), Some(fault)) if !attempt.is_cancelled() => Err(self.told(fault)),
                         (outcome, _) => Ok(outcome),
                     };
                 }
@@ -179,6 +181,7 @@ impl<'a> Drive<'a> {
         let fault = match event {
             Ok(event) => {
                 // How leaving went nobody looks at.
+                self.doubtful &= !matches!(request, Request::Acquire { .. });
                 if !matches!(request, Request::Leave { .. }) {
                     (self.heard, self.failures, self.borne) = (true, 0, None);
                 }
@@ -198,10 +201,11 @@ impl<'a> Drive<'a> {
         let no_place = is_no_place(request, &fault);
         let gives_up = gives_up && !(self.heard && no_place);
         if !again || gives_up || !(is_bearable(&fault) || no_place) {
-            return Err(fault);
+            return Err(self.told(fault));
         }
         if fault.is_unknown() && matches!(request, Request::Acquire { .. }) {
             attempt.doubt();
+            self.doubtful = true;
         }
         let draw = f64::from(Moment::now().micros() as u32 % 1000) / 1000.0;
         let rest = pause(self.failures.saturating_add(4), draw).min(self.end.left());
@@ -211,6 +215,11 @@ impl<'a> Drive<'a> {
         }
         std::thread::sleep(rest);
         Ok(self.called_off(attempt.holder()).unwrap_or(Event::Broken))
+    }
+
+    /// What ends a wait, as it is to be told: an earlier request may have been granted.
+    fn told(&self, fault: Error) -> Error {
+        if self.doubtful { Error::of_a_lost_answer(fault) } else { fault }
     }
 
     /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.

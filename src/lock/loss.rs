@@ -3,7 +3,7 @@
 use crate::clock::Moment;
 use crate::connect::Link;
 use crate::error::Result;
-use crate::lock::protocol::Keys;
+use crate::lock::protocol::{Keys, RUNS};
 use crate::lock::stats::LossReason;
 use crate::lock::status::{Run, RunEnd, fence_of, past};
 use crate::reply::{Info, understood};
@@ -37,9 +37,6 @@ pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
         link.call(&redis::cmd("INFO"), deadline).and_then(understood).unwrap_or_default();
     cause(loss.fence, fence_of(&grant), evicts(&info))
 }
-
-/// Grants that the server remembers.
-const RUNS: usize = 10;
 
 /// What the server knows of grants: the last, and those that ended. One round trip.
 fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec<Run>)> {

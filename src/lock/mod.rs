@@ -148,7 +148,8 @@ impl Lock {
     /// A lock whose lease was granted to somebody who gave us the [`Lock::owner`]: another process, or
     /// an earlier one. Sends nothing; until [`Lock::verify`] or [`Lock::extend`] has asked, nothing is
     /// known of the lease and [`Lock::is_held`] is false. It is not renewed until then either.
-    /// [`Options::max_hold`] and [`Options::at_least`] count from the grant, wherever that was made.
+    /// [`Options::max_hold`], [`Options::at_least`] and what is on record count from the grant, wherever that was made:
+    /// the first call asks for the server's time, in one round trip more.
     ///
     /// # Errors
     /// As [`Lock::new`]; and an owner that is not one.
@@ -219,7 +220,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date(false);
+        let spent = self.date(Duration::MAX);
         match self.contender.extend(ttl, Moment::now())? {
             Some(request) => self.extended(&request, spent),
             None => {
@@ -265,7 +266,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date(false);
+        let spent = self.date(Duration::MAX);
         match self.contender.verify() {
             Some(request) => self.extended(&request, spent),
             None => Ok(false),
@@ -303,7 +304,7 @@ impl Lock {
         say: fn(&mut Contender, Moment) -> Option<Request>,
     ) -> Result<bool> {
         self.contender.hush();
-        let spent = self.date(self.contender.options().record);
+        let spent = self.date(patience);
         let mut link = guard(&self.link);
         let patience = patience.min(link.config().timeout).saturating_sub(spent);
         link.hurry(patience, |link| end(&mut self.contender, link, say))
@@ -454,15 +455,15 @@ impl Lock {
     /// When a restored lease was granted, if something counts from then, such as how long it was held: its fence is
     /// the server's time of that. One round trip more; without an answer it was granted when it was restored. How
     /// long that took.
-    fn date(&mut self, records: bool) -> Duration {
-        let Options { max_hold, at_least, .. } = self.contender.options();
-        let counts = records || max_hold.is_some() || !at_least.is_zero();
+    fn date(&mut self, patience: Duration) -> Duration {
+        let Options { max_hold, at_least, record, .. } = self.contender.options();
+        let counts = *record || max_hold.is_some() || !at_least.is_zero();
         if !counts || !self.contender.is_restored() {
             return Duration::ZERO;
         }
         let mut link = guard(&self.link);
         let begun = Moment::now();
-        let now = link.hurry(ASIDE, |link| {
+        let now = link.hurry(ASIDE.min(patience / 2), |link| {
             let deadline = link.deadline();
             link.call(&redis::cmd("TIME"), deadline)
         });
@@ -537,7 +538,7 @@ impl Drop for Lock {
         if guard(&self.link).is_given_up() {
             return self.contender.forget();
         }
-        self.date(self.contender.options().record);
+        self.date(LAST_WORDS);
         let mut link = guard(&self.link);
         link.hurry(LAST_WORDS, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need

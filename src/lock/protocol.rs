@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Life of what a lock leaves behind (fence, statistics, past runs): longer than any holder may sleep.
 pub(crate) const MEMORY_MS: u64 = 30 * 24 * 3600 * 1000;
 
+/// Past grants that the server remembers; the scripts say so, too.
+pub(crate) const RUNS: usize = 10;
+
 /// How long a lock stays in transit for the waiter that was woken.
 pub const CLAIM: Duration = Duration::from_millis(1000);
 

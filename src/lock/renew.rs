@@ -117,7 +117,7 @@ impl State {
     }
 }
 
-/// Longest time for one renewal; leases of other servers wait meanwhile.
+/// Longest time for one renewal on a connection; leases of other servers wait meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longest time for a connection to renew with: a server that is far away takes several round trips for that.
@@ -229,12 +229,12 @@ fn keep_watch(shared: &Shared) {
     let watch = Watch(shared);
     let mut links = Links::new();
     loop {
-        let Some(ward) = wait_for_due(shared, &mut links) else {
+        let Some((ward, dial)) = wait_for_due(shared, &mut links) else {
             // It is said already, and another thread may watch by now.
             return std::mem::forget(watch);
         };
         let version = ward.pulse.version();
-        if let Some(next) = tend(&ward, &mut links) {
+        if let Some(next) = tend(&ward, dial, &mut links) {
             // The holder may have set another TTL meanwhile.
             let changed = ward.pulse.version() != version;
             let due = if changed { next.min(ward.next_due()) } else { next };
@@ -255,7 +255,9 @@ impl Drop for Watch<'_> {
 
 /// Sleeps until a lease is due, and gives the one that ends first; those of a server out of reach come
 /// after those of others, which it must not cost. `None` when the watch is over.
-fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
+///
+/// With it, how long a connection for it may take: longer than a renewal only where no lease of another server waits.
+fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<(Ward, Duration)> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
@@ -278,7 +280,9 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
         let due = state.wards.iter().enumerate().filter(|(_, (due, _))| *due <= now);
         let urgency = |(_, (_, ward)): &(_, &(_, Ward))| (failing(ward), ward.pulse.safe_until());
         if let Some((at, _)) = due.min_by_key(urgency) {
-            return Some(state.wards.swap_remove(at).1);
+            let ward = state.wards.swap_remove(at).1;
+            let alone = state.wards.iter().all(|(_, other)| other.config == ward.config);
+            return Some((ward, if alone { DIAL } else { Duration::ZERO }));
         }
         let first = state.wards.iter().map(|(due, _)| *due).min();
         let nap = first.map_or(NAP, |due| due.since(now).min(NAP));
@@ -288,7 +292,7 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<Ward> {
 }
 
 /// Extends one lease; when to do so next, or nothing when it has ended.
-fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
+fn tend(ward: &Ward, dial: Duration, links: &mut Links) -> Option<Moment> {
     let now = Moment::now();
     if ward.pulse.is_ended() || ward.pulse.lost().is_some() {
         return None;
@@ -300,7 +304,7 @@ fn tend(ward: &Ward, links: &mut Links) -> Option<Moment> {
     if left < Duration::from_millis(1) || (ward.is_over(now) && ward.ends_with_its_hold()) {
         return lose(ward, LossReason::MaxHold, || LossReason::MaxHold);
     }
-    match renew(ward, ttl.min(left), links) {
+    match renew(ward, ttl.min(left), dial, links) {
         Ok(Answer::Extended(left)) => {
             ward.pulse.count(true);
             // What is left beyond that may be about to be taken away, by a request of the holder's.
@@ -348,11 +352,8 @@ fn lose(ward: &Ward, found: LossReason, why: impl FnOnce() -> LossReason) -> Opt
     None
 }
 
-/// One renewal: one attempt, bounded, so that there is time for another.
-fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
-    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
-    // Where there is no other server whose leases would wait.
-    let dial = if links.len() > 1 { patience } else { patience.max(DIAL.min(ttl / 6)) };
+/// One renewal: one attempt, bounded, so that there is time for another. `dial`: time for a connection, beside that.
+fn renew(ward: &Ward, ttl: Duration, dial: Duration, links: &mut Links) -> Result<Answer> {
     let known = match links.entry(ward.config.clone()) {
         std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
         std::collections::hash_map::Entry::Vacant(new) => {
@@ -363,8 +364,8 @@ fn renew(ward: &Ward, ttl: Duration, links: &mut Links) -> Result<Answer> {
     let request = Request::Extend { value, ttl, exact: false, note };
     let (script, args) = request.script(&ward.keys);
     let by = |patience: Duration| (Moment::now() + patience).min(ward.pulse.safe_until());
-    // What connected late is there for the next attempt.
-    let connected = known.link.check(by(dial));
+    let connected = if dial.is_zero() { Ok(()) } else { known.link.check(by(dial.min(ttl / 6))) };
+    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
     let reply = connected.and_then(|()| script.run(&mut known.link, &args, by(patience)));
     known.failing = reply.is_err();
     request.read(&reply?)

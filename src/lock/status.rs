@@ -3,7 +3,7 @@
 use crate::connect::Link;
 use crate::error::Result;
 use crate::lock::lease::Holder;
-use crate::lock::protocol::Keys;
+use crate::lock::protocol::{Keys, RUNS};
 use crate::lock::stats::Stats;
 use crate::lock::{SharedLink, guard};
 use crate::reply::{checked, understood};
@@ -111,7 +111,7 @@ fn questions(keys: &Keys) -> [(Cmd, &[u8]); 8] {
     let of = |command: &str, key: &Vec<u8>| redis::cmd(command).arg(key).to_owned();
     let (mut waiters, mut runs) = (of("ZRANGE", &keys.waiters), of("LRANGE", &keys.runs));
     waiters.arg(0).arg(99).arg("WITHSCORES");
-    runs.arg(0).arg(9);
+    runs.arg(0).arg(RUNS - 1);
     [
         (of("GET", &keys.lock), &keys.lock),
         (of("PTTL", &keys.lock), &keys.lock),

@@ -96,8 +96,8 @@ if number and tonumber(number) >= tonumber(fence) then
   redis.call('SET', KEYS[1], ours, 'PX', ARGV[3])
   leave(fence)
 end
-if open == '+' then
-  -- Also for those who keep statistics where this one does not: it is what became of their grant.
+-- It is what became of somebody's grant: also where this one keeps no statistics, and somebody does.
+if open == '+' and (ARGV[5] ~= '0' or redis.call('EXISTS', KEYS[5], KEYS[6]) > 0) then
   if ARGV[5] ~= '0' then redis.pcall('HINCRBY', KEYS[5], 'takeover', 1) end
   redis.pcall('LPUSH', KEYS[6], number .. '|' .. rest .. '|-1')
   redis.pcall('LTRIM', KEYS[6], 0, 9)

@@ -1,5 +1,5 @@
--- Which commands on tags the user of this connection may not run, of those with which a sweep removes
--- and puts back: asked before anything is removed.
+-- Which commands the user of this connection may not run, of those with which a sweep removes, puts back
+-- and notes: asked before anything is removed.
 --
 -- KEYS[1] a tag key; it need not exist
 -- KEYS[2] where removals are noted, if they are
