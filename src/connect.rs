@@ -279,10 +279,10 @@ impl Link {
         Ok(told.and_then(|info| Info(&info).text("run_id").map(str::to_owned)))
     }
 
-    /// Whether a replica answers, as far as we may ask. One round trip.
-    pub(crate) fn leads_to_a_replica(&mut self) -> Result<bool> {
+    /// Whether a replica answers; `None` when we may not ask. One round trip.
+    pub(crate) fn leads_to_a_replica(&mut self) -> Result<Option<bool>> {
         let told = self.info("replication")?;
-        Ok(told.is_some_and(|info| Info(&info).is("role", "slave")))
+        Ok(told.map(|info| Info(&info).is("role", "slave")))
     }
 
     /// A section of `INFO`; `None` when we may not ask.
@@ -398,7 +398,7 @@ pub(crate) fn passes(e: &Error) -> bool {
 }
 
 /// The same, where each attempt may lead to another server.
-fn may_pass(e: &Error) -> bool {
+pub(crate) fn may_pass(e: &Error) -> bool {
     passes(e) || e.code() == Some("READONLY")
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Idle times are not kept under an LFU policy; under an LRM policy (Redis 8.6) they tell of writes only.
-    pub lfu: bool,
+    pub without_idle: bool,
     /// A server that answers but is somebody's replica.
     pub replica: bool,
     /// It has a part of the keys only, and scripts may name keys of one slot only.
@@ -43,7 +43,7 @@ impl Facts {
         let running = |name| !info.is(name, "0");
         let module = info.text("module_fork_in_progress").is_some_and(|running| running != "0");
         Self {
-            lfu: info
+            without_idle: info
                 .text("maxmemory_policy")
                 .is_some_and(|policy| policy.ends_with("lfu") || policy.ends_with("lrm")),
             replica: info.is("role", "slave"),
@@ -168,7 +168,7 @@ impl IdleClock {
 
     /// The server tells no idle time, at that time of its own (s): a policy without them is in force.
     pub fn ends(&mut self, now: u64) {
-        (self.facts.lfu, self.none_at) = (true, self.none_at.max(now));
+        (self.facts.without_idle, self.none_at) = (true, self.none_at.max(now));
     }
 
     /// An earlier sweep, at that time of the server's, found an LFU policy in force.
@@ -187,18 +187,18 @@ impl IdleClock {
 
     /// Whether the server keeps idle times at all.
     pub fn runs(&self) -> bool {
-        !self.facts.lfu
+        !self.facts.without_idle
     }
 
     /// Whether the server kept idle times for all of the last `span`.
     pub fn trusted(&self, span: Duration, now: Moment) -> bool {
-        !self.facts.lfu && self.still_since.is_some_and(|since| now.since(since) >= span)
+        !self.facts.without_idle && self.still_since.is_some_and(|since| now.since(since) >= span)
     }
 
     /// Whether the server kept idle times from then to then, as far as was observed since.
     pub fn was_still(&self, from: Moment, to: Moment) -> bool {
         let still = self.still_since.is_some_and(|since| since <= from);
-        !self.facts.lfu && still && self.observed >= to
+        !self.facts.without_idle && still && self.observed >= to
     }
 }
 
@@ -223,7 +223,7 @@ mod tests {
             Facts { childless_for, children, time: Duration::from_secs(1007), ..Facts::default() };
         assert_eq!(facts, quiet);
         assert!(with("7.0.15", "7.2.4").no_touch);
-        assert!(with("noeviction", "allkeys-lfu").lfu);
+        assert!(with("noeviction", "allkeys-lfu").without_idle);
         let lrm = IdleClock::new(with("noeviction", "volatile-lrm"), Moment::now(), Moment::now());
         assert_eq!((lrm.runs(), lrm.told(3600, 5000)), (false, None), "not since it was used");
         let mode = |text: &str| with("role:master", &format!("role:master\r\n{text}")).positions;

@@ -6,7 +6,7 @@
 //! in three steps:
 //! 1. **Grace.** The tag has not been touched for the grace period, so no writer is between reference
 //!    and entry. Idle time tells, as far as the server keeps it (not while it saves, not under an LFU
-//!    policy); where it does not tell, the entry must be seen absent twice, a grace apart.
+//!    or LRM policy); where it does not tell, the entry must be seen absent twice, a grace apart.
 //! 2. **Confirm.** One script, on the server, at one instant: the lock is still ours, the entry is
 //!    still absent, the reference goes.
 //! 3. **Verify.** A moment later the entry is looked for again, and the reference put back if it

@@ -193,7 +193,7 @@ impl Ask {
             Self::Read { likely, .. } => 5 + likely / 3,
             Self::Look(batch) => 2 + weight(batch) * 2 / 3,
             Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 2,
-            Self::Sift(batch, group) => (weight(batch) + 3 * batch.members.len() / group) / 6,
+            Self::Sift(batch, group) => 1 + (weight(batch) + 3 * batch.members.len() / group) / 6,
             Self::Lifetimes(batch) => 2 * weight(batch),
             Self::Prune(batches) => 6 + 3 * batches.len() + weights(batches) / 2,
             Self::Invalidate { batch, .. } | Self::Restore(batch) => 10 + 2 * weight(batch),

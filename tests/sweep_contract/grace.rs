@@ -277,7 +277,7 @@ fn a_sweep_that_lost_its_lock_verifies_what_it_removed_in_its_time() {
     let _: () = con.sadd("tag:t", &["item:live", "item:late"]).unwrap();
     let (grace, verify) = (Duration::from_secs(3), Duration::from_secs(1));
     let mut removed: Option<Instant> = None;
-    let lock_ttl = Duration::from_secs(1);
+    let lock_ttl = Duration::from_secs(2);
     let options = Options { grace, verify, lock_ttl, ..Options::default() };
     let report = sweep_watched(server.config(), options, &mut |progress| {
         if progress.report.references_removed > 0 && removed.is_none() {

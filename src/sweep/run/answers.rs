@@ -2,7 +2,7 @@
 //! nothing here sends or waits.
 
 use crate::clock::Moment;
-use crate::connect::passes;
+use crate::connect::may_pass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reply::{Info, checked};
 use crate::sweep::round::Ask;
@@ -56,6 +56,7 @@ impl Running<'_> {
         let time = time.map_or(Duration::ZERO, time_of);
         let facts = Facts::read(&[text(0), text(2)].concat(), time);
         self.idle.observe(&facts, sent, now);
+        // First: where others are not at work, nobody is made room for.
         if let Some(received) = bytes_received(Info(&text(2))) {
             self.pace.observe_others(received - self.wire.sent as f64, now);
         }
@@ -84,7 +85,7 @@ fn passing_fault(reply: &Value) -> Option<Error> {
         Err(e) if e.code() == Some("NOSCRIPT") => {
             Some(Error::new(ErrorKind::Unknown, "the server forgot our scripts"))
         }
-        Err(e) if passes(&e) => Some(e),
+        Err(e) if may_pass(&e) => Some(e),
         _ => None,
     }
 }

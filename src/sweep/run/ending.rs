@@ -97,13 +97,6 @@ impl Running<'_> {
         }
     }
 
-    /// Whether we are to end soon: somebody waits for it, or the server may not be ours any more. What was removed is
-    /// verified in its time all the same, unless somebody waits.
-    pub(super) fn is_hurried(&self) -> bool {
-        let reason = self.ending.reason;
-        self.ending.called_off || matches!(reason, Some(Reason::Lost | Reason::Error))
-    }
-
     /// An error that does not pass ends the sweep; but what is under way is taken in, and what was removed is
     /// verified, if that can be.
     pub(super) fn fail(&mut self, failure: Error) -> Result<()> {

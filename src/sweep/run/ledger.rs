@@ -29,7 +29,7 @@ pub(super) struct Figures {
     /// When the last look for something removed is due that comes a grace after its removal.
     last_look: Option<Moment>,
     /// Of our grant, for those who look back.
-    fence: Option<u64>,
+    pub fence: Option<u64>,
     /// Tags of what is to be walked to again that counted as pruned the first time.
     pruned_before: HashSet<u64>,
 }

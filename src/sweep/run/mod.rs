@@ -299,7 +299,8 @@ impl<'a> Running<'a> {
     /// Keeps the lock, and on the server what is to outlive us.
     fn keep(&mut self, now: Moment) {
         // Not when all is done: whoever watches may take as long for every look.
-        let is_done = self.is_done();
+        let decides = |ask: &Ask| ask.judges() || ask.is_owed();
+        let is_done = self.is_done() && !self.wire.asks().any(decides);
         if !is_done {
             self.keep_lock(now);
         }
@@ -383,7 +384,7 @@ impl<'a> Running<'a> {
 
     /// Until when the server is left alone; whoever waits for our end does not wait for that.
     fn rest(&self) -> Option<Moment> {
-        self.pace.rest(Moment::now()).filter(|_| !self.is_hurried())
+        self.pace.rest(Moment::now()).filter(|_| !self.ending.called_off)
     }
 
     /// Waits for what is due next.

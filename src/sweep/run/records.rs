@@ -125,7 +125,7 @@ impl Running<'_> {
             // Another type under our name is not ours to tidy up.
             let Ok(reply) = checked(reply) else { continue };
             let (cursor, records): (u64, Vec<Field>) = understood(reply)?;
-            if cursor != 0 {
+            if cursor != 0 && !self.is_ending() && !self.is_over(Moment::now()) {
                 self.queue.ask(Ask::Tidy { first: bucket, buckets: 1, cursor, units: LARGE });
             }
             self.records.bucket = self.records.bucket.max(EMPTY + records.len());

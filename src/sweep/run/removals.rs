@@ -320,12 +320,7 @@ impl Running<'_> {
         let patience = if self.ending.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
             let size = batch.size();
-            self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
-            if refusal.code() == Some("READONLY") {
-                // Whoever asks again is to ask where the address leads now.
-                self.lose_flights();
-            }
-            return;
+            return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
         }
         self.warn_of("references of some tags may be missing", &printable(&batch.visit.tag.key));
         let failure = refusal

@@ -35,7 +35,7 @@ impl Running<'_> {
     }
 
     fn slip_id(&self, number: &str) -> String {
-        format!("{}.{number}", self.contender.lease().map_or(0, |lease| lease.fence))
+        format!("{}.{number}", self.figures.fence.unwrap_or(0))
     }
 
     pub(super) fn cross_out(&mut self) {

@@ -160,7 +160,7 @@ impl Running<'_> {
         }
         let told = number(reply)?;
         let idle = self.idle.told(told, self.server_time());
-        if idle.is_none() {
+        if idle.is_none() && self.idle.runs() {
             self.warn(match told > LONGEST_IDLE {
                 true => "idle times above 180 days are none (they may be that old, or the server's clock was set back): \
                          such tags have no age",
@@ -285,7 +285,7 @@ impl Running<'_> {
             visit.tag.page.aged.set(visit.tag.page.aged.get() + now - before);
         }
         if !self.idle.runs() && self.options.max_tag_age.is_some() {
-            self.warn("the server keeps no idle times (LFU policy): no tag counts as aged");
+            self.warn("the server keeps no idle times (LFU or LRM policy): no tag counts as aged");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The connection of a run: rounds out, answers in, and what is done when it breaks.
 
 use crate::clock::Moment;
-use crate::connect::{Pack, passes};
+use crate::connect::{Link, Pack, may_pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{Histogram, companion};
 use crate::reply::checked;
@@ -60,6 +60,8 @@ pub(super) struct Wire {
     pub errors: BTreeMap<String, u64>,
     /// Since when there was no answer, and how many attempts were made.
     pub outage: Option<(Moment, u32)>,
+    /// A replica refused something, and no primary has answered since.
+    demoted: bool,
     /// The connection is to be made anew.
     pub cut_off: bool,
     /// Which server process it is, if it says so.
@@ -79,6 +81,7 @@ impl Wire {
             rounds: Histogram::default(),
             errors: BTreeMap::new(),
             outage: None,
+            demoted: false,
             cut_off: false,
             server_id,
             // At once: our facts are from before we waited for the lock.
@@ -92,7 +95,7 @@ impl Wire {
         self.flights.iter().filter(|flight| !flight.has_landed()).count()
     }
 
-    /// What was asked and is not answered.
+    /// What was asked, and of which no answer was followed.
     pub fn asks(&self) -> impl Iterator<Item = &Ask> {
         self.flights.iter().flat_map(|flight| &flight.asks).map(|(ask, _)| ask)
     }
@@ -103,6 +106,14 @@ impl Flight {
     fn has_landed(&self) -> bool {
         self.came.len() == self.due
     }
+
+    /// The next question with its replies, if they are there.
+    fn next_answer(&mut self) -> Option<(Ask, Vec<Value>)> {
+        self.asks.front().filter(|(_, due)| *due <= self.came.len())?;
+        let (ask, due) = self.asks.pop_front()?;
+        self.due -= due;
+        Some((ask, self.came.drain(..due).collect()))
+    }
 }
 
 impl Running<'_> {
@@ -110,8 +121,7 @@ impl Running<'_> {
     pub(super) fn prepare(&mut self) -> Result<()> {
         let (asked, needed) = (self.what_is_known(), self.what_is_needed());
         let setup = [asked.as_slice(), &needed].concat();
-        let patience = if self.is_hurried() { LAST_TRY } else { Duration::MAX };
-        let mut told = self.link.hurry(patience, |link| {
+        let mut told = self.link.hurry(self.patience(), |link| {
             link.persist(|link, deadline| {
                 let replies = link.calls(&setup, deadline)?;
                 // What may fail for want of a permission comes first; scripts must be known.
@@ -142,7 +152,7 @@ impl Running<'_> {
         asked
     }
 
-    /// Scripts, and last the question which commands on tags we may not run.
+    /// Scripts, and last the question which commands we may not run.
     fn what_is_needed(&self) -> Vec<Cmd> {
         if self.options.dry_run {
             return Vec::new();
@@ -181,7 +191,7 @@ impl Running<'_> {
         let names = names.join(", ");
         Err(Error::new(ErrorKind::Denied, format!("the user may not run {names}, as a sweep must"))
             .key(&self.sample)
-            .advice("grant it: what a sweep removes it must be able to put back"))
+            .advice("grant it: what a sweep removes it must be able to put back, or to note"))
     }
 
     /// Asks for what an earlier run left.
@@ -225,14 +235,23 @@ impl Running<'_> {
     /// may want something else.
     pub(super) fn land(&mut self) -> Result<bool> {
         let Some(flight) = self.wire.flights.front_mut() else { return Ok(false) };
+        if flight.has_landed() {
+            return Ok(true); // and what came of it was not followed to its end
+        }
         let (units, page, sent) = (flight.units, flight.page, flight.sent);
         let awaited = *flight.awaited.get_or_insert_with(Moment::now);
         let mut deadline = awaited + self.link.config().timeout;
-        if let Some(since) = self.ending.since.filter(|_| self.is_hurried()) {
+        if let Some(since) = self.ending.since.filter(|_| self.ending.called_off) {
             deadline = deadline.min(awaited.max(since) + LAST_TRY);
         }
-        if !self.read_flight(deadline)? {
-            return Ok(false);
+        match self.read_flight(deadline) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(fault) => {
+                // What is answered is not asked again.
+                self.follow_landed()?;
+                return Err(fault);
+            }
         }
         let now = Moment::now();
         // The server was ours from when it had the round, or was done with the one before.
@@ -271,16 +290,17 @@ impl Running<'_> {
         Ok(true)
     }
 
-    /// Follows the answers to the oldest round.
+    /// Follows the answers to the oldest round, as far as they came.
     pub(super) fn follow_landed(&mut self) -> Result<()> {
         while let Some(flight) = self.wire.flights.front_mut()
-            && let Some((ask, due)) = flight.asks.pop_front()
+            && let Some((ask, replies)) = flight.next_answer()
         {
-            let (replies, sent) = (flight.came.drain(..due).collect(), flight.sent);
-            flight.due -= due;
+            let sent = flight.sent;
             self.follow(ask, replies, sent)?;
         }
-        self.wire.flights.pop_front();
+        if self.wire.flights.front().is_some_and(|flight| flight.asks.is_empty()) {
+            self.wire.flights.pop_front();
+        }
         Ok(())
     }
 
@@ -292,12 +312,10 @@ impl Running<'_> {
         *self.wire.errors.entry(code).or_default() += 1;
         let now = Moment::now();
         let (since, tries) = self.wire.outage.unwrap_or((now, 0));
-        let patience = match self.ending.reason {
-            None => self.options.lock_ttl,
-            Some(_) => LAST_TRY,
-        };
+        let patience = if self.ending.called_off { LAST_TRY } else { self.options.lock_ttl };
         // A server that is full is one out of reach: there was room for us.
-        let passes = passes(&fault) || fault.code() == Some("MAXCLIENTS");
+        self.wire.demoted |= fault.code() == Some("READONLY");
+        let passes = may_pass(&fault) || fault.code() == Some("MAXCLIENTS");
         if !passes || (tries > 0 && now.since(since) >= patience) {
             return Err(if tries > 0 { fault.tried(tries + 1, now.since(since)) } else { fault });
         }
@@ -328,13 +346,9 @@ impl Running<'_> {
     /// A server that was restarted, or another one in its place, is not held to what the old one
     /// promised: neither our lock nor our cursor means anything there.
     pub(super) fn reconnect(&mut self) -> Result<()> {
+        self.expect_a_primary()?;
         self.prepare()?;
         self.idle.stood_still(Moment::now());
-        if self.link.leads_to_a_replica()? {
-            // Of what the primary has it knows the past only.
-            return Err(Error::new(ErrorKind::Unreachable, "a replica answers there now")
-                .server(&self.link.config().label()));
-        }
         let (known, found) = (self.wire.server_id.as_ref(), self.link.server_id()?);
         if known.is_some() && found.is_some() && known != found.as_ref() {
             self.warn("the server was restarted or replaced during the sweep");
@@ -342,6 +356,27 @@ impl Running<'_> {
             self.stop(Reason::Lost);
         }
         Ok(())
+    }
+
+    /// Of what the primary has a replica knows the past only.
+    fn expect_a_primary(&mut self) -> Result<()> {
+        let is_replica = self.link.hurry(self.patience(), Link::leads_to_a_replica)?;
+        let kind = match is_replica {
+            Some(true) => ErrorKind::Unreachable,
+            // Whoever refused as a replica does, and may not be asked, is one.
+            None if self.wire.demoted => ErrorKind::Refused,
+            _ => {
+                self.wire.demoted = false;
+                return Ok(());
+            }
+        };
+        let label = self.link.config().label();
+        Err(Error::new(kind, "a replica answers there now").server(&label))
+    }
+
+    /// How long the server is waited for in one call.
+    fn patience(&self) -> Duration {
+        if self.ending.called_off { LAST_TRY } else { Duration::MAX }
     }
 
     pub(super) fn ask_again(&mut self, ask: Ask) {
