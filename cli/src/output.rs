@@ -97,7 +97,9 @@ impl Place<'_> {
         let text = |text: &OsStr| plain(&text.to_string_lossy()).into();
         let mut line = serde_json::Map::new();
         line.insert("at".into(), now().into());
-        line.insert("server".into(), self.server.clone().into());
+        if !self.server.is_empty() {
+            line.insert("server".into(), self.server.clone().into());
+        }
         line.insert("prefix".into(), text(self.prefix));
         line.insert("lock".into(), text(self.lock));
         line

@@ -236,13 +236,14 @@ const FRESH: Duration = Duration::from_secs(1);
 /// is not of ours.
 ///
 /// # Errors
-/// A signal's handler threw, or ended the script: that goes its way.
+/// A signal's handler threw, or ended the script: that goes its way. What phpredis throws is a refusal, and so is what
+/// an application makes of its warnings.
 fn ask(object: &ZendObject, command: &str, what: &str) -> PhpResult<Option<String>> {
     let told = |method: &str| object.try_call_method(method, vec![]).ok();
     let erred = told("getLastError").is_some_and(|error| !error.is_null());
     let answer = object.try_call_method("rawCommand", vec![&command, &what]);
     if let Some(thrown) = ExecutorGlobals::take_exception()
-        && !is_a(&thrown, "RedisException")
+        && !["RedisException", "ErrorException"].iter().any(|refusal| is_a(&thrown, refusal))
     {
         ExecutorGlobals::get_mut().exception = thrown.into_raw();
         return Err(cannot_copy("it was interrupted"));
