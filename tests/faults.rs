@@ -275,7 +275,8 @@ fn what_a_replica_answers_is_not_heard() {
 fn a_server_is_a_replica_for_a_while(cut: bool) {
     let server = Server::start();
     stale(&mut server.connect(), 500);
-    let mut sweep = Sweep::new(server.config(), patient()).unwrap();
+    let options = Options { grace: Duration::from_secs(1), ..patient() };
+    let mut sweep = Sweep::new(server.config(), options).unwrap();
     let mut con = server.connect();
     let mut since = None;
     let ended = sweep.run(&mut |progress| {
