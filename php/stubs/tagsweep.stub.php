@@ -76,8 +76,8 @@ namespace Tagsweep {
 
         /**
          * A lock whose lease was granted to whoever gave us its owner(): another process, or an earlier
-         * request. Sends nothing; isAcquired() is false until verify() or extend() has asked. The first call
-         * takes one round trip more, to learn since when it is held. The options are the constructor's and
+         * request. Sends nothing; isAcquired() is false until verify() or extend() has asked. Its release
+         * takes one round trip more, to learn since when it was held. The options are the constructor's and
          * ttl (60); autoRelease is false unless it is given.
          *
          * @param \Redis|string|array<string, mixed> $redis   see above

@@ -44,6 +44,8 @@ pub struct Contender {
     lease: Option<(Lease, Arc<Pulse>)>,
     /// The lease is somebody else's grant, of which the server has told nothing yet.
     restored: bool,
+    /// When it was granted is not known: it was restored.
+    undated: bool,
     /// The process that acquired. A forked child holds a copy of the lease, but not the lease.
     pid: u32,
     /// Since this contender was made; and of that what the server was not told yet.
@@ -74,6 +76,7 @@ impl Contender {
             ttl,
             lease: None,
             restored: false,
+            undated: false,
             pid: std::process::id(),
             total,
             untold,
@@ -145,7 +148,8 @@ impl Contender {
     /// Takes a lease in, for which we waited so long.
     pub fn granted(&mut self, lease: Lease, ttl: Duration, waited: Duration) -> &Arc<Pulse> {
         self.inherit();
-        (self.pid, self.restored, self.last_loss) = (std::process::id(), false, None);
+        (self.pid, self.last_loss) = (std::process::id(), None);
+        (self.restored, self.undated) = (false, false);
         for stats in [&mut self.total, &mut self.untold] {
             stats.acquired += 1;
             stats.waits.record(waited);
@@ -157,7 +161,7 @@ impl Contender {
 
     /// Takes an owner's value in, of whose lease nothing else is known yet.
     pub fn restored(&mut self, lease: Lease) {
-        (self.pid, self.restored) = (std::process::id(), true);
+        (self.pid, self.restored, self.undated) = (std::process::id(), true, true);
         let pulse = Arc::new(Pulse::restored(lease.begun));
         self.lease = Some((lease, pulse));
     }
@@ -165,6 +169,11 @@ impl Contender {
     /// Whether nothing is known of the lease yet but its owner.
     pub fn is_restored(&self) -> bool {
         self.restored && self.lease().is_some()
+    }
+
+    /// Whether it is not known when the lease was granted.
+    pub fn is_undated(&self) -> bool {
+        self.undated && self.lease().is_some()
     }
 
     /// Something is known of the lease now; true when that is news.
@@ -177,6 +186,7 @@ impl Contender {
         if let Some((lease, _)) = &mut self.lease {
             let age = now.saturating_sub(Duration::from_micros(lease.fence));
             lease.begun = Moment::now() - age;
+            self.undated = false;
         }
     }
 

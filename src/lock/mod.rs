@@ -149,7 +149,7 @@ impl Lock {
     /// an earlier one. Sends nothing; until [`Lock::verify`] or [`Lock::extend`] has asked, nothing is
     /// known of the lease and [`Lock::is_held`] is false. It is not renewed until then either.
     /// [`Options::max_hold`], [`Options::at_least`] and what is on record count from the grant, wherever that was made:
-    /// the first call asks for the server's time, in one round trip more.
+    /// the first call to which that matters asks for the server's time, in one round trip more.
     ///
     /// # Errors
     /// As [`Lock::new`]; and an owner that is not one.
@@ -220,7 +220,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date(Duration::MAX);
+        let spent = self.date(Duration::MAX, false);
         match self.contender.extend(ttl, Moment::now())? {
             Some(request) => self.extended(&request, spent),
             None => {
@@ -266,7 +266,7 @@ impl Lock {
         if self.give_up_lost().is_some() {
             return Ok(false);
         }
-        let spent = self.date(Duration::MAX);
+        let spent = self.date(Duration::MAX, false);
         match self.contender.verify() {
             Some(request) => self.extended(&request, spent),
             None => Ok(false),
@@ -304,7 +304,7 @@ impl Lock {
         say: fn(&mut Contender, Moment) -> Option<Request>,
     ) -> Result<bool> {
         self.contender.hush();
-        let spent = self.date(patience);
+        let spent = self.date(patience, self.contender.options().record);
         let mut link = guard(&self.link);
         let patience = patience.min(link.config().timeout).saturating_sub(spent);
         link.hurry(patience, |link| end(&mut self.contender, link, say))
@@ -455,10 +455,10 @@ impl Lock {
     /// When a restored lease was granted, if something counts from then, such as how long it was held: its fence is
     /// the server's time of that. One round trip more; without an answer it was granted when it was restored. How
     /// long that took.
-    fn date(&mut self, patience: Duration) -> Duration {
-        let Options { max_hold, at_least, record, .. } = self.contender.options();
-        let counts = *record || max_hold.is_some() || !at_least.is_zero();
-        if !counts || !self.contender.is_restored() {
+    fn date(&mut self, patience: Duration, records: bool) -> Duration {
+        let Options { max_hold, at_least, .. } = self.contender.options();
+        let counts = records || max_hold.is_some() || !at_least.is_zero();
+        if !counts || !self.contender.is_undated() {
             return Duration::ZERO;
         }
         let mut link = guard(&self.link);
@@ -538,7 +538,7 @@ impl Drop for Lock {
         if guard(&self.link).is_given_up() {
             return self.contender.forget();
         }
-        self.date(LAST_WORDS);
+        self.date(LAST_WORDS, self.contender.options().record);
         let mut link = guard(&self.link);
         link.hurry(LAST_WORDS, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need
