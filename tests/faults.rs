@@ -297,7 +297,7 @@ fn a_server_is_a_replica_for_a_while(cut: bool) {
     });
     let Ended::Swept(report) = ended.unwrap() else { panic!("held") };
     assert!(report.complete, "{report:?}");
-    assert_eq!(run::<u64>(&mut con, "EXISTS tag:0 tag:499"), 0);
+    assert_eq!(run::<u64>(&mut con, "EXISTS tag:0 tag:499"), 0, "{cut} {report:?}");
 }
 
 #[test]

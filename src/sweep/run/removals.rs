@@ -1,6 +1,7 @@
 //! Removals: within limits, confirmed by the server, verified, and taken back.
 
 use crate::clock::Moment;
+use crate::connect::may_pass;
 use crate::error::{Error, Result, printable};
 use crate::reply::{checked, senseless, understood};
 use crate::strings::Strings;
@@ -69,13 +70,23 @@ impl Running<'_> {
                     refused = refused.and(done);
                 }
                 other => {
-                    let key = batch.visit.tag.key.clone();
-                    self.leave(batch);
-                    refused = refused.and(checked(other).map(drop).map_err(|e| e.key(&key)));
+                    let told = self.not_removed(batch, other);
+                    refused = refused.and(told);
                 }
             }
         }
         refused
+    }
+
+    /// The server refused to remove these, and may not in a moment.
+    fn not_removed(&mut self, batch: Batch, told: Value) -> Result<()> {
+        let key = batch.visit.tag.key.clone();
+        let told = checked(told).map(drop).map_err(|e| e.key(&key));
+        match &told {
+            Err(e) if may_pass(e) && !self.is_ending() => self.queue.condemned.push_back(batch),
+            _ => self.leave(batch),
+        }
+        told
     }
 
     /// Of references that may have been removed, nobody said so: they are verified like all.
