@@ -56,7 +56,7 @@ pub struct Options {
     /// sweep began no longer than a grace ago. Default: true.
     pub resume: bool,
     /// How much longer others may have to wait for the server because of us: a round of commands
-    /// takes a third of it where others are at work, and half of it where hardly anybody is. Default: 500 us;
+    /// takes a fifth of it where others are at work, and half of it where hardly anybody is. Default: 500 us;
     /// 50 us to 1 s.
     pub max_latency: Duration,
     /// How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
