@@ -297,15 +297,17 @@ fn scripts(weakness: Weakness) -> (&'static str, String) {
     match weakness {
         Weakness::Verify => (include_str!("../src/scripts/restore.lua"), "return {0, 0}".into()),
         Weakness::Fence => (prune, without(prune, fence, "")),
-        // What is found stale goes with the next call, a round or so later.
+        // What is found stale goes with a later call, as where somebody looks first and removes then.
         _ => {
             let weak = without(
                 prune,
                 "removed = try('SREM', tag, unpack(go, from, to))",
-                "for i = from, to do redis.call('RPUSH', 'pending', tag, go[i]) end removed = to - from + 1",
+                "for i = from, to do redis.call('RPUSH', 'pending', tag, go[i]) end \
+                 redis.call('SET', 'between', '', 'PX', 20, 'NX') removed = to - from + 1",
             );
-            let before = "local pending = redis.call('LRANGE', 'pending', 0, -1)\n\
-                          redis.call('DEL', 'pending')\n\
+            let before = "local between = redis.call('EXISTS', 'between') == 1\n\
+                          local pending = between and {} or redis.call('LRANGE', 'pending', 0, -1)\n\
+                          if not between then redis.call('DEL', 'pending') end\n\
                           for i = 1, #pending, 2 do \
                           redis.call('SREM', pending[i], pending[i + 1]) end\n";
             (prune, format!("{before}{weak}"))
