@@ -174,7 +174,7 @@ final class DistributedLockTest extends TestCase
         yield 'huge ttl' => [fn ($r) => new DistributedLock($r, 'a', PHP_INT_MAX), InvalidArgumentException::class, '2^53 ms'];
         yield 'extend 0' => [fn ($r) => (new DistributedLock($r, 'a'))->extend(0), InvalidArgumentException::class, 'greater than 0'];
         yield 'extend negative' => [fn ($r) => (new DistributedLock($r, 'a'))->extend(PHP_INT_MIN), InvalidArgumentException::class, 'greater than 0'];
-        yield 'wrong object' => [fn ($r) => new DistributedLock(new ArrayObject(), 'a'), TypeError::class, 'must be of type Redis|string|array, ArrayObject given'];
+        yield 'wrong object' => [fn ($r) => new DistributedLock(new ArrayObject(), 'a'), TypeError::class, 'must be of type Redis|array|string, ArrayObject given'];
         yield 'wrong key' => [fn ($r) => new DistributedLock($r, []), TypeError::class, 'lockKey'];
         yield 'no callable' => [fn ($r) => (new DistributedLock($r, 'a'))->synchronized('nonsense'), TypeError::class, 'Argument #1 ($body) must be of type callable, string given'];
         yield 'no callable for get' => [fn ($r) => (new DistributedLock($r, 'a'))->get(1), TypeError::class, 'Argument #1 ($callback) must be of type ?callable, int given'];

@@ -226,7 +226,7 @@ final class TagCleanupManagerTest extends TestCase
         yield 'a fraction of a count' => [fn ($r) => new TagCleanupManager($r, 1, ['maxRemovals' => 1.5]), TypeError::class, 'must be of type int, float given'];
         yield 'a lock without a name' => [fn ($r) => new TagCleanupManager($r, 1, ['lock' => '']), InvalidArgumentException::class, 'must not be empty'];
         yield 'text for a number' => [fn ($r) => new TagCleanupManager($r, 1, ['grace' => 'soon']), TypeError::class, 'must be of type int|float, string given'];
-        yield 'wrong server' => [fn ($r) => new TagCleanupManager(17), TypeError::class, 'must be of type Redis|string|array, int given'];
+        yield 'wrong server' => [fn ($r) => new TagCleanupManager(17), TypeError::class, 'must be of type Redis|array|string, int given'];
     }
 
     /** @dataProvider wrong */
