@@ -176,9 +176,9 @@ impl IdleClock {
         self.none_at = self.none_at.max(none_at);
     }
 
-    /// An idle time that the server tells at that time of its own, if it is one. Under an LRM policy none is, though it
-    /// is told; a key that was last used under an LFU policy has something else in its place, which is read as a time all the same; so is one that
-    /// was used before the clock was set back.
+    /// An idle time that the server tells at that time of its own, if it is one. Under an LRM policy none is, though
+    /// it is told; a key that was last used under an LFU policy has something else in its place, which is read as a
+    /// time all the same; so is one that was used before the clock was set back.
     pub fn told(&self, idle: u64, now: u64) -> Option<u64> {
         let is_one =
             self.runs() && idle <= LONGEST_IDLE && now.saturating_sub(idle) >= self.none_at;

@@ -34,7 +34,8 @@ pub struct Options {
     pub on_aged: OnAged,
     /// Stop when more than this share of the references looked at would go, stale or of aged tags
     /// (1 = never): by this sweep, and by those cut short that it goes on from. Judged from a thousand references of
-    /// its own on, when all are seen, or when what is held back fills the memory; nothing goes before. Default: 1; greater than 0.
+    /// its own on, when all are seen, or when what is held back fills the memory; nothing goes before. Default: 1;
+    /// greater than 0.
     pub max_share: f64,
     /// Stop after this many removed references; `None` for no limit.
     pub max_removals: Option<u64>,

@@ -12,8 +12,8 @@
 //! entry was deleted, evicted or given a shorter life by itself.
 //!
 //! Records are 8 or 16 bytes under 8 bytes of the key's hash, in small hashes that the server packs: some
-//! 20 or 45 bytes a tag. Two tags of one hash share a record, which by chance none do. They go with their tag, or, if the
-//! application removed that, with the next complete sweep, or with time.
+//! 20 or 45 bytes a tag. Two tags of one hash share a record, which by chance none do. They go with their tag, or, if
+//! the application removed that, with the next complete sweep, or with time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
