@@ -299,7 +299,7 @@ typedef struct {
    */
   uint32_t effort;
   /**
-   * Memory for what is under way and for what waits (bytes). Default: 50331648; at least 4194304.
+   * Memory for what is under way and for what waits (bytes). Default: 67108864; at least 4194304.
    */
   size_t memory;
   /**

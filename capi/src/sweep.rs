@@ -55,7 +55,7 @@ pub struct tagsweep_options {
     pub max_latency_us: u64,
     /// How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
     pub effort: u32,
-    /// Memory for what is under way and for what waits (bytes). Default: 50331648; at least 4194304.
+    /// Memory for what is under way and for what waits (bytes). Default: 67108864; at least 4194304.
     pub memory: usize,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
     /// Default: false.

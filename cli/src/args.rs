@@ -216,8 +216,8 @@ pub(crate) struct SweepArgs {
     /// How much of the server's time to take at most, in tenths.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=10))]
     pub effort: u8,
-    /// Memory of this process for what is under way and for what waits, such as 48M; at least 4M.
-    #[arg(long, value_parser = size, default_value = "48M")]
+    /// Memory of this process for what is under way and for what waits, such as 64M; at least 4M.
+    #[arg(long, value_parser = size, default_value = "64M")]
     pub memory: usize,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
     #[arg(long)]

@@ -63,7 +63,7 @@ pub struct Options {
     /// How much of the server's time to take at most, in tenths: 1 to 10. Default: 10.
     pub effort: u8,
     /// Memory to take for what is under way and for what waits (bytes). When it is full, the walk
-    /// pauses. Default: 48 MiB; at least 4 MiB.
+    /// pauses. Default: 64 MiB; at least 4 MiB.
     pub memory: usize,
     /// Name of the lock, 1 to 65536 bytes. Default: cache_tag_cleanup.
     pub lock: Vec<u8>,
@@ -94,7 +94,7 @@ impl Default for Options {
             resume: true,
             max_latency: Duration::from_micros(500),
             effort: 10,
-            memory: 48 << 20,
+            memory: 64 << 20,
             lock: b"cache_tag_cleanup".to_vec(),
             lock_ttl: Duration::from_secs(30),
             wait: Duration::ZERO,

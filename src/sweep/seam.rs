@@ -6,14 +6,13 @@
 //! handful, and some sixty in Valkey 9.
 
 use crate::sweep::records;
-use std::collections::HashSet;
 
 /// How many members at the end of a reply are kept, and at the beginning of the next are compared.
 const WIDTH: usize = 256;
 
-/// The last members of a reply.
+/// The last members of a reply, in the order of their names.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seam(HashSet<u64>);
+pub(crate) struct Seam(Box<[u64]>);
 
 impl Seam {
     /// Leaves of the next reply what was not at the end of the last one. `more`: another reply follows.
@@ -22,12 +21,11 @@ impl Seam {
         let mut at = 0;
         members.retain(|member| {
             at += 1;
-            at > WIDTH || !self.0.contains(&name(member))
+            at > WIDTH || self.0.binary_search(&name(member)).is_err()
         });
-        self.0 = HashSet::new();
-        if more {
-            self.0.extend(members.iter().rev().take(WIDTH).map(name));
-        }
+        let last = if more { WIDTH } else { 0 };
+        self.0 = members.iter().rev().take(last).map(name).collect();
+        self.0.sort_unstable();
     }
 }
 

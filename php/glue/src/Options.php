@@ -30,7 +30,7 @@ final class Options
         'max-duration' => [self::SPAN, 'SPAN', 'stop after this time', 'no limit'],
         'max-latency' => [self::SPAN, 'SPAN', 'how much longer others may have to wait for the server', '500us'],
         'effort' => [self::COUNT, '1..10', 'how much of the server\'s time to take at most, in tenths', '10'],
-        'memory' => [self::COUNT, 'BYTES', 'memory for what is under way and for what waits', '50331648'],
+        'memory' => [self::COUNT, 'BYTES', 'memory for what is under way and for what waits', '67108864'],
         'strict' => [self::FLAG, '', 'delete an entry whose reference had to be put back', ''],
         'durable' => [self::FLAG, '', 'note on the server what is removed until it is verified', ''],
         'remember' => [self::SPAN, 'SPAN', 'pass over tags in which nothing can have become stale since, for so long at most', 'look at every tag'],

@@ -27,7 +27,8 @@ pub(super) struct Queue {
     held: Vec<(Moment, Doomed)>,
     held_size: usize,
     pub waiting: Quarantine<Later>,
-    pub unverified: Quarantine<(Batch, Twice)>,
+    /// What was removed, together what was removed together.
+    pub unverified: Quarantine<Vec<(Batch, Twice)>>,
     pub memory: Memory,
 }
 
@@ -153,20 +154,25 @@ impl Queue {
         Some(batches)
     }
 
+    /// Lets what was removed wait for its verification.
+    pub fn put_unverified(&mut self, removed: Vec<(Batch, Twice)>, due: Moment) {
+        let each = |(batch, _): &(Batch, Twice)| batch.size() + size_of::<(Batch, Twice)>();
+        let size = removed.iter().map(each).sum();
+        if !removed.is_empty() {
+            self.unverified.put(removed, size, due);
+        }
+    }
+
     /// Batches whose verification is due, as many as one command may look for.
     pub fn next_verify(&mut self, now: Moment) -> Option<Vec<(Batch, Twice)>> {
-        let first = self.unverified.take(now)?;
-        let (mut members, mut bytes) = (first.0.members.len(), first.0.members.bytes());
-        let mut removed = vec![first];
-        let fits = |(batch, _): &(Batch, Twice), members: usize, bytes: usize| {
-            members + batch.members.len() <= BATCH && bytes <= BATCH_BYTES
-        };
-        while self.unverified.peek(now).is_some_and(|next| fits(next, members, bytes))
-            && let Some(next) = self.unverified.take(now)
+        let mut removed = self.unverified.take(now)?;
+        let (mut members, mut bytes) = names_of(&removed);
+        while let Some((more, length)) = self.unverified.peek(now).map(|next| names_of(next))
+            && members + more <= BATCH
+            && bytes <= BATCH_BYTES
         {
-            members += next.0.members.len();
-            bytes += next.0.members.bytes();
-            removed.push(next);
+            (members, bytes) = (members + more, bytes + length);
+            removed.extend(self.unverified.take(now).into_iter().flatten());
         }
         Some(removed)
     }
@@ -188,6 +194,12 @@ impl Queue {
         // A tag of ten members is about what a question is on average.
         8 * (self.urgent.len() + self.ready.len() + self.condemned.len())
     }
+}
+
+/// How many members were removed, and how long their names are.
+fn names_of(removed: &[(Batch, Twice)]) -> (usize, usize) {
+    let of = |(batch, _): &(Batch, Twice)| (batch.members.len(), batch.members.bytes());
+    removed.iter().map(of).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
 }
 
 /// What a batch is in a script, which takes some time for each tag besides that for its members: in members, and
@@ -275,6 +287,37 @@ mod tests {
         }
         assert!(queue.condemns(BATCH));
         queue.next_prune(BATCH).unwrap().len()
+    }
+
+    /// What one script removed of so many tags, a member each.
+    fn removed(tags: usize) -> Vec<(Batch, Twice)> {
+        let one = || {
+            let visit = Rc::new(Tag::default().into());
+            Batch::of(&visit, std::iter::once(b"member".as_slice()).collect())
+        };
+        (0..tags).map(|_| (one(), Twice::Never)).collect()
+    }
+
+    #[test]
+    fn what_was_removed_together_is_verified_together_with_what_else_is_due() {
+        let now = Moment::now();
+        let mut queue = Queue::new(Memory::new(48 << 20), now);
+        queue.put_unverified(vec![], now);
+        assert!(queue.unverified.is_empty(), "a command without entries is none");
+        for tags in [100, 150, 100] {
+            queue.put_unverified(removed(tags), now);
+        }
+        queue.put_unverified(removed(1), now + COMPANY);
+        let mut next = |at| queue.next_verify(at).map(|removed| removed.len());
+        assert_eq!([next(now), next(now), next(now)], [Some(250), Some(100), None]);
+        assert_eq!(next(now + COMPANY), Some(1));
+    }
+
+    #[test]
+    fn what_waits_for_its_verification_takes_little_more_than_its_names() {
+        let mut queue = Queue::new(Memory::new(48 << 20), Moment::now());
+        queue.put_unverified(removed(100), Moment::now());
+        assert!(queue.unverified.size() < 100 * 512, "{}", queue.unverified.size());
     }
 
     #[test]

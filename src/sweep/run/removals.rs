@@ -52,7 +52,7 @@ impl Running<'_> {
             batches.into_iter().for_each(|batch| self.let_go(batch.visit));
             return Ok(());
         };
-        let mut refused = Ok(());
+        let (mut refused, mut gone) = (Ok(()), Vec::new());
         for (batch, item) in batches.into_iter().zip(items) {
             batch.visit.touch();
             match item {
@@ -66,7 +66,7 @@ impl Running<'_> {
                 }
                 Value::Int(-2) => self.of_another_type(batch),
                 Value::Array(figures) => {
-                    let done = self.removed(batch, figures);
+                    let done = self.removed(batch, figures, &mut gone);
                     refused = refused.and(done);
                 }
                 other => {
@@ -75,6 +75,7 @@ impl Running<'_> {
                 }
             }
         }
+        self.verify_later(gone);
         refused
     }
 
@@ -91,14 +92,14 @@ impl Running<'_> {
 
     /// Of references that may have been removed, nobody said so: they are verified like all.
     pub(super) fn may_be_gone(&mut self, batch: Batch) {
-        let (size, due) = (batch.size(), Moment::now() + self.options.verify);
-        self.queue.unverified.put((batch, Twice::Always), size, due);
+        let due = Moment::now() + self.options.verify;
+        self.queue.put_unverified(vec![(batch, Twice::Always)], due);
     }
 
-    /// Counts what the script removed, and sees to its verification.
-    fn removed(&mut self, batch: Batch, figures: Vec<Value>) -> Result<()> {
+    /// Counts what the script removed; it is `gone`, and to be verified.
+    fn removed(&mut self, batch: Batch, figures: Vec<Value>, gone: &mut Vec<Batch>) -> Result<()> {
         let figures = figures.into_iter().map(understood).collect::<Result<Vec<i64>>>()?;
-        let [gone, removed, stayed @ ..] = figures.as_slice() else {
+        let [bare, removed, stayed @ ..] = figures.as_slice() else {
             return Err(senseless());
         };
         let visit = &batch.visit;
@@ -115,7 +116,7 @@ impl Running<'_> {
             // Whoever reads the tag again does not see them any more.
             self.count_looks(&visit.tag.page, removed as i64);
         }
-        visit.gone.set(visit.gone.get() || (*gone == 1 && removed > 0));
+        visit.gone.set(visit.gone.get() || (*bare == 1 && removed > 0));
         let ambiguous = self.proof.is_given() && stayed.iter().any(|position| *position < 0);
         let stays = |i: usize| {
             let i = i as i64;
@@ -126,31 +127,34 @@ impl Running<'_> {
             _ => batch.members.split(|i| !stays(i)),
         };
         self.vouch(Batch::of(visit, alive));
-        match removed {
-            0 => self.let_go(batch.visit),
-            _ => self.verify_later(Batch { members: went, ..batch }),
+        match removed > 0 && !went.is_empty() {
+            true => gone.push(Batch { members: went, ..batch }),
+            false => self.let_go(batch.visit),
         }
         if ambiguous { Err(Proof::ambiguous()) } else { Ok(()) }
     }
 
-    fn verify_later(&mut self, batch: Batch) {
-        if batch.members.is_empty() {
-            return self.let_go(batch.visit);
-        }
+    fn verify_later(&mut self, gone: Vec<Batch>) {
         let wait = match self.ending.called_off {
             true => self.options.verify.min(STOPPING),
             false => self.options.verify,
         };
         let now = Moment::now();
+        let removed: Vec<_> = gone.into_iter().map(|batch| self.twice(batch, now)).collect();
+        let is_twice = |(_, twice): &(Batch, Twice)| *twice == Twice::Always;
+        if removed.iter().any(is_twice) && !self.ending.called_off {
+            self.figures.looks_until(now + self.options.grace.max(wait));
+        }
+        self.queue.put_unverified(removed, now + wait);
+    }
+
+    /// What was removed now, and whether it is verified twice.
+    fn twice(&self, batch: Batch, now: Moment) -> (Batch, Twice) {
         let twice = match batch.visit.idle.unclear.get() || self.is_old(&batch.visit) {
             true => Twice::Always,
             false => Twice::UnlessStill(now),
         };
-        if twice == Twice::Always && !self.ending.called_off {
-            self.figures.looks_until(now + self.options.grace.max(wait));
-        }
-        let size = batch.size();
-        self.queue.unverified.put((batch, twice), size, now + wait);
+        (batch, twice)
     }
 
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
@@ -263,10 +267,10 @@ impl Running<'_> {
 
     pub(super) fn verified(&mut self, removed: Vec<(Batch, Twice)>, reply: Value) {
         let clean = reply == Value::Int(0);
+        let now = Moment::now();
         for (batch, twice) in removed {
             if let Some(span) = self.verified_again_in(&batch.visit, twice) {
-                let (size, due) = (batch.size(), Moment::now() + span);
-                self.queue.unverified.put((batch.clone(), Twice::Never), size, due);
+                self.queue.put_unverified(vec![(batch.clone(), Twice::Never)], now + span);
             }
             if clean {
                 self.let_go(batch.visit);
@@ -330,8 +334,8 @@ impl Running<'_> {
         let refused_since = *self.ending.refused_since.get_or_insert(now);
         let patience = if self.ending.called_off { LAST_TRY } else { self.options.lock_ttl };
         if now.since(refused_since) < patience {
-            let size = batch.size();
-            return self.queue.unverified.put((batch, Twice::Never), size, now + RESTORE_AGAIN);
+            let again = vec![(batch, Twice::Never)];
+            return self.queue.put_unverified(again, now + RESTORE_AGAIN);
         }
         self.warn_of("references of some tags may be missing", &printable(&batch.visit.tag.key));
         let failure = refusal
@@ -348,7 +352,7 @@ impl Running<'_> {
     /// After an end that came too early: what may have been removed and was not looked for again.
     pub(super) fn warn_of_unverified(&mut self) {
         let owed = self.queue.take_asks().into_iter().filter(Ask::is_owed);
-        let waiting = self.queue.unverified.drain().map(|(batch, _)| batch);
+        let waiting = self.queue.unverified.drain().flatten().map(|(batch, _)| batch);
         let batches: Vec<Batch> = owed.flat_map(Ask::into_batches).chain(waiting).collect();
         let total: usize = batches.iter().map(|batch| batch.members.len()).sum();
         if let Some(batch) = batches.first() {

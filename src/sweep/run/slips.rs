@@ -65,10 +65,8 @@ impl Running<'_> {
         let ours = self.slip_id("");
         for (id, bytes) in slips.into_iter().filter(|(id, _)| !id.starts_with(ours.as_bytes())) {
             let slip = Slip::new(id, &self.slips.crossed);
-            for batch in slip::read(&bytes, &slip) {
-                let size = batch.size();
-                self.queue.unverified.put((batch, Twice::Recovered), size, now);
-            }
+            let left = slip::read(&bytes, &slip).into_iter();
+            self.queue.put_unverified(left.map(|batch| (batch, Twice::Recovered)).collect(), now);
             self.warn("an earlier sweep had left what it removed to be looked at again");
         }
         if cursor != 0 {
