@@ -23,7 +23,8 @@ pub(crate) struct Visit {
     pub idle: Idleness,
     pub record: OnRecord,
     pub lifetimes: Lifetimes,
-    pub weight: Weighed,
+    /// Its memory is to be known, as a sample.
+    pub weighed: bool,
     pub aged: Cell<bool>,
     pub removed: Cell<u64>,
     pub checked: Cell<u64>,
@@ -83,15 +84,6 @@ pub(crate) struct OnRecord {
 pub(crate) struct Lifetimes {
     pub vouched: Cell<u64>,
     pub until: Cell<Option<u64>>,
-}
-
-/// Whether a tag's memory is asked for, as a sample, what it takes, if that was asked (bytes), and how many members
-/// were read of it.
-#[derive(Debug, Default)]
-pub(crate) struct Weighed {
-    pub asked: bool,
-    pub bytes: Cell<u64>,
-    pub members: Cell<u64>,
 }
 
 /// What was removed of a tag, by all visits that repeat each other. The last who lets go of it counts the

@@ -21,6 +21,8 @@ pub(crate) enum Ask {
     Recall(Rc<Visit>),
     /// Idle time (first) and members of a tag, at most about so many, and likely so many.
     Read { visit: Rc<Visit>, cursor: u64, count: usize, likely: usize },
+    /// The memory of a tag that was read as a whole, with so many members.
+    Weigh { key: Vec<u8>, members: u64 },
     /// How many entries exist, under each mapping that is not ruled out.
     Look(Batch),
     /// Which entries exist, so many looked for at once.
@@ -80,6 +82,9 @@ impl Ask {
                 on_key("SCARD", &visit.tag.key, out);
             }
             Self::Read { visit, cursor, count, .. } => read(visit, *cursor, *count, terms, out),
+            Self::Weigh { key, .. } => {
+                out.write("MEMORY", |cmd| cmd.arg("USAGE").arg(key));
+            }
             Self::Look(batch) => terms.proof.open().iter().for_each(|mapping| {
                 let mut entries = Strings::default();
                 batch.entries(mapping, &mut entries);
@@ -142,11 +147,9 @@ impl Ask {
 
     /// Whether what is answered to it decides what becomes of a tag.
     pub fn judges(&self) -> bool {
-        let keeps = matches!(
-            self,
-            Self::Untouch(_) | Self::Remember { .. } | Self::Tidy { .. } | Self::Forget { .. }
-        );
-        !keeps && !self.is_owed() && !self.is_urgent()
+        let keeps = matches!(self, Self::Remember { .. } | Self::Tidy { .. } | Self::Forget { .. });
+        let aside = matches!(self, Self::Untouch(_) | Self::Weigh { .. });
+        !keeps && !aside && !self.is_owed() && !self.is_urgent()
     }
 
     /// Whether it comes before all else: what keeps us, and what is owed.
@@ -189,7 +192,7 @@ impl Ask {
         match self {
             Self::Page { count, .. } => 2 + count,
             Self::Recall(_) => 5,
-            Self::Untouch(_) => 4,
+            Self::Untouch(_) | Self::Weigh { .. } => 4,
             Self::Read { likely, .. } => 5 + likely / 3,
             Self::Look(batch) => 2 + weight(batch) * 2 / 3,
             Self::Verify(removed) => 2 + removed.iter().map(|(b, _)| weight(b)).sum::<usize>() / 2,
@@ -233,9 +236,6 @@ fn read(visit: &Visit, cursor: u64, count: usize, terms: &Terms, out: &mut Pack)
     }
     if cursor == 0 && visit.record.aging {
         recall(visit, terms, out);
-    }
-    if cursor == 0 && visit.weight.asked {
-        out.write("MEMORY", |cmd| cmd.arg("USAGE").arg(&visit.tag.key));
     }
     out.write("SSCAN", |cmd| cmd.arg(&visit.tag.key).arg(cursor).arg("COUNT").arg(count));
 }

@@ -25,6 +25,11 @@ impl Running<'_> {
             Ask::Page { count, .. } => self.paged(count, replies)?,
             Ask::Recall(visit) => self.recalled(visit, &replies, sent),
             Ask::Read { visit, cursor, .. } => self.read(visit, cursor, replies, sent)?,
+            Ask::Weigh { members, .. } => {
+                if let Some(bytes) = replies.first().and_then(number) {
+                    self.figures.weigh(bytes, members);
+                }
+            }
             Ask::Look(batch) => self.looked(batch, replies)?,
             Ask::Sift(batch, group) => self.sifted(batch, group, &replies),
             Ask::Lifetimes(batch) => self.vouched(batch, &replies),

@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::lock::whoami;
-use crate::sweep::batch::{Tag, Visit, Weighed};
+use crate::sweep::batch::{Tag, Visit};
 use crate::sweep::history;
 use crate::sweep::options::Options;
 use crate::sweep::records;
@@ -42,9 +42,9 @@ impl Figures {
     }
 
     /// Another tag of which we know how much it takes, and how many members that are.
-    pub fn weigh(&mut self, tag: &Weighed) {
-        self.weighed.0 += tag.bytes.get();
-        self.weighed.1 += tag.members.get();
+    pub fn weigh(&mut self, bytes: u64, members: u64) {
+        self.weighed.0 += bytes;
+        self.weighed.1 += members;
     }
 
     /// What waited is dropped; what is left to verify is known by itself.

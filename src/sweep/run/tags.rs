@@ -4,7 +4,7 @@ use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
 use crate::reply::{checked, understood};
 use crate::strings::Strings;
-use crate::sweep::batch::{BATCH_BYTES, Batch, OnRecord, Tag, Tally, Visit, Weighed};
+use crate::sweep::batch::{BATCH_BYTES, Batch, OnRecord, Tag, Tally, Visit};
 use crate::sweep::judge::{self, Evidence, idle_needed};
 use crate::sweep::options::OnAged;
 use crate::sweep::records::Record;
@@ -22,6 +22,11 @@ const SEPARATE: usize = 64;
 
 /// The first so many tags are weighed, and then one in so many.
 const WEIGHED: u64 = 64;
+
+/// What a member of a large set takes besides its name (bytes): 50 in Redis 7 and 8, 22 in Valkey 8.1, so something in
+/// between. Such sets are not asked about: while a server moves one to another table, MEMORY USAGE counts through all
+/// that is empty already (2.5 ms for 10 million members).
+const MEMBER: u64 = 36;
 
 impl Running<'_> {
     pub(super) fn paged(&mut self, count: usize, replies: Vec<Value>) -> Result<()> {
@@ -44,10 +49,9 @@ impl Running<'_> {
             return self.give_up(&visit.tag.page);
         }
         self.figures.visits += 1;
-        let asked = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
+        let weighed = self.figures.visits <= WEIGHED || self.figures.visits.is_multiple_of(WEIGHED);
         let record = OnRecord { aging: self.records.aging, ..visit.record };
-        let weight = Weighed { asked, ..Weighed::default() };
-        let visit = Rc::new(Visit { weight, record, ..visit });
+        let visit = Rc::new(Visit { weighed, record, ..visit });
         if self.options.remember.is_some() && !visit.tag.again {
             return self.queue.ask(Ask::Recall(visit));
         }
@@ -203,7 +207,7 @@ impl Running<'_> {
         self.let_go(visit);
     }
 
-    /// Takes in what was told of a tag before its members: its idle time, its record, what it weighs.
+    /// Takes in what was told of a tag before its members: its idle time and its record.
     fn told_idle(&mut self, visit: &Visit, replies: &[Value], sent: Moment) -> Option<u64> {
         if visit.idle.told.get().is_none() {
             visit.idle.asked.set(Some(sent));
@@ -213,19 +217,13 @@ impl Running<'_> {
         if visit.record.aging && visit.record.known.get().is_none() {
             visit.record.known.set(self.record(replies.get(1)));
         }
-        let weight = replies.get(1 + usize::from(visit.record.aging)).and_then(number);
-        visit.weight.bytes.set(weight.unwrap_or(0));
         idle
     }
 
     /// Looks for the entries of some members, and reads the next ones of their tag. What was begun comes
     /// before what is new: the idle time that we go by gets old.
     fn look_for(&mut self, visit: Rc<Visit>, members: &[Vec<u8>], next: u64) {
-        visit.partial.set(next != 0);
-        grow(&visit.weight.members, members.len() as u64);
-        if visit.weight.bytes.get() > 0 && next == 0 {
-            self.figures.weigh(&visit.weight);
-        }
+        let begun = visit.partial.replace(next != 0);
         if next != 0 && self.is_ending() {
             self.give_up(&visit.tag.page);
         } else if next != 0 {
@@ -235,7 +233,20 @@ impl Running<'_> {
         for members in bites(members, self.pace.members()) {
             self.queue.ask_first(Ask::Look(Batch::of(&visit, members)));
         }
+        if visit.weighed {
+            self.weigh(&visit.tag.key, members, !begun && next == 0);
+        }
         self.let_go(visit);
+    }
+
+    /// Asks what a tag takes that was read as a `whole`; of one that is larger, takes it for what its members are.
+    fn weigh(&mut self, key: &[u8], members: &[Vec<u8>], whole: bool) {
+        let count = members.len() as u64;
+        if whole && count > 0 {
+            return self.queue.ask_first(Ask::Weigh { key: key.to_vec(), members: count });
+        }
+        let names: usize = members.iter().map(Vec::len).sum();
+        self.figures.weigh(names as u64 + MEMBER * count, count);
     }
 
     /// How long the application has left a tag alone: its idle time, or what is on record.
