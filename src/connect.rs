@@ -30,6 +30,8 @@ pub struct Link {
     sent: u64,
     /// The connection was looked at, and nothing was sent since.
     fresh: bool,
+    /// `None` if it is always waited for asleep.
+    awake: Option<Awake>,
     fate: Fate,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
@@ -63,6 +65,34 @@ impl Spare {
     }
 }
 
+/// Whether it is worth it to wait for an answer awake: it is, as long as answers come in that time. Each that does not
+/// makes us sleep over twice as many as the one before; each that does over one less.
+#[derive(Debug, Default)]
+struct Awake {
+    asleep: u32,
+    penalty: u32,
+}
+
+impl Awake {
+    /// Answers that are slept over at most.
+    const MOST: u32 = 1024;
+
+    fn is_worth_it(&mut self) -> bool {
+        let is_awake = self.asleep == 0;
+        self.asleep = self.asleep.saturating_sub(1);
+        is_awake
+    }
+
+    fn observe(&mut self, came: bool) {
+        if came {
+            self.penalty = self.penalty.saturating_sub(1);
+        } else {
+            self.penalty = (2 * self.penalty).clamp(1, Self::MOST);
+            self.asleep = self.penalty;
+        }
+    }
+}
+
 /// For how long last words are not tried again.
 const GIVEN_UP: Duration = Duration::from_millis(250);
 
@@ -76,10 +106,12 @@ impl Link {
     /// [`Invalid`](ErrorKind::Invalid) when the configuration is out of bounds.
     pub fn new(config: Config) -> Result<Self> {
         config.check()?;
+        let awake = (!config.busy_poll.is_zero()).then(Awake::default);
         let label = config.label();
         Ok(Self {
             config,
             label,
+            awake,
             socket: None,
             spares: Vec::new(),
             pid: 0,
@@ -231,8 +263,19 @@ impl Link {
     /// The same, for a command that means the connection itself.
     pub(crate) fn follow_up(&mut self, command: &Cmd, deadline: Moment) -> Result<Value> {
         self.send(&std::iter::once(command).collect(), deadline)?;
-        let reply = self.receive(deadline)?;
+        let reply = self.receive_awake(deadline)?;
         checked(reply).map_err(|e| self.refused(e))
+    }
+
+    /// The next reply, waited for awake if it is likely to come in that time.
+    fn receive_awake(&mut self, deadline: Moment) -> Result<Value> {
+        let until = (Moment::now() + self.config.busy_poll).min(deadline);
+        if let (Some(awake), Some(socket)) = (&mut self.awake, &self.socket)
+            && awake.is_worth_it()
+        {
+            awake.observe(socket.poll(until));
+        }
+        self.receive(deadline)
     }
 
     /// An error of the server. One that was made a replica keeps its connections: whoever asks again is to
@@ -405,6 +448,7 @@ pub(crate) fn may_pass(e: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
 
     #[test]
     fn a_hurry_shortens_deadlines_and_nothing_else() {
@@ -416,6 +460,61 @@ mod tests {
             link.hurry(ms(200), |link| assert!(link.deadline() <= Moment::now() + ms(100)));
         });
         assert!(link.deadline() > Moment::now() + usual / 2);
+    }
+
+    /// A server that answers each command after a span of its own.
+    fn server(pauses: &[u64]) -> (Config, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let pauses = pauses.to_owned();
+        let answers = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for pause in pauses {
+                assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+                std::thread::sleep(Duration::from_millis(pause));
+                stream.write_all(b"+PONG\r\n").unwrap();
+            }
+        });
+        (Config::from_url(&url).unwrap(), answers)
+    }
+
+    #[test]
+    fn answers_that_come_late_are_slept_over() {
+        let mut awake = Awake::default();
+        let mut polls = |answers: u32, came: bool| {
+            (0..answers)
+                .filter(|_| awake.is_worth_it().then(|| awake.observe(came)).is_some())
+                .count()
+        };
+        assert_eq!(polls(1000, true), 1000);
+        assert_eq!(polls(1000, false), 10, "after 1, 2, 4 ...");
+        assert!(polls(100_000, false) < 100);
+        assert!(polls(100_000, true) > 98_000);
+        assert_eq!((polls(1, false), polls(2, true)), (1, 1), "one late one is soon forgiven");
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_awake_so_long_and_asleep_thereafter() {
+        let (config, answers) = server(&[0, 1500, 0, 0]);
+        let busy_poll = Duration::from_millis(500);
+        let mut link = Link::new(Config { busy_poll, ..config }).unwrap();
+        let asleep = [(); 4].map(|()| {
+            link.bare(&redis::cmd("PING")).unwrap();
+            link.awake.as_ref().unwrap().asleep
+        });
+        assert_eq!(asleep, [0, 1, 0, 0]);
+        answers.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_waits_awake_who_did_not_ask_for_it() {
+        let (config, answers) = server(&[0, 0]);
+        let mut link = Link::new(config).unwrap();
+        for _ in 0..2 {
+            link.bare(&redis::cmd("PING")).unwrap();
+            assert!(link.awake.is_none());
+        }
+        answers.join().unwrap();
     }
 
     #[test]

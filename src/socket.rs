@@ -187,6 +187,17 @@ impl Socket {
         matches!(recv(fd, &mut [0], flags), Err(Errno::EAGAIN | Errno::EINTR))
     }
 
+    /// Waits awake for something to read; whether it came in time.
+    pub fn poll(&self, until: Moment) -> bool {
+        while self.is_quiet() {
+            if until.passed() {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
     /// The next reply, if it comes in time; it may be listened for again.
     pub fn listen(&mut self, until: Moment) -> Result<Option<Value>> {
         let mut bounded = Bounded { bare: &mut self.bare, deadline: until };

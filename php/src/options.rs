@@ -107,6 +107,7 @@ pub(crate) fn span(seconds: f64, name: &str) -> PhpResult<Duration> {
 const LOCK: &[&str] = &[
     "prefix",
     "timeout",
+    "busyPoll",
     "wait",
     "waitMode",
     "ttl",

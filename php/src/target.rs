@@ -11,7 +11,8 @@ use ext_php_rs::types::{ZendObject, Zval};
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::thread::available_parallelism;
 use std::time::Duration;
 use tagsweep::Config;
 use tagsweep::clock::Moment;
@@ -30,8 +31,21 @@ pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Co
     let mut config = where_to(redis, class, timeout)?;
     config.prefix = options.string("prefix")?.unwrap_or(config.prefix);
     config.timeout = timeout.unwrap_or(config.timeout);
+    if let Some(busy_poll) = options.seconds("busyPoll")? {
+        config.busy_poll = busy_poll;
+    }
     config.check().map_err(from_core)?;
     Ok(config)
+}
+
+/// How long an answer is waited for awake: PHP's one thread has nothing else to do meanwhile. Where there is one
+/// processor, the server needs that.
+fn busy_poll() -> Duration {
+    static SPAN: OnceLock<Duration> = OnceLock::new();
+    *SPAN.get_or_init(|| match available_parallelism() {
+        Ok(processors) if processors.get() > 1 => Duration::from_micros(50),
+        _ => Duration::ZERO,
+    })
 }
 
 fn where_to(redis: &Zval, class: &str, timeout: Option<Duration>) -> PhpResult<Config> {
@@ -39,7 +53,8 @@ fn where_to(redis: &Zval, class: &str, timeout: Option<Duration>) -> PhpResult<C
     if let Some(dsn) = redis.zend_str() {
         let dsn =
             std::str::from_utf8(dsn.as_bytes()).map_err(|_| invalid("the DSN is not UTF-8"))?;
-        return Config::from_url(dsn).map_err(from_core);
+        let config = Config::from_url(dsn).map_err(from_core)?;
+        return Ok(Config { busy_poll: busy_poll(), ..config });
     }
     if let Some(array) = redis.array() {
         return from_array(&Given::new(array)?);
@@ -70,6 +85,7 @@ const KEYS: &[&str] = &[
     "prefix",
     "timeout",
     "connect_timeout",
+    "busy_poll",
     "tls",
     "tls_ca",
     "tls_cert",
@@ -116,6 +132,7 @@ fn from_array(given: &Given) -> PhpResult<Config> {
     config.prefix = given.string("prefix")?.unwrap_or_default();
     config.timeout = given.seconds("timeout")?.unwrap_or(config.timeout);
     config.connect_timeout = given.seconds("connect_timeout")?.unwrap_or(config.connect_timeout);
+    config.busy_poll = given.seconds("busy_poll")?.unwrap_or_else(busy_poll);
     let pem = |name: &'static str| text(name)?.map(|path| pem(name, &path)).transpose();
     config.tls.ca = pem("tls_ca")?;
     if let (Some(cert), Some(key)) = (pem("tls_cert")?, pem("tls_key")?) {
@@ -150,6 +167,7 @@ fn from_object(object: &ZendObject, timeout: Option<Duration>) -> PhpResult<Conf
         let seconds = call(object, method)?.double().filter(|seconds| *seconds > 0.0);
         Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
     };
+    config.busy_poll = busy_poll();
     config.connect_timeout = patience("getTimeout")?.unwrap_or(config.connect_timeout);
     config.timeout = patience("getReadTimeout")?.unwrap_or(config.timeout);
     config.check().map_err(from_core)?;

@@ -14,7 +14,11 @@
  * - a DSN: redis://[user:password@]host[:port][/db], rediss://… for TLS, unix:///path[?db=N], or the
  *   path of a socket;
  * - an array of url, host, port, path, user, password, database, prefix, timeout, connect_timeout,
- *   tls, tls_ca, tls_cert, tls_key (the last three are PEM files).
+ *   busy_poll, tls, tls_ca, tls_cert, tls_key (the last three are PEM files).
+ *
+ * Where answers come within busy_poll (s; 0.00005, or 0 where there is one processor), the process waits for them
+ * awake: of a server next door a virtual machine has them in half the time. One that is farther away is waited for
+ * asleep, as is one's turn in line.
  *
  * With tagsweep.alias_namespace = "Some\Namespace" in php.ini, DistributedLock and TagCleanupManager
  * are known under that namespace, too.
@@ -57,7 +61,7 @@ namespace Tagsweep {
          * @param \Redis|string|array<string, mixed> $redis   see above
          * @param string                             $lockKey any bytes; the key is "lock:$lockKey"
          * @param int|float                          $ttl     seconds, greater than 0
-         * @param array<string, mixed>               $options prefix; timeout (s): longest time of one call;
+         * @param array<string, mixed>               $options prefix; timeout (s): longest time of one call; busyPoll (s);
          * wait (s): how long acquire() waits in line; waitMode: "line", or
          * "backoff" for proxies without blocking commands; ttl: instead of
          * $ttl, "auto" to learn it from past durations; renew (bool);

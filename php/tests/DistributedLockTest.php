@@ -325,6 +325,29 @@ final class DistributedLockTest extends TestCase
         self::assertSame($before + 1, $connections());
     }
 
+    public function testAnAnswerIsWaitedForAwakeAsLongAsIsAskedFor(): void
+    {
+        $slept = function (Redis|array $server, array $options): int {
+            $lock = new DistributedLock($server, 'job', 60, $options);
+            $lock->acquire();
+            $before = getrusage()['ru_nvcsw'];
+            for ($i = 0; $i < 100; $i++) {
+                $lock->release();
+                $lock->acquire();
+            }
+
+            return getrusage()['ru_nvcsw'] - $before;
+        };
+        $server = ['path' => $this->server->socket, 'password' => 'canary-secret'];
+        self::assertGreaterThan(100, $slept($this->redis, ['busyPoll' => 0]));
+        self::assertGreaterThan(100, $slept(['busy_poll' => 0] + $server, []));
+        self::assertLessThan(20, $slept($this->redis, ['busyPoll' => 1]));
+        self::assertLessThan(20, $slept(['busy_poll' => 1.0] + $server, []));
+        $this->expectException(InvalidArgumentException::class);
+        $this->expectExceptionMessage('busy_poll must be at most 1 s');
+        $slept($this->redis, ['busyPoll' => 1.5]);
+    }
+
     public function testTypesAreComplainedOfInPhpsOwnWords(): void
     {
         $dsn = "redis://127.0.0.1:{$this->server->port}";
