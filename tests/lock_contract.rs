@@ -716,6 +716,27 @@ fn a_replica_does_not_know_whether_a_lease_is_held() {
 }
 
 #[test]
+fn a_replica_does_not_know_that_a_lease_is_gone() {
+    for (what, theirs) in [("gone", None), ("another's", Some("theirs"))] {
+        let server = Server::start();
+        let mut con = server.connect();
+        let mut extended = lock(&server);
+        fence(extended.acquire().unwrap());
+        let owner = extended.owner().unwrap();
+        let mut released = Lock::restore(server.link(), b"job", owner, Options::new(TTL)).unwrap();
+        let _: () = con.del("lock:job").unwrap();
+        theirs.iter().for_each(|value| con.pset_ex("lock:job", value, 50_000).unwrap());
+        run::<()>(&mut con, "REPLICAOF 127.0.0.1 1");
+        assert_eq!(extended.extend(None).unwrap_err().code(), Some("READONLY"), "{what}");
+        assert_eq!(released.release().unwrap_err().code(), Some("READONLY"), "{what}");
+        run::<()>(&mut con, "REPLICAOF NO ONE");
+        assert!(!extended.extend(None).unwrap() && !released.release().unwrap(), "{what}");
+        let left = theirs.map_or(-2, |_| 49_000);
+        assert!(con.pttl::<_, i64>("lock:job").unwrap() >= left, "{what}: as it was");
+    }
+}
+
+#[test]
 fn a_wait_for_ever_is_one() {
     let server = Server::start();
     fence(lock(&server).acquire_within(Duration::MAX, &mut |_| true).unwrap());

@@ -9,7 +9,12 @@
 -- Returns {1, TTL in ms} when it is ours, {0, '1' if somebody else has it or '0' if nobody} when not.
 -- Cost: O(1), at most 3 commands, 5 with a fence key.
 local held = redis.call('GET', KEYS[1])
-if held ~= ARGV[1] then return {0, held and '1' or '0'} end
+if held ~= ARGV[1] then
+  -- A write that changes nothing: a replica, which knows of the past only, refuses it.
+  local write = redis.pcall('PEXPIRE', KEYS[1], 1, 'GT')
+  if type(write) == 'table' and string.find(write.err, 'READONLY') then return write end
+  return {0, held and '1' or '0'}
+end
 local left = redis.call('PTTL', KEYS[1])
 local ttl = tonumber(ARGV[2])
 if ARGV[3] == '0' and (left >= ttl or left < 0) then
