@@ -181,7 +181,8 @@ fn what_stays_unknown_is_said_in_time_for_every_act() {
         ("release", Lock::release),
     ];
     let try_each_fault = |(name, act): (&str, Act)| {
-        for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore] {
+        let late = Fault::DelayReply(10 * PATIENCE.as_millis() as u64);
+        for fault in [Fault::DropReply, Fault::CloseAfter, Fault::CloseBefore, late] {
             let server = Server::start();
             let proxy = Proxy::start(&server.socket());
             let options = Options { release_on_drop: false, ..Options::new(MS(30_000)) };

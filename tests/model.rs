@@ -6,6 +6,10 @@
 //! of an abstraction. Named mutations must be found out, and the shortest way there is printed.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+#[path = "support/say.rs"]
+mod say;
+
+use say::say;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// What is wrong on purpose.
@@ -390,7 +394,10 @@ fn the_protocol_holds_on_all_paths() {
         let checked = model.checker().threads(2).spawn_bfs().join();
         checked.assert_properties();
         let states = checked.unique_state_count();
-        println!("failover {failover}: {states} states, to a depth of {}", checked.max_depth());
+        say(&format!(
+            "failover {failover}: {states} states, to a depth of {}",
+            checked.max_depth()
+        ));
         assert!(states > 20_000, "a model of {states} states looks at nothing");
     }
 }
@@ -402,7 +409,7 @@ fn found(mutation: Mutation, failover: bool, promise: &'static str) {
         model.checker().threads(1).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let path = checked.discovery(promise);
     let path = path.unwrap_or_else(|| panic!("{mutation:?} keeps {promise}"));
-    println!("{mutation:?} breaks {promise} by {:?}", path.into_actions());
+    say(&format!("{mutation:?} breaks {promise} by {:?}", path.into_actions()));
 }
 
 #[test]

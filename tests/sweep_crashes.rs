@@ -139,6 +139,11 @@ fn killed_a_hundred_times_and_then_complete() {
                 true => worked += 1,
                 false => span *= 2,
             }
+            let found = all_tags(&mut con);
+            let kept = |(tag, live): (&String, &BTreeSet<String>)| {
+                found.get(tag).is_some_and(|members| members.is_superset(live))
+            };
+            assert!(left.iter().all(kept), "{death}: nothing that lives is lost");
             // More work for those who come.
             let more = fill(&mut con, death, 1000);
             let tags = all_tags(&mut con);
@@ -151,7 +156,7 @@ fn killed_a_hundred_times_and_then_complete() {
                 })
                 .filter(|(_, live)| !live.is_empty())
                 .collect();
-            assert!(more.iter().all(|(tag, live)| left[tag].is_superset(live)), "nothing is lost");
+            assert!(more.iter().all(|(tag, live)| left[tag].is_superset(live)), "it is a model");
             age_all(&mut con, 1000);
         }
     }

@@ -8,6 +8,10 @@
 //! itself asks for them, and the second is not needed. Named mutations must be found out.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+#[path = "support/say.rs"]
+mod say;
+
+use say::say;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// In which order a writer writes its two things.
@@ -324,7 +328,7 @@ fn the_protocol_holds_on_all_paths() {
             let checked = model.checker().threads(2).spawn_bfs().join();
             checked.assert_properties();
             let states = checked.unique_state_count();
-            println!("{order:?}, asks for idle times {asks_idle}: {states} states");
+            say(&format!("{order:?}, asks for idle times {asks_idle}: {states} states"));
             assert!(states > 10_000, "a model of {states} states looks at nothing");
         }
     }
@@ -337,7 +341,7 @@ fn found(order: Order, mutation: Mutation, promise: &'static str) {
         model.checker().threads(1).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let path = checked.discovery(promise);
     let path = path.unwrap_or_else(|| panic!("{order:?} {mutation:?} keeps {promise}"));
-    println!("{mutation:?} breaks {promise} by {:?}", path.into_actions());
+    say(&format!("{mutation:?} breaks {promise} by {:?}", path.into_actions()));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use support::Server;
 use support::proxy::{Proxy, Swap};
 use support::random::Random;
+use support::say::say;
 use tagsweep::Config;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
 
@@ -266,11 +267,11 @@ impl Race {
             race.done.store(true, Ordering::Relaxed);
         });
         let writes = self.writes.load(Ordering::Relaxed);
-        eprintln!(
+        say(&format!(
             "without {:?}: {writes} writes, {runs} sweeps, {removed} removed, {restored} restored, \
              {invalidated} invalidated",
             self.weakness
-        );
+        ));
         assert_eq!(invalidated > 0, self.ages);
         let mut missing = self.missing.lock().unwrap().clone();
         assert!(!missing.is_empty() || (writes > 1000 && removed > 100), "the race was none");
@@ -436,10 +437,10 @@ fn sweeps_that_are_killed_stopped_and_deposed_lose_nothing() {
     let options = Options { wait: Duration::from_secs(10), ..durable() };
     let mut sweep = Sweep::new(race.server.config(), options).unwrap();
     let Ended::Swept(last) = sweep.run(&mut |_| Flow::Continue).unwrap() else { panic!("held") };
-    eprintln!(
+    say(&format!(
         "{:?} writes; killed, stopped, deposed {faults:?} times; {:?}; the last one removed {}",
         race.writes, totals.runs, last.references_removed
-    );
+    ));
     assert!(faults.iter().all(|n| *n > 0) && totals.runs.values().sum::<u64>() > 1);
     let went = last.references_removed - last.references_restored;
     assert!(last.complete && before.abs_diff(references(&mut con)) == went, "{last:?}");
@@ -455,7 +456,7 @@ fn is_caught(weakness: Weakness) {
     let begun = Instant::now();
     let missing = Race::new(weakness).run(CAUGHT, true);
     assert!(!missing.is_empty(), "a sweep without {weakness:?} runs, and nobody notices");
-    eprintln!("without {weakness:?}: caught after {:?}", begun.elapsed());
+    say(&format!("without {weakness:?}: caught after {:?}", begun.elapsed()));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! simulation would prove something about the model alone.
 
 use crate::server::{Mutation, Server, fence_of, owner};
-use crate::support::{self, random::Random};
+use crate::support::{self, random::Random, say::say};
 use std::time::{Duration, Instant};
 use tagsweep::lock::SharedLink;
 use tagsweep::lock::protocol::{Answer, CLAIM, Count, Keys, Request};
@@ -120,5 +120,5 @@ fn the_model_answers_as_the_scripts_do() {
         let mut again = (0..5).map(|time| format!("d{seed}.{time}"));
         again.find_map(|name| agreed(&link, seed, &name)).unwrap()
     });
-    println!("{} steps agreed", steps.sum::<u64>());
+    say(&format!("{} steps agreed", steps.sum::<u64>()));
 }

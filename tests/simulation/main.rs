@@ -21,6 +21,7 @@ mod server;
 mod world;
 
 use server::Mutation;
+use support::say::say;
 use world::{Faults, World};
 
 const SEEDS: u64 = 200;
@@ -47,7 +48,7 @@ fn no_stale_effect_no_repeated_fence_and_no_lost_wake_up() {
         );
         sum += world.tally;
     }
-    println!("{} seeds from {}: {sum:?}", seeds().count(), seeds().start);
+    say(&format!("{} seeds from {}: {sum:?}", seeds().count(), seeds().start));
     // A simulation in which nothing happens proves nothing.
     let per_seed = seeds().count() as u64;
     assert!(sum.grants > 50 * per_seed && sum.effects > 100 * per_seed, "{sum:?}");
@@ -62,7 +63,7 @@ fn caught(mutation: Mutation, what: &str) {
         let mut world = World::new(seed, Faults::ALL, mutation);
         world.run();
         if let Some(violation) = world.violations.iter().find(|v| v.starts_with(what)) {
-            println!("{mutation:?} is caught by seed {seed}: {violation}");
+            say(&format!("{mutation:?} is caught by seed {seed}: {violation}"));
             return;
         }
     }

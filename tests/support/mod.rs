@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod proxy;
 pub mod random;
+pub mod say;
 
 use clock::Clock;
 use redis::{Connection, FromRedisValue};

@@ -20,6 +20,8 @@ pub enum Fault {
     CloseBefore,
     /// It is executed so many milliseconds late.
     Delay(u64),
+    /// It is executed at once, and its answer comes so many milliseconds late.
+    DelayReply(u64),
 }
 
 /// A rule: the next `times` requests that hold `word`.
@@ -29,11 +31,12 @@ struct Rule {
     times: u32,
 }
 
-/// One connection: its last request, and whether answers are swallowed.
+/// One connection: its last request, whether answers are swallowed, and how long the next one is kept back (ms).
 #[derive(Default)]
 struct Passage {
     last: Vec<u8>,
     silent: bool,
+    lag: u64,
 }
 
 pub struct Proxy {
@@ -144,6 +147,8 @@ fn carry(
     std::thread::spawn(move || {
         let mut buffer = [0; 65536];
         while let Ok(n @ 1..) = answers.read(&mut buffer) {
+            let lag = std::mem::take(&mut heard.lock().unwrap().lag);
+            std::thread::sleep(std::time::Duration::from_millis(lag));
             if !heard.lock().unwrap().silent && back.write_all(&buffer[..n]).is_err() {
                 break;
             }
@@ -157,10 +162,11 @@ fn carry(
         if fault == Some(Fault::CloseBefore) {
             break;
         }
-        if let Some(Fault::Delay(ms)) = fault {
-            std::thread::sleep(std::time::Duration::from_millis(ms));
-        } else if fault.is_some() {
-            passage.lock().unwrap().silent = true;
+        match fault {
+            Some(Fault::Delay(ms)) => std::thread::sleep(std::time::Duration::from_millis(ms)),
+            Some(Fault::DelayReply(ms)) => passage.lock().unwrap().lag = ms,
+            Some(_) => passage.lock().unwrap().silent = true,
+            None => {}
         }
         let swapped = swap.as_mut().map(|swap| swap.pass(&buffer[..n]));
         if server.write_all(swapped.as_deref().unwrap_or(&buffer[..n])).is_err() {
