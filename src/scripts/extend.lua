@@ -10,9 +10,9 @@
 -- Cost: O(1), at most 3 commands, 5 with a fence key.
 local held = redis.call('GET', KEYS[1])
 if held ~= ARGV[1] then
-  -- A write that changes nothing: a replica, which knows of the past only, refuses it.
-  local write = redis.pcall('PEXPIRE', KEYS[1], 1, 'GT')
-  if type(write) == 'table' and string.find(write.err, 'READONLY') then return write end
+  -- A replica, which knows of the past only, refuses what might write, as this does not.
+  local told = redis.pcall('GETEX', KEYS[1])
+  if type(told) == 'table' and string.find(told.err, 'READONLY') then return told end
   return {0, held and '1' or '0'}
 end
 local left = redis.call('PTTL', KEYS[1])

@@ -14,7 +14,8 @@
 -- Returns {1, value it had, TTL it had left in ms}, {0, value of another grant, its TTL}, or {0} when nobody
 --   holds it; a TTL of -1 is none.
 -- Cost: O(1), at most 14 commands.
-local held = redis.call('GET', KEYS[1])
+-- As GET, but of a replica, which knows of the past only, refused as a write is.
+local held = redis.call('GETEX', KEYS[1])
 if not held then return {0} end
 local left = redis.call('PTTL', KEYS[1])
 local fence, who = string.match(held, '^[^:]*:(%d+)|(.*)$')

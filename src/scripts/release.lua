@@ -25,9 +25,9 @@
 -- Cost: O(statistics given), 4 commands without a waiter, 6 with one, and those of the statistics; a few times
 --   a week O(statistics kept), 2 more; out of memory 2 more for what needs some.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  -- A write that changes nothing: a replica, which knows of the past only, refuses it.
-  local write = redis.pcall('PEXPIRE', KEYS[1], 1, 'GT')
-  return type(write) == 'table' and string.find(write.err, 'READONLY') and write or 0
+  -- A replica, which knows of the past only, refuses what might write, as this does not.
+  local told = redis.pcall('GETEX', KEYS[1])
+  return type(told) == 'table' and string.find(told.err, 'READONLY') and told or 0
 end
 
 -- Out of memory, what needs some may follow a write that needs none; and the lock's time is over in any case.
