@@ -15,7 +15,7 @@ pub(crate) use crate::socket::Pack;
 use crate::socket::Socket;
 use redis::{Cmd, Value};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A link to one server: one command sequence at a time, and connections that are to block besides.
@@ -30,17 +30,22 @@ pub struct Link {
     sent: u64,
     /// The connection was looked at, and nothing was sent since.
     fresh: bool,
-    /// `None` if it is always waited for asleep.
-    awake: Option<Awake>,
     fate: Fate,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
 }
 
-/// When last words to a server were said in vain; of links that lead to the same one.
+/// What is known of a server to all links that lead there.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct Fate(Arc<AtomicU64>);
+pub struct Fate(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// When last words were said in vain (us).
+    given_up: AtomicU64,
+    awake: Awake,
+}
 
 /// A connection besides the link's own, for commands that block.
 pub(crate) struct Spare {
@@ -69,26 +74,29 @@ impl Spare {
 /// makes us sleep over twice as many as the one before; each that does over one less.
 #[derive(Debug, Default)]
 struct Awake {
-    asleep: u32,
-    penalty: u32,
+    /// Answers that are still to be slept over, and how many the next late one makes them.
+    asleep: AtomicU32,
+    penalty: AtomicU32,
 }
 
 impl Awake {
     /// Answers that are slept over at most.
     const MOST: u32 = 1024;
 
-    fn is_worth_it(&mut self) -> bool {
-        let is_awake = self.asleep == 0;
-        self.asleep = self.asleep.saturating_sub(1);
-        is_awake
+    fn is_worth_it(&self) -> bool {
+        let asleep = self.asleep.load(Ordering::Relaxed);
+        self.asleep.store(asleep.saturating_sub(1), Ordering::Relaxed);
+        asleep == 0
     }
 
-    fn observe(&mut self, came: bool) {
+    fn observe(&self, came: bool) {
+        let penalty = self.penalty.load(Ordering::Relaxed);
         if came {
-            self.penalty = self.penalty.saturating_sub(1);
+            self.penalty.store(penalty.saturating_sub(1), Ordering::Relaxed);
         } else {
-            self.penalty = (2 * self.penalty).clamp(1, Self::MOST);
-            self.asleep = self.penalty;
+            let penalty = (2 * penalty).clamp(1, Self::MOST);
+            self.penalty.store(penalty, Ordering::Relaxed);
+            self.asleep.store(penalty, Ordering::Relaxed);
         }
     }
 }
@@ -106,12 +114,10 @@ impl Link {
     /// [`Invalid`](ErrorKind::Invalid) when the configuration is out of bounds.
     pub fn new(config: Config) -> Result<Self> {
         config.check()?;
-        let awake = (!config.busy_poll.is_zero()).then(Awake::default);
         let label = config.label();
         Ok(Self {
             config,
             label,
-            awake,
             socket: None,
             spares: Vec::new(),
             pid: 0,
@@ -246,8 +252,8 @@ impl Link {
             Some(socket) => hear(socket),
             None => Err(Error::new(ErrorKind::Unknown, "the connection is gone")),
         };
-        if received.is_ok() && self.fate.0.load(Ordering::Relaxed) != 0 {
-            self.fate.0.store(0, Ordering::Release);
+        if received.is_ok() && self.fate.0.given_up.load(Ordering::Relaxed) != 0 {
+            self.fate.0.given_up.store(0, Ordering::Release);
         }
         self.keep_if(received)
     }
@@ -269,11 +275,12 @@ impl Link {
 
     /// The next reply, waited for awake if it is likely to come in that time.
     fn receive_awake(&mut self, deadline: Moment) -> Result<Value> {
-        let until = (Moment::now() + self.config.busy_poll).min(deadline);
-        if let (Some(awake), Some(socket)) = (&mut self.awake, &self.socket)
+        let (span, awake) = (self.config.busy_poll, &self.fate.0.awake);
+        if let Some(socket) = &self.socket
+            && !span.is_zero()
             && awake.is_worth_it()
         {
-            awake.observe(socket.poll(until));
+            awake.observe(socket.poll((Moment::now() + span).min(deadline)));
         }
         self.receive(deadline)
     }
@@ -356,12 +363,12 @@ impl Link {
 
     /// The last words were said in vain: whoever has others need not try for a while.
     pub(crate) fn give_up(&mut self) {
-        self.fate.0.store(Moment::now().micros(), Ordering::Release);
+        self.fate.0.given_up.store(Moment::now().micros(), Ordering::Release);
     }
 
     /// Whether that was just now.
     pub(crate) fn is_given_up(&self) -> bool {
-        let at = self.fate.0.load(Ordering::Acquire);
+        let at = self.fate.0.given_up.load(Ordering::Acquire);
         at != 0 && Moment::now().since(Moment::from_micros(at)) < GIVEN_UP
     }
 
@@ -480,8 +487,8 @@ mod tests {
 
     #[test]
     fn answers_that_come_late_are_slept_over() {
-        let mut awake = Awake::default();
-        let mut polls = |answers: u32, came: bool| {
+        let awake = Awake::default();
+        let polls = |answers: u32, came: bool| {
             (0..answers)
                 .filter(|_| awake.is_worth_it().then(|| awake.observe(came)).is_some())
                 .count()
@@ -500,20 +507,18 @@ mod tests {
         let mut link = Link::new(Config { busy_poll, ..config }).unwrap();
         let asleep = [(); 4].map(|()| {
             link.bare(&redis::cmd("PING")).unwrap();
-            link.awake.as_ref().unwrap().asleep
+            link.fate.0.awake.asleep.load(Ordering::Relaxed)
         });
         assert_eq!(asleep, [0, 1, 0, 0]);
         answers.join().unwrap();
     }
 
     #[test]
-    fn nobody_waits_awake_who_did_not_ask_for_it() {
-        let (config, answers) = server(&[0, 0]);
+    fn who_did_not_ask_for_it_waits_asleep() {
+        let (config, answers) = server(&[1500]);
         let mut link = Link::new(config).unwrap();
-        for _ in 0..2 {
-            link.bare(&redis::cmd("PING")).unwrap();
-            assert!(link.awake.is_none());
-        }
+        link.bare(&redis::cmd("PING")).unwrap();
+        assert_eq!(link.fate.0.awake.penalty.load(Ordering::Relaxed), 0);
         answers.join().unwrap();
     }
 

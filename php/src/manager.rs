@@ -42,7 +42,9 @@ impl TagCleanupManager {
     pub fn __construct(redis: &Zval, maxTagAge: Int, options: Array) -> PhpResult<Self> {
         refuse_twice::<Self>()?;
         let given = Given::of(&options)?;
-        let config = config(redis, NAME, &given)?;
+        // Rounds take the server longer than anybody should wait awake.
+        let busy_poll = Duration::ZERO;
+        let config = Config { busy_poll, ..config(redis, NAME, &given)? };
         let options = options::sweep(&given, maxTagAge.0)?;
         Ok(Self {
             config,

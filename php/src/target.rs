@@ -33,6 +33,7 @@ pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Co
     config.timeout = timeout.unwrap_or(config.timeout);
     if let Some(busy_poll) = options.seconds("busyPoll")? {
         config.busy_poll = busy_poll;
+        config.check().map_err(|_| invalid("busyPoll must be at most 1 s"))?;
     }
     config.check().map_err(from_core)?;
     Ok(config)

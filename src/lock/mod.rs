@@ -513,6 +513,8 @@ impl Lock {
         };
         // Not while the link is ours: what is dropped on the way may use it.
         let config = guard(&self.link).config().clone();
+        // Nobody waits for a renewal; and whoever holds the lock needs the processor.
+        let config = Config { busy_poll: Duration::ZERO, ..config };
         watchdog.watch(Ward {
             config,
             keys: self.contender.keys().clone(),
