@@ -312,3 +312,22 @@ fn a_part_of_a_large_tag_is_not_taken_for_all_of_it() {
     let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut con).unwrap();
     assert!(!stats.contains("memory|usage"), "it may take long: {stats}");
 }
+
+#[test]
+fn who_gives_little_memory_is_told_what_it_costs() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "live", 1, 4, 1);
+    for (memory, told) in [(4, true), (64, false)] {
+        for from in (0..200_000).step_by(1000) {
+            let members: Vec<u32> = (from..from + 1000).collect();
+            let _: () = con.sadd("tag:large", members).unwrap();
+        }
+        age(&mut con, "tag:large", 60);
+        let options = Options { memory: memory << 20, verify: Duration::from_secs(2), ..quick() };
+        let report = sweep(server.config(), options);
+        assert!(report.complete && report.references_removed == 200_000, "{report:?}");
+        let warned = report.warnings.iter().any(|w| w.starts_with("it stood still for"));
+        assert_eq!(warned, told, "{report:?}");
+    }
+}

@@ -73,6 +73,19 @@ impl Running<'_> {
         }
     }
 
+    /// Who waits for a sweep is to know what it waited for.
+    pub(super) fn warn_of_full_memory(&mut self) {
+        let (still, took) = (self.figures.stood_still, Moment::now().since(self.begun));
+        if still > Duration::from_secs(1) && 4 * still > took {
+            self.warn(&format!(
+                "it stood still for {:.1} s of {:.1}, for what waits for its grace or its verification took all the \
+                 memory: with more it is faster",
+                still.as_secs_f64(),
+                took.as_secs_f64()
+            ));
+        }
+    }
+
     /// What waits for its turn is left as it is, but for what is owed.
     fn drop_what_waits(&mut self) {
         let held = self.proof.take_held().into_iter().map(|(_, batch)| batch);

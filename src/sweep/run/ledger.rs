@@ -28,6 +28,8 @@ pub(super) struct Figures {
     pub pass_begun: Moment,
     /// When the last look for something removed is due that comes a grace after its removal.
     last_look: Option<Moment>,
+    /// How long nothing was read, for what waits took all the memory it may.
+    pub stood_still: Duration,
     /// Of our grant, for those who look back.
     pub fence: Option<u64>,
     /// Tags of what is to be walked to again that counted as pruned the first time.
@@ -36,9 +38,16 @@ pub(super) struct Figures {
 
 impl Figures {
     pub fn new(fence: Option<u64>, pass_begun: Moment) -> Self {
-        let (weighed, pruned_before) = ((0, 0), HashSet::new());
-        let last_look = None;
-        Self { visits: 0, weighed, furthest: 0.0, pass_begun, last_look, fence, pruned_before }
+        Self {
+            visits: 0,
+            weighed: (0, 0),
+            furthest: 0.0,
+            pass_begun,
+            last_look: None,
+            stood_still: Duration::ZERO,
+            fence,
+            pruned_before: HashSet::new(),
+        }
     }
 
     /// Another tag of which we know how much it takes, and how many members that are.

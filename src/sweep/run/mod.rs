@@ -156,6 +156,7 @@ impl<'a> Running<'a> {
         if ended.is_err() {
             self.warn_of_unverified();
         }
+        self.warn_of_full_memory();
         self.report.reason = match (&ended, self.ending.reason) {
             (Err(_), _) => Reason::Error,
             (Ok(()), Some(reason)) => reason,
@@ -388,14 +389,18 @@ impl<'a> Running<'a> {
     }
 
     /// Waits for what is due next.
-    fn pause(&self) {
+    fn pause(&mut self) {
         const NAP: Duration = Duration::from_millis(20);
         let due = [self.queue.waiting.next_due(), self.queue.unverified.next_due()];
         if let Some(rest) = self.rest() {
             return std::thread::sleep(rest.left().min(NAP));
         }
         let left = due.into_iter().flatten().map(Moment::left).min().unwrap_or(NAP);
-        std::thread::sleep(left.clamp(Duration::from_micros(100), NAP));
+        let nap = left.clamp(Duration::from_micros(100), NAP);
+        if self.queue.is_full() {
+            self.figures.stood_still += nap;
+        }
+        std::thread::sleep(nap);
     }
 
     /// The server's clock (s).

@@ -92,7 +92,7 @@ impl Running<'_> {
 
     /// Of references that may have been removed, nobody said so: they are verified like all.
     pub(super) fn may_be_gone(&mut self, batch: Batch) {
-        let due = Moment::now() + self.options.verify;
+        let due = Moment::now() + self.to_verification();
         self.queue.put_unverified(vec![(batch, Twice::Always)], due);
     }
 
@@ -134,12 +134,16 @@ impl Running<'_> {
         if ambiguous { Err(Proof::ambiguous()) } else { Ok(()) }
     }
 
-    fn verify_later(&mut self, gone: Vec<Batch>) {
-        let wait = match self.ending.called_off {
+    /// How long what is removed now waits.
+    fn to_verification(&self) -> Duration {
+        match self.ending.called_off {
             true => self.options.verify.min(STOPPING),
             false => self.options.verify,
-        };
-        let now = Moment::now();
+        }
+    }
+
+    fn verify_later(&mut self, gone: Vec<Batch>) {
+        let (now, wait) = (Moment::now(), self.to_verification());
         let removed: Vec<_> = gone.into_iter().map(|batch| self.twice(batch, now)).collect();
         let is_twice = |(_, twice): &(Batch, Twice)| *twice == Twice::Always;
         if removed.iter().any(is_twice) && !self.ending.called_off {
