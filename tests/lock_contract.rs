@@ -465,6 +465,32 @@ fn a_grant_that_no_replica_confirms_is_given_back_at_once_and_within_the_wait() 
 }
 
 #[test]
+fn a_grant_is_confirmed_by_as_many_replicas_as_there_are() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::with(&["--port", &port.to_string(), "--repl-diskless-sync-delay", "0"]);
+    let replica = Server::with(&["--replicaof", &format!("127.0.0.1 {port}")]);
+    let mut con = server.connect();
+    until("it follows", || {
+        let _: () = con.set("some", "write").unwrap();
+        run::<u32>(&mut con, "WAIT 1 100") == 1
+    });
+    let asking = |confirm| {
+        let options = Options { confirm, ..Options::new(TTL) };
+        Lock::on(server.link(), b"job", options).unwrap()
+    };
+    let mut lock = asking(1);
+    fence(lock.acquire().unwrap());
+    let theirs: Vec<u8> = replica.connect().get("lock:job").unwrap();
+    assert_eq!(Some(theirs.as_slice()), lock.owner(), "at once");
+    assert!(lock.release().unwrap());
+    let e = asking(2).acquire().unwrap_err();
+    assert!(e.kind() == ErrorKind::Unconfirmed && e.to_string().contains("1 of 2"), "{e}");
+    replica.signal("STOP");
+    assert_eq!(asking(1).acquire().unwrap_err().kind(), ErrorKind::Unconfirmed);
+    replica.signal("CONT");
+}
+
+#[test]
 fn a_lease_that_its_holder_made_longer_is_no_cause_for_a_warning() {
     let server = Server::start();
     let mut lock = lock(&server);

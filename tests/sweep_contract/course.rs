@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tagsweep::ErrorKind;
 use tagsweep::lock::{Lock, Options as Terms, Outcome, status};
-use tagsweep::sweep::{Ended, Flow, Options, Reason, Sweep, totals};
+use tagsweep::sweep::{Ended, Flow, Options, Reason, Report, Sweep, totals};
 
 #[test]
 fn a_held_lock_stops_it_at_once() {
@@ -316,4 +316,24 @@ fn a_server_that_does_not_answer_does_not_keep_who_wants_an_end() {
     server.signal("CONT");
     assert!(matches!(ended.unwrap_err().kind(), ErrorKind::Unreachable | ErrorKind::Unknown));
     assert!(took < Duration::from_millis(4500), "{took:?}");
+}
+
+#[test]
+fn effort_and_latency_budget_are_felt_by_the_server() {
+    let server = Server::start();
+    tags(&mut server.connect(), "many", 6000, 10, 2);
+    let plan = |effort: u8, max_latency: Duration| {
+        let options = Options { dry_run: true, effort, max_latency, ..quick() };
+        let report = sweep(server.config(), options);
+        assert!(report.complete && report.references_removed == 30_000, "{report:?}");
+        report
+    };
+    let usual = Options::default().max_latency;
+    let share = |report: &Report| report.server.as_secs_f64() / report.duration.as_secs_f64();
+    let (full, tenth) = (plan(10, usual), plan(1, usual));
+    assert!(share(&tenth) < 0.2, "{tenth:?}");
+    assert!(share(&full) > 2.0 * share(&tenth), "{full:?} {tenth:?}");
+    let (short, long) = (plan(10, Duration::from_micros(50)), plan(10, Duration::from_millis(10)));
+    assert!(short.rounds > 4 * long.rounds, "{short:?} {long:?}");
+    assert!(short.round_p50 < long.round_p50, "{short:?} {long:?}");
 }

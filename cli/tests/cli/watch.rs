@@ -96,6 +96,16 @@ fn history_is_a_table_or_json_or_a_page_of_its_own() {
     assert_eq!(out.lines().filter(|line| line.contains(" complete ")).count(), 50, "{out}");
     let bars = out.lines().find(|line| line.starts_with("references removed")).unwrap();
     assert!(bars.contains('█') && bars.ends_with("up to 3"), "{bars}");
+    let (code, text, _) = tagsweep(&["metrics", "--url", &url]);
+    assert_eq!(code, 0);
+    for said in [
+        "run_total{lock=\"cache_tag_cleanup\",result=\"complete\"} 53\n",
+        "run_total{lock=\"cache_tag_cleanup\",result=\"error\"} 0\n",
+        "members_removed_total{lock=\"cache_tag_cleanup\"} 3\n",
+        "last_success_timestamp_seconds{lock=\"cache_tag_cleanup\"} 1",
+    ] {
+        assert!(text.contains(said), "{said}{text}");
+    }
     let (code, out, _) = tagsweep(&["history", "--url", &url, "--json"]);
     let runs: Vec<serde_json::Value> =
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
