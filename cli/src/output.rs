@@ -61,7 +61,7 @@ impl Screen {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:32} {percent:>3} %  {wide_msg}");
+    let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {wide_msg}");
     let bar = ProgressBar::new(BAR_STEPS);
     if let Ok(style) = style {
         bar.set_style(style);
@@ -71,15 +71,16 @@ fn bar() -> ProgressBar {
 
 fn message(progress: &Progress) -> String {
     let report = progress.report;
-    let rate = report.references_checked as f64 / report.duration.as_secs_f64().max(1e-3);
+    let rate = progress.rate();
     let slowed = match progress.effort {
         effort if effort < 9.95 => format!(", effort {effort:.1}"),
         _ => String::new(),
     };
     let waits = if progress.waiting { ", waiting for grace and verification" } else { "" };
-    let left = progress.left.map_or(String::new(), |left| format!(", {} left", span(left)));
+    // First, for a narrow terminal cuts the end off.
+    let left = progress.left.map_or(String::new(), |left| format!("{} left, ", span(left)));
     format!(
-        "{} tags, {} references ({rate:.0}/s), {} removed{slowed}{waits}{left}",
+        "{left}{} tags, {} references ({rate:.0}/s), {} removed{slowed}{waits}",
         report.tags_seen, report.references_checked, report.references_removed
     )
 }
@@ -221,6 +222,7 @@ fn course(progress: &Progress) -> serde_json::Map<String, serde_json::Value> {
     line.insert("left_s".into(), progress.left.map(|left| left.as_secs_f64()).into());
     line.insert("keys".into(), progress.keys.into());
     line.insert("effort".into(), progress.effort.into());
+    line.insert("references_per_s".into(), progress.rate().into());
     line
 }
 

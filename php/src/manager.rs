@@ -222,8 +222,9 @@ impl TagCleanupManager {
         let mut object = Zval::new();
         ext_php_rs::convert::IntoZval::set_zval(report, &mut object, false)?;
         let left = progress.left.map(|left| left.as_secs_f64());
+        let (share, effort, rate) = (progress.share, progress.effort, progress.rate());
         let answer = ZendCallable::new_owned(listener)
-            .and_then(|call| call.try_call(vec![&object, &progress.share, &left]))
+            .and_then(|call| call.try_call(vec![&object, &share, &left, &effort, &rate]))
             .map_err(PhpException::from)?;
         if answer.is_false() {
             self.stopping.set(true);

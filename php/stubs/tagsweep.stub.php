@@ -382,13 +382,14 @@ namespace Tagsweep {
         }
 
         /**
-         * Has $listener(SweepReport $report, float $share, ?float $left) called about ten times a second,
-         * with the share that is done, below 1 while anything is left to do, and the seconds left, as far as
-         * they can be told; its false is stop(). What it throws ends the sweep and goes on to the caller. It
-         * must not suspend the Fiber that it runs in: signals that end the process wait for its return. One
+         * Has $listener(SweepReport $report, float $share, ?float $left, float $effort, float $rate) called about
+         * ten times a second, with the share that is done, below 1 while anything is left to do, the seconds left, as
+         * far as they can be told, how much of the server's time is taken at most now, in tenths, and how many
+         * references are looked at in a second; its false is stop(). What it throws ends the sweep and goes on to the
+         * caller. It must not suspend the Fiber that it runs in: signals that end the process wait for its return. One
          * that holds the manager keeps it alive until onProgress(null).
          *
-         * @param null|callable(SweepReport, float, ?float): mixed $listener
+         * @param null|callable(SweepReport, float, ?float, float, float): mixed $listener
          *
          * @return static
          */

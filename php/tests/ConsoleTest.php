@@ -214,7 +214,7 @@ final class ConsoleTest extends TestCase
         [$status, $output, $errors] = $run->end();
         self::assertSame(0, $status, $errors);
         self::assertStringContainsString('Cleaned up 2 orphaned cache tags.', $output);
-        self::assertMatchesRegularExpression('/\d+ %  \d+ tags, /', $errors);
+        self::assertMatchesRegularExpression('~\d+ %  \d+ s left, \d+ tags, \d+ references \(\d+/s\), \d removed~', $errors);
 
         foreach (['--progress' => true, '--no-interaction' => false] as $option => $tells) {
             $this->redis->sAdd('tag:young', 'item:gone');

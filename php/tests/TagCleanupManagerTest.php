@@ -279,12 +279,18 @@ final class TagCleanupManagerTest extends TestCase
     {
         $server = new Server();
         $this->fill($server->redis());
-        $left = [];
-        $manager = (new TagCleanupManager($server->redis(), 604800, self::QUICK + ['effort' => 1]))
-            ->onProgress(function (SweepReport $report, float $share, ?float $seconds) use (&$left): void {
-                $left[] = $seconds;
+        $server->redis()->eval("redis.call('SET', 'item:1', '') for t = 1, 40000 do redis.call('SADD', 'tag:more' .. t, 'item:1') end");
+        $told = [];
+        $manager = (new TagCleanupManager($server->redis(), 604800, self::QUICK + ['effort' => 2]))
+            ->onProgress(function (SweepReport $report, float $share, ?float $left, float $effort, float $rate) use (&$told): void {
+                $told[] = [$share, $left, $effort, $rate];
             });
         $report = $manager->plan();
+        [$shares, $lefts, $efforts, $rates] = array_map(null, ...$told);
+        self::assertGreaterThan(0.0, max($shares));
+        self::assertIsFloat(max($lefts));
+        self::assertEqualsWithDelta(2.0, max($efforts), 0.001);
+        self::assertGreaterThan(1000.0, max($rates));
         self::assertSame(120, $report->referencesRemoved);
         self::assertNotEmpty($report->samples);
         self::assertSame(['tag', 'entry', 'why'], array_keys($report->samples[0]));

@@ -196,6 +196,13 @@ pub struct Progress<'a> {
     pub waiting: bool,
 }
 
+impl Progress<'_> {
+    /// References looked at per second, since the beginning.
+    pub fn rate(&self) -> f64 {
+        self.report.references_checked as f64 / self.report.duration.as_secs_f64().max(1e-3)
+    }
+}
+
 /// What a watcher of a sweep answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {

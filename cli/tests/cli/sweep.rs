@@ -56,7 +56,12 @@ fn ctrl_c_ends_a_sweep_within_a_second_with_its_lock_released() {
     for name in ["INT", "TERM"] {
         let mut sweep = spawn(&["sweep", "--url", &url, "--json", "--grace", "20s"]);
         let mut lines = BufReader::new(sweep.stdout.take().unwrap()).lines();
-        assert!(lines.next().unwrap().unwrap().contains("progress"));
+        let line: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["type"], "progress");
+        for figure in ["share", "keys", "effort", "references_per_s", "tags_seen", "duration_s"] {
+            assert!(line[figure].is_number(), "{figure}: {line}");
+        }
         let begun = Instant::now();
         signal(sweep.id(), name);
         let last = lines.map(Result::unwrap).last().unwrap();
@@ -230,4 +235,20 @@ fn a_signal_that_is_ignored_ends_no_sweep() {
     signal(sweep.id(), "HUP");
     signal(sweep.id(), "INT");
     assert_eq!(sweep.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn a_terminal_shows_a_bar() {
+    let server = Server::start();
+    fill(&server);
+    let _: () = server.connect().sadd("tag:young", "item:x").unwrap();
+    let (program, url) = (env!("CARGO_BIN_EXE_tagsweep"), server.url());
+    let mut script = Command::new("script");
+    script.args(["-qec", &format!("{program} sweep --url {url} --grace 1s"), "/dev/null"]);
+    let shown = script.stdin(Stdio::null()).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let is_bar = |line: &str| line.contains(" %  ") && line.contains(" left, 3 tags, ");
+    let bar = shown.split(['\r', '\n']).find(|line| is_bar(line)).unwrap_or_default();
+    assert!(bar.contains(" references (") && bar.contains("/s), "), "{shown}");
+    assert!(shown.contains("5 checked, 4 removed"), "{shown}");
 }

@@ -10,7 +10,6 @@ use Symfony\Component\Console\Input\InputInterface;
 use Symfony\Component\Console\Input\InputOption;
 use Symfony\Component\Console\Output\ConsoleOutputInterface;
 use Symfony\Component\Console\Output\OutputInterface;
-use Tagsweep\SweepReport;
 
 /** `cache:tags:cleanup` for symfony/console. */
 final class CacheTagsCleanupCommand extends Command
@@ -76,10 +75,10 @@ final class CacheTagsCleanupCommand extends Command
                 $this->aside->writeln($text, OutputInterface::OUTPUT_RAW | OutputInterface::VERBOSITY_QUIET);
             }
 
-            public function progress(SweepReport $report, float $share, ?float $left): void
+            public function progress(Progress $progress): void
             {
                 if (!$this->aside->isDecorated()) {
-                    $this->tell($report, $share, $left);
+                    $this->tell($progress);
 
                     return;
                 }
@@ -87,16 +86,16 @@ final class CacheTagsCleanupCommand extends Command
                     $this->bar = new ProgressBar($this->aside, 1000);
                     $this->bar->setFormat('[%bar%] %percent:3s% %  %message%');
                 }
-                $this->bar->setMessage("{$report->tagsSeen} tags, {$report->referencesRemoved} references removed" . ($left === null ? '' : sprintf(', %d s left', ceil($left))));
-                $this->bar->setProgress((int) ($share * 1000));
+                $this->bar->setMessage($progress->text());
+                $this->bar->setProgress((int) ($progress->share * 1000));
             }
 
             /** Where nothing moves: a line a second, if that was asked for. */
-            private function tell(SweepReport $report, float $share, ?float $left): void
+            private function tell(Progress $progress): void
             {
                 if ($this->progress && microtime(true) - $this->last >= 1.0) {
                     $this->last = microtime(true);
-                    $this->aside->writeln(Terminal::bar($report, $share, $left), OutputInterface::OUTPUT_RAW);
+                    $this->aside->writeln(Terminal::bar($progress), OutputInterface::OUTPUT_RAW);
                 }
             }
 

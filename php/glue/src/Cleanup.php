@@ -97,12 +97,13 @@ final class Cleanup
     {
         $last = microtime(true);
 
-        return function (SweepReport $report, float $share, ?float $left) use (&$last): bool {
+        return function (SweepReport $report, float $share, ?float $left, float $effort, float $rate) use (&$last): bool {
+            $progress = new Progress($report, $share, $left, $effort, $rate);
             if (!$this->options->json) {
-                $this->output->progress($report, $share, $left);
+                $this->output->progress($progress);
             } elseif (microtime(true) - $last >= self::JSON_EVERY) {
                 $last = microtime(true);
-                $this->json(['type' => 'progress', 'share' => $share, 'left_s' => $left], $report);
+                $this->json($progress->fields(), $report);
             }
 
             return !$this->stopped;

@@ -4,8 +4,6 @@ declare(strict_types=1);
 
 namespace Tagsweep\Console;
 
-use Tagsweep\SweepReport;
-
 /** Where a cleanup shows what it does. */
 interface Output
 {
@@ -13,7 +11,7 @@ interface Output
 
     public function error(string $text): void;
 
-    public function progress(SweepReport $report, float $share, ?float $left): void;
+    public function progress(Progress $progress): void;
 
     /** The cleanup has ended; what moved may stand still. */
     public function done(): void;

@@ -4,8 +4,6 @@ declare(strict_types=1);
 
 namespace Tagsweep\Console;
 
-use Tagsweep\SweepReport;
-
 /** Standard output and error; a moving line on a terminal, a line a second elsewhere if asked for. */
 final class Terminal implements Output
 {
@@ -39,25 +37,21 @@ final class Terminal implements Output
         fwrite(STDERR, $text . "\n");
     }
 
-    public function progress(SweepReport $report, float $share, ?float $left): void
+    public function progress(Progress $progress): void
     {
         if ($this->moves) {
-            fwrite(STDERR, "\r" . self::bar($report, $share, $left) . "\e[K");
+            fwrite(STDERR, "\r" . self::bar($progress) . "\e[K");
         } elseif ($this->progress && microtime(true) - $this->last >= 1.0) {
             $this->last = microtime(true);
-            fwrite(STDERR, self::bar($report, $share, $left) . "\n");
+            fwrite(STDERR, self::bar($progress) . "\n");
         }
     }
 
-    public static function bar(SweepReport $report, float $share, ?float $left): string
+    public static function bar(Progress $progress): string
     {
-        $bar = str_pad(str_repeat('#', (int) ($share * 30)), 30, '.');
-        $waits = match (true) {
-            $left !== null => sprintf(', %d s left', ceil($left)),
-            default => '',
-        };
+        $bar = str_pad(str_repeat('#', (int) ($progress->share * 30)), 30, '.');
 
-        return sprintf('[%s] %3d %%  %d tags, %d references removed%s', $bar, (int) ($share * 100), $report->tagsSeen, $report->referencesRemoved, $waits);
+        return sprintf('[%s] %3d %%  %s', $bar, (int) ($progress->share * 100), $progress->text());
     }
 
     public function done(): void
