@@ -40,7 +40,7 @@
  * when a struct grows, or something changes or goes: programs are to be built anew then, and the name that the
  * dynamic linker looks for (libtagsweep.so.N) is another one.
  */
-#define TAGSWEEP_ABI_VERSION 3
+#define TAGSWEEP_ABI_VERSION 4
 
 /**
  * Done.
@@ -420,6 +420,10 @@ typedef struct {
    */
   double effort;
   /**
+   * References looked at per second, since the beginning; 0 at the end.
+   */
+  double references_per_s;
+  /**
    * Whether every tag was seen and judged.
    */
   bool complete;
@@ -436,6 +440,13 @@ typedef struct {
  * 0 to go on and anything else to stop soon. Must not unwind or jump out.
  */
 typedef int32_t (*tagsweep_progress)(void *context, const tagsweep_report *report, double share);
+
+/**
+ * Called by a plan for each of some references that would go, at the end: the tag's key, the key of the entry, and why.
+ * None is NULL; bytes that are no printable text are escaped. They are valid during the call only. Must not unwind or
+ * jump out.
+ */
+typedef void (*tagsweep_sample)(void *context, const char *tag, const char *entry, const char *why);
 
 #ifdef __cplusplus
 extern "C" {
@@ -754,6 +765,27 @@ int32_t tagsweep_sweep(const tagsweep_client *client,
                        tagsweep_report *report,
                        char *error,
                        size_t error_size);
+
+/**
+ * What a sweep with these options would do; writes nothing, and takes no lock. Blocks until done.
+ *
+ * `options`: NULL for the defaults; `dry_run` is taken for granted.
+ * `sample`, `context`: shown some of the references that would go, twenty at most; NULL to be shown none.
+ * `report`: receives the figures; may be NULL.
+ *
+ * Returns TAGSWEEP_OK, TAGSWEEP_STOPPED (by a limit that a sweep would reach; the error text tells which), or an error.
+ * After TAGSWEEP_OK the text is what an operator should know of it; most often nothing.
+ *
+ * # Safety
+ * Pointers are NULL or valid; `error` is writable for `error_size` bytes; `sample` keeps its rules.
+ */
+int32_t tagsweep_plan(const tagsweep_client *client,
+                      const tagsweep_options *options,
+                      tagsweep_sample sample,
+                      void *context,
+                      tagsweep_report *report,
+                      char *error,
+                      size_t error_size);
 
 #ifdef __cplusplus
 }  // extern "C"

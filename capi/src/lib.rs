@@ -24,7 +24,7 @@ pub use sweep::*;
 /// an older one goes on working: the library's version is at least the program's then. It goes to the next hundred
 /// when a struct grows, or something changes or goes: programs are to be built anew then, and the name that the
 /// dynamic linker looks for (libtagsweep.so.N) is another one.
-pub const TAGSWEEP_ABI_VERSION: u32 = 3;
+pub const TAGSWEEP_ABI_VERSION: u32 = 4;
 
 /// The interface version of the library that is loaded, to compare with TAGSWEEP_ABI_VERSION.
 #[unsafe(no_mangle)]

@@ -4,11 +4,11 @@ use crate::boundary::{ErrorText, Fault, guarded, infallible};
 use crate::client::tagsweep_client;
 use crate::handle::{bytes, put, shared, whole};
 use crate::status::{TAGSWEEP_HELD, TAGSWEEP_LOST, TAGSWEEP_OK, TAGSWEEP_STOPPED};
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::time::Duration;
-use tagsweep::Error;
 use tagsweep::error::printable;
 use tagsweep::sweep::{Ended, Flow, OnAged, Options, Progress, Reason, Report, Sweep};
+use tagsweep::{Config, Error};
 
 /// What a sweep is told. Fill it with tagsweep_options_init, then change what should differ.
 #[repr(C)]
@@ -120,6 +120,8 @@ pub struct tagsweep_report {
     pub left_s: f64,
     /// How much of the server's time is taken at most now, in tenths; 0 at the end.
     pub effort: f64,
+    /// References looked at per second, since the beginning; 0 at the end.
+    pub references_per_s: f64,
     /// Whether every tag was seen and judged.
     pub complete: bool,
     /// How it ended: "complete", "lost", "stopped", "max_duration", "max_removals", "max_share" or "error" (static
@@ -172,6 +174,7 @@ impl From<&Report> for tagsweep_report {
             removed_before: report.removed_before,
             left_s: 0.0,
             effort: 0.0,
+            references_per_s: 0.0,
             complete: report.complete,
             reason: name_of(report.reason),
         }
@@ -183,6 +186,18 @@ impl From<&Report> for tagsweep_report {
 /// 0 to go on and anything else to stop soon. Must not unwind or jump out.
 pub type tagsweep_progress = Option<
     unsafe extern "C" fn(context: *mut c_void, report: *const tagsweep_report, share: f64) -> i32,
+>;
+
+/// Called by a plan for each of some references that would go, at the end: the tag's key, the key of the entry, and why.
+/// None is NULL; bytes that are no printable text are escaped. They are valid during the call only. Must not unwind or
+/// jump out.
+pub type tagsweep_sample = Option<
+    unsafe extern "C" fn(
+        context: *mut c_void,
+        tag: *const c_char,
+        entry: *const c_char,
+        why: *const c_char,
+    ),
 >;
 
 /// Fills in the defaults. NULL is allowed.
@@ -252,23 +267,13 @@ pub unsafe extern "C" fn tagsweep_sweep(
     let error = unsafe { ErrorText::new(error, error_size) };
     guarded(&error, || {
         // SAFETY: the caller's promise, passed on.
-        unsafe { put(report, tagsweep_report::default()) };
-        // SAFETY: as above.
-        let (client, options) = unsafe {
-            (
-                shared(client, "client")?,
-                whole(options, "tagsweep_options_init")?.map(|o| read(o)).transpose()?,
-            )
-        };
-        // A connection of its own: locks of the client are used meanwhile.
-        let (config, options) = (client.config(), options.unwrap_or_default());
-        let lock = format!("the lock {} on {}", printable(&options.lock), config.label());
-        let mut sweep = Sweep::new(config, options)?;
-        let ended = sweep.run(&mut |now: &Progress| {
+        let (config, options) = unsafe { beginning(client, options, report)? };
+        let mut tell = |now: &Progress| {
             let Some(progress) = progress else { return Flow::Continue };
             let figures = tagsweep_report {
                 left_s: now.left.map_or(-1.0, |left| left.as_secs_f64()),
                 effort: now.effort,
+                references_per_s: now.rate(),
                 reason: std::ptr::null(),
                 ..tagsweep_report::from(now.report)
             };
@@ -277,23 +282,101 @@ pub unsafe extern "C" fn tagsweep_sweep(
                 0 => Flow::Continue,
                 _ => Flow::Stop,
             }
-        });
-        let figures = sweep.report().map_or_else(tagsweep_report::default, Into::into);
+        };
         // SAFETY: the caller's promise, passed on.
-        unsafe { put(report, figures) };
-        match ended? {
-            Ended::Held(holder) => {
-                error.write(&format!("{lock} is {holder}"));
-                Ok(TAGSWEEP_HELD)
-            }
-            Ended::Swept(figures) => {
-                let reason = (!figures.complete).then(|| figures.reason.text().to_owned());
-                let told: Vec<String> = reason.into_iter().chain(figures.warnings).collect();
-                error.write(&told.join("; "));
-                Ok(status(figures.reason))
-            }
-        }
+        let ended = unsafe { run(config, options, report, &error, &mut tell)? };
+        Ok(ended.map_or(TAGSWEEP_HELD, |figures| status(figures.reason)))
     })
+}
+
+/// What a sweep with these options would do; writes nothing, and takes no lock. Blocks until done.
+///
+/// `options`: NULL for the defaults; `dry_run` is taken for granted.
+/// `sample`, `context`: shown some of the references that would go, twenty at most; NULL to be shown none.
+/// `report`: receives the figures; may be NULL.
+///
+/// Returns TAGSWEEP_OK, TAGSWEEP_STOPPED (by a limit that a sweep would reach; the error text tells which), or an error.
+/// After TAGSWEEP_OK the text is what an operator should know of it; most often nothing.
+///
+/// # Safety
+/// Pointers are NULL or valid; `error` is writable for `error_size` bytes; `sample` keeps its rules.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tagsweep_plan(
+    client: *const tagsweep_client,
+    options: *const tagsweep_options,
+    sample: tagsweep_sample,
+    context: *mut c_void,
+    report: *mut tagsweep_report,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    let error = unsafe { ErrorText::new(error, error_size) };
+    guarded(&error, || {
+        // SAFETY: the caller's promise, passed on.
+        let (config, options) = unsafe { beginning(client, options, report)? };
+        let options = Options { dry_run: true, ..options };
+        // SAFETY: the caller's promise, passed on.
+        let planned = unsafe { run(config, options, report, &error, &mut |_| Flow::Continue)? };
+        for shown in planned.iter().flat_map(|figures| &figures.samples) {
+            let Some(sample) = sample else { break };
+            let text = |text: &str| CString::new(text).unwrap_or_default();
+            let (tag, entry, why) = (text(&shown.tag), text(&shown.entry), text(&shown.why));
+            // SAFETY: the caller's function, called by its rules.
+            unsafe { sample(context, tag.as_ptr(), entry.as_ptr(), why.as_ptr()) };
+        }
+        Ok(planned.map_or(TAGSWEEP_HELD, |figures| status(figures.reason)))
+    })
+}
+
+/// What a call is about; the report is zeros until there are figures.
+///
+/// # Safety
+/// Pointers are NULL or valid.
+unsafe fn beginning(
+    client: *const tagsweep_client,
+    options: *const tagsweep_options,
+    report: *mut tagsweep_report,
+) -> Result<(Config, Options), Fault> {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        put(report, tagsweep_report::default());
+        // A connection of its own: locks of the client are used meanwhile.
+        let config = shared(client, "client")?.config();
+        let options = whole(options, "tagsweep_options_init")?.map(|o| read(o)).transpose()?;
+        Ok((config, options.unwrap_or_default()))
+    }
+}
+
+/// Sweeps, or plans: the figures, unless another holds the lock, and what there is to say of them.
+///
+/// # Safety
+/// `report` is NULL or valid.
+unsafe fn run(
+    config: Config,
+    options: Options,
+    report: *mut tagsweep_report,
+    error: &ErrorText,
+    watch: &mut dyn FnMut(&Progress) -> Flow,
+) -> Result<Option<Report>, Fault> {
+    let lock = format!("the lock {} on {}", printable(&options.lock), config.label());
+    let mut sweep = Sweep::new(config, options)?;
+    let ended = sweep.run(watch);
+    let figures = sweep.report().map_or_else(tagsweep_report::default, Into::into);
+    // SAFETY: the caller's promise, passed on.
+    unsafe { put(report, figures) };
+    match ended? {
+        Ended::Held(holder) => {
+            error.write(&format!("{lock} is {holder}"));
+            Ok(None)
+        }
+        Ended::Swept(figures) => {
+            let reason = (!figures.complete).then(|| figures.reason.text().to_owned());
+            let told: Vec<String> = reason.into_iter().chain(figures.warnings.clone()).collect();
+            error.write(&told.join("; "));
+            Ok(Some(figures))
+        }
+    }
 }
 
 fn status(reason: Reason) -> i32 {
@@ -339,4 +422,84 @@ unsafe fn read(given: &tagsweep_options) -> Result<Options, Fault> {
         resume: given.resume,
         remember: (given.remember_ms > 0).then(|| ms(given.remember_ms)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_read_where_it_belongs() {
+        let lock = b"nightly";
+        let prefix = b"app:";
+        let given = tagsweep_options {
+            size: size_of::<tagsweep_options>(),
+            entry_prefix: prefix.as_ptr().cast(),
+            entry_prefix_len: prefix.len(),
+            trust_mapping: true,
+            dry_run: false,
+            invalidate_aged: true,
+            grace_ms: 1,
+            verify_ms: 2,
+            max_tag_age_ms: 3000,
+            max_share: 0.4,
+            max_removals: 5,
+            max_duration_ms: 6,
+            lock: lock.as_ptr().cast(),
+            lock_len: lock.len(),
+            lock_ttl_ms: 7000,
+            wait_ms: 8,
+            max_latency_us: 9,
+            effort: 10,
+            memory: 11,
+            strict: true,
+            durable: false,
+            resume: true,
+            remember_ms: 12_000,
+        };
+        let ms = Duration::from_millis;
+        let wanted = Options {
+            entry_prefix: Some(prefix.to_vec()),
+            trust_mapping: true,
+            dry_run: false,
+            on_aged: OnAged::Invalidate,
+            grace: ms(1),
+            verify: ms(2),
+            max_tag_age: Some(ms(3000)),
+            max_share: 0.4,
+            max_removals: Some(5),
+            max_duration: Some(ms(6)),
+            lock: lock.to_vec(),
+            lock_ttl: ms(7000),
+            wait: ms(8),
+            max_latency: Duration::from_micros(9),
+            effort: 10,
+            memory: 11,
+            strict: true,
+            durable: false,
+            resume: true,
+            remember: Some(ms(12_000)),
+        };
+        let told = |options: &Options| format!("{options:?}");
+        // SAFETY: the names live, and their lengths are theirs.
+        let read_of = |given: &tagsweep_options| unsafe { read(given) }.unwrap_or_default();
+        assert_eq!(told(&read_of(&given)), told(&wanted));
+        let bools = tagsweep_options {
+            trust_mapping: false,
+            dry_run: true,
+            strict: false,
+            durable: true,
+            resume: false,
+            ..given
+        };
+        let wanted = Options {
+            trust_mapping: false,
+            dry_run: true,
+            strict: false,
+            durable: true,
+            resume: false,
+            ..wanted
+        };
+        assert_eq!(told(&read_of(&bools)), told(&wanted));
+    }
 }

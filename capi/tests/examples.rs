@@ -60,7 +60,7 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
     .unwrap();
     let archive = archive();
     let fixed: Vec<&str> = archive.iter().map(String::as_str).collect();
-    for example in ["lock.c", "sweep.c", "renew.c"] {
+    for example in ["lock.c", "plan.c", "sweep.c", "renew.c"] {
         for program in [
             program(example, C99, place.path()),
             program(example, CPP17, place.path()),
@@ -75,6 +75,14 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
             } else if example == "renew.c" {
                 let text = ok(command.args(["job", "0", "10"]));
                 assert!(text.starts_with("acquired 1") && text.contains("released"), "{text}");
+            } else if example == "plan.c" {
+                let text = ok(&mut command);
+                assert!(
+                    text.contains("tag:mixed would lose item:gone: the entry is gone"),
+                    "{text}"
+                );
+                let sum = "3 of 4 references would go, 2 of them shown; 1 tags with their last one";
+                assert!(text.contains(sum), "{text}");
             } else {
                 let text = ok(&mut command);
                 assert!(text.contains("1 tags removed, 1 pruned, 3 references"), "{text}");
@@ -99,7 +107,9 @@ fn the_examples_are_clean_under_valgrind() {
     .unwrap();
     tagged_cache(&server);
     let renew = &["job", "20000", "4500"][..];
-    for (example, arguments) in [("lock.c", &["job"][..]), ("sweep.c", &[]), ("renew.c", renew)] {
+    for (example, arguments) in
+        [("lock.c", &["job"][..]), ("plan.c", &[]), ("sweep.c", &[]), ("renew.c", renew)]
+    {
         let program = program(example, C99, place.path());
         let mut command = Command::new("valgrind");
         command
@@ -110,6 +120,34 @@ fn the_examples_are_clean_under_valgrind() {
             .args(arguments);
         ok(&mut command);
     }
+}
+
+#[test]
+fn a_callback_ends_a_sweep_with_its_figures_and_without_its_lock() {
+    library();
+    let server = Server::start();
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(
+        built().join("libtagsweep.so"),
+        place.path().join("libtagsweep.so.0"),
+    )
+    .unwrap();
+    tagged_cache(&server);
+    let mut con = server.connect();
+    // It waits for this one.
+    let _: () = con.sadd("tag:young", "item:soon").unwrap();
+    let mut command = Command::new(program("sweep.c", C99, place.path()));
+    command.env("LD_LIBRARY_PATH", place.path()).arg(server.url());
+    let sweep = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it has removed what it may", || !con.exists::<_, bool>("tag:orphan").unwrap());
+    support::signal(sweep.id(), "INT");
+    let ended = sweep.wait_with_output().unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(ended.status.code(), Some(4), "{out}{err}");
+    assert!(out.contains("1 tags removed, 1 pruned, 3 references removed"), "{out}");
+    assert!(err.contains("ended early (stopped)"), "{err}");
+    assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
 }
 
 #[test]
