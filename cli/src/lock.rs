@@ -82,16 +82,15 @@ pub(crate) fn lock(args: &LockArgs) -> Done {
     let granted = Instant::now();
     let family = start(args, fence, tell)?;
     let code = watch(&family, Ends::of(args, granted), &events)?;
-    let patience = if interrupted.load(Ordering::Relaxed) { LAST_WORDS } else { Duration::MAX };
-    Ok(give_back(&mut lock, &plain(&args.name.to_string_lossy()), patience, code))
+    Ok(give_back(&mut lock, &plain(&args.name.to_string_lossy()), code))
 }
 
 /// Releases the lock; the exit code, which a loss changes that the command did not live to see.
-fn give_back(lock: &mut Lock, name: &str, patience: Duration, code: u8) -> u8 {
+fn give_back(lock: &mut Lock, name: &str, code: u8) -> u8 {
     // The word of it may still be on its way to us.
     let lost = lock.lost().is_some();
     let held = lock.fence().is_some() && !lost;
-    let released = lock.release_within(patience);
+    let released = lock.release_within(LAST_WORDS);
     if lost && code != exit::PARTIAL {
         complain!("tagsweep: the lock {name} was lost just before the command ended");
         return exit::PARTIAL;

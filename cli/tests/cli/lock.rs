@@ -256,3 +256,17 @@ fn the_exit_code_is_told_where_children_are_ignored() {
     let status = Command::new("sh").args(["-c", started, TAGSWEEP, &server.url()]).status();
     assert_eq!(status.unwrap().code(), Some(7));
 }
+
+#[test]
+fn a_server_that_does_not_answer_keeps_nobody_when_the_command_has_ended() {
+    let server = Server::start();
+    let url = server.url();
+    let stop = format!("kill -STOP {}; exit 5", server.pid());
+    let begun = Instant::now();
+    let (code, _, err) = tagsweep(&["lock", "job", "--url", &url, "--", "sh", "-c", &stop]);
+    let took = begun.elapsed();
+    server.signal("CONT");
+    assert_eq!(code, 5, "{err}");
+    assert!(err.contains("could not be released and ends with its TTL"), "{err}");
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+}
