@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result, plain};
 use redis::{FromRedisValue, Value};
+use std::borrow::Cow;
 use std::str::FromStr;
 
 /// Turns an error reply into an error, by its first word where that says it: texts differ between servers.
@@ -40,6 +41,21 @@ pub(crate) fn checked(reply: Value) -> Result<Value> {
 /// A reply as what it should be.
 pub(crate) fn understood<T: FromRedisValue>(reply: Value) -> Result<T> {
     redis::from_redis_value(reply).map_err(|e| senseless().because(e))
+}
+
+/// The same of texts. Bytes that are none are replaced: what somebody else left must not hide the rest.
+pub(crate) fn texts<T: FromRedisValue>(reply: Value) -> Result<T> {
+    fn legible(reply: Value) -> Value {
+        match reply {
+            Value::BulkString(bytes) => Value::BulkString(match String::from_utf8_lossy(&bytes) {
+                Cow::Borrowed(_) => bytes,
+                Cow::Owned(text) => text.into_bytes(),
+            }),
+            Value::Array(items) => Value::Array(items.into_iter().map(legible).collect()),
+            other => other,
+        }
+    }
+    understood(legible(reply))
 }
 
 /// The error for an answer of another shape than any server of ours gives.

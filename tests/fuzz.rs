@@ -38,7 +38,7 @@ fn seeds(mut case: impl FnMut(&mut Random)) {
             break;
         }
     }
-    println!("{cases} cases");
+    support::say::say(&format!("{cases} cases from seed {first}"));
 }
 
 fn pick<'a, T: ?Sized>(dice: &mut Random, from: &[&'a T]) -> &'a T {
@@ -291,5 +291,45 @@ fn nonsense_under_our_names_neither_stops_a_sweep_nor_misleads_it() {
         let _ = tagsweep::sweep::totals(&link, LOCK);
         let _ = tagsweep::lock::status(&link, LOCK);
         let _ = tagsweep::lock::names(&link);
+    });
+}
+
+/// Whatever stands where a lock, its line and its baton are: it can be looked at, waited for and taken away, and what
+/// comes after it is a lock like any other.
+#[test]
+fn nonsense_for_a_lock_misleads_nobody() {
+    use tagsweep::lock::{Forced, Lock, Options as Terms, Outcome, force_release, status};
+    let server = Server::start();
+    let (mut con, link) = (server.connect(), server.link());
+    seeds(|dice| {
+        support::run::<()>(&mut con, "FLUSHALL");
+        let spoil = |dice: &mut Random, text: &str| match dice.below(4) {
+            0 => bytes(dice, 60),
+            1 => text.as_bytes().to_vec(),
+            _ => mutate(dice, text.as_bytes()),
+        };
+        let held = spoil(dice, "c0ffee0123456789:1764000000000000|host|42|program");
+        let transit = spoil(dice, "c0ffee0123456789:0||");
+        let value = if dice.below(3) == 0 { &transit } else { &held };
+        let _: () = con.pset_ex("lock:job", value.as_slice(), 60_000).unwrap();
+        for n in 0..dice.below(4) {
+            let who = spoil(dice, "17|host|42|program");
+            let _: () = con.zadd("{lock:job}:waiters", who, n).unwrap();
+        }
+        if dice.below(3) == 0 {
+            let _: () = con.rpush("{lock:job}:baton", &transit).unwrap();
+        }
+        status(&link, b"job").unwrap();
+        let mut lock = Lock::on(link.clone(), b"job", Terms::new(Duration::from_secs(9))).unwrap();
+        if matches!(lock.acquire().unwrap(), Outcome::Held(_)) {
+            let now: Vec<u8> = con.get("lock:job").unwrap();
+            assert_eq!(&now, value, "it is as it was");
+            let taken = force_release(&link, b"job", None).unwrap();
+            assert!(matches!(taken, Forced::Taken(_)), "{taken:?}");
+            let _: () = con.del("lock:job").unwrap();
+            assert!(matches!(lock.acquire().unwrap(), Outcome::Acquired { .. }));
+        }
+        assert!(lock.extend(None).unwrap() && lock.verify().unwrap());
+        assert!(lock.release().unwrap());
     });
 }

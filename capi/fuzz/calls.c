@@ -74,7 +74,12 @@ static void lock_options(tagsweep_lock_options *options) {
   options->record = byte() % 2;
   if (byte() % 4 == 0) options->max_hold_ms = milliseconds();
   if (byte() % 4 == 0) options->at_least_ms = milliseconds();
+  if (byte() % 16 == 0) options->confirm = byte() % 3;
   if (byte() % 8 == 0) options->size = byte();
+}
+
+static void on_sample(void *context, const char *tag, const char *entry, const char *why) {
+  if (tag == NULL || entry == NULL || why == NULL || ++*(int *)context > 20) abort();
 }
 
 static void sweep_options(tagsweep_options *options, const char *name, size_t length) {
@@ -88,6 +93,15 @@ static void sweep_options(tagsweep_options *options, const char *name, size_t le
   options->strict = byte() % 2;
   options->durable = byte() % 2;
   options->max_duration_ms = 200;
+  options->resume = byte() % 2;
+  if (byte() % 4 == 0) options->max_removals = byte();
+  if (byte() % 4 == 0) options->invalidate_aged = byte() % 2;
+  if (byte() % 4 == 0) options->max_tag_age_ms = byte() % 2 ? 1000u * (byte() + 1) : milliseconds();
+  if (byte() % 4 == 0) options->max_latency_us = byte() % 2 ? 50u * (byte() + 1) : milliseconds();
+  if (byte() % 4 == 0) options->memory = (size_t)byte() << 18;
+  if (byte() % 4 == 0) options->remember_ms = byte() % 2 ? 1000u * (byte() + 1) : milliseconds();
+  if (byte() % 4 == 0) options->lock_ttl_ms = byte() % 2 ? 1000u * (byte() + 1) : milliseconds();
+  if (byte() % 4 == 0) options->wait_ms = byte() % 30;
   if (byte() % 2) options->entry_prefix = name, options->entry_prefix_len = length;
   if (byte() % 2) options->lock = name, options->lock_len = length;
   if (byte() % 8 == 0) options->size = byte();
@@ -183,6 +197,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         tagsweep_options options;
         tagsweep_report report;
         sweep_options(&options, name, length);
+        if (byte() % 4 == 0) {
+          status = tagsweep_plan(*client, byte() % 4 ? &options : NULL, byte() % 2 ? on_sample : NULL,
+                                 &context, byte() % 2 ? &report : NULL, error, room);
+          break;
+        }
         status = tagsweep_sweep(*client, byte() % 4 ? &options : NULL,
                                 byte() % 2 ? soon_stopped : NULL, &context,
                                 byte() % 2 ? &report : NULL, error, room);

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::lock::protocol::{Keys, RUNS};
 use crate::lock::stats::LossReason;
 use crate::lock::status::{Run, RunEnd, fence_of, past};
-use crate::reply::{Info, understood};
+use crate::reply::{Info, texts, understood};
 use redis::Value;
 use std::time::Duration;
 
@@ -46,8 +46,8 @@ fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec
     ];
     let mut replies = link.calls(&asked, deadline)?.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
-    let grant: Option<String> = understood(next())?;
-    let runs: Vec<String> = understood(next()).unwrap_or_default();
+    let grant: Option<String> = texts(next())?;
+    let runs: Vec<String> = texts(next()).unwrap_or_default();
     Ok((grant.unwrap_or_default(), runs.iter().filter_map(|run| past(run)).collect()))
 }
 

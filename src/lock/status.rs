@@ -6,7 +6,7 @@ use crate::lock::lease::Holder;
 use crate::lock::protocol::{Keys, RUNS};
 use crate::lock::stats::Stats;
 use crate::lock::{SharedLink, guard};
-use crate::reply::{checked, understood};
+use crate::reply::{checked, texts, understood};
 use redis::{Cmd, Value};
 use std::time::Duration;
 
@@ -128,11 +128,11 @@ fn questions(keys: &Keys) -> [(Cmd, &[u8]); 8] {
 fn told(next: &mut dyn FnMut() -> Result<Value>) -> Result<Status> {
     let (value, ttl): (Option<Vec<u8>>, i64) = (understood(next()?)?, understood(next()?)?);
     let left = u64::try_from(ttl).ok().map(Duration::from_millis);
-    let waiters: Vec<(String, f64)> = understood(next()?)?;
+    let waiters: Vec<(String, f64)> = texts(next()?)?;
     let waiting = understood(next()?)?;
-    let runs: Vec<String> = understood(next()?)?;
-    let grant: String = understood::<Option<String>>(next()?)?.unwrap_or_default();
-    let fields: Vec<(String, String)> = understood(next()?)?;
+    let runs: Vec<String> = texts(next()?)?;
+    let grant: String = texts::<Option<String>>(next()?)?.unwrap_or_default();
+    let fields: Vec<(String, String)> = texts(next()?)?;
     let (seconds, micros): (u64, u64) = understood(next()?)?;
     let ttl_ms = grant.rsplit('|').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
     // Between the two questions it may have expired.

@@ -10,7 +10,7 @@ use crate::connect::Link;
 use crate::error::Result;
 use crate::lock::protocol::Keys;
 use crate::lock::stats::Histogram;
-use crate::reply::understood;
+use crate::reply::{texts, understood};
 use redis::Value;
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ pub(crate) fn learn(link: &mut Link, keys: &Keys, ttl: Ttl, renewed: bool) -> Re
     let mut replies = replies.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
     // A hash that is none, or a permission that is missing, is a past that teaches nothing.
-    let fields: Vec<(String, String)> = understood(next()).unwrap_or_default();
+    let fields: Vec<(String, String)> = texts(next()).unwrap_or_default();
     let (seconds, _): (u64, u64) = understood(next()).unwrap_or_default();
     let past = Past::read(&fields, renewed, seconds * 1_000_000);
     if !past.outdated.is_empty() {

@@ -28,8 +28,9 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
 end
 local grant = redis.pcall('GET', KEYS[2])
 local closed = fence and type(grant) == 'string' and string.sub(grant, 1, #fence + 1) == fence .. '|'
--- What was given back already, and only stays taken for a while, is nobody's loss; nor is what is not ours.
-if fence and fence ~= '0' and not closed then
+-- What was given back already, and only stays taken for a while, is nobody's loss; nor is what is not ours, such as a
+-- fence that nobody could count on from.
+if fence and fence ~= '0' and not closed and tonumber(fence) < 2 ^ 53 - 1 then
   redis.call('SET', KEYS[2], fence .. '|0', 'PX', ARGV[4])
   redis.pcall('LPUSH', KEYS[6], fence .. '|' .. who .. '|-2')
   redis.pcall('LTRIM', KEYS[6], 0, 9)

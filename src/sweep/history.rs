@@ -5,7 +5,7 @@ use crate::connect::Link;
 use crate::error::Result;
 use crate::lock::protocol::Keys;
 use crate::lock::{Histogram, SharedLink, companion, guard};
-use crate::reply::{checked, understood};
+use crate::reply::{checked, texts, understood};
 use crate::sweep::report::Report;
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
@@ -84,7 +84,7 @@ pub fn totals(link: &SharedLink, lock: &[u8]) -> Result<Totals> {
     let mut ask = redis::cmd("HGETALL");
     ask.arg(key(&link, lock, "sweeps")?);
     let reply = link.ask(&ask)?;
-    let fields: Vec<(String, String)> = redis::from_redis_value(reply).unwrap_or_default();
+    let fields: Vec<(String, String)> = texts(reply).unwrap_or_default();
     Ok(Totals::read(&fields))
 }
 
