@@ -52,6 +52,8 @@ mod stats;
 mod status;
 mod ttl;
 mod wait;
+#[doc(hidden)]
+pub mod ward;
 
 pub(crate) use contender::Contender;
 pub use drive::GoOn;
@@ -77,7 +79,8 @@ use crate::lock::drive::{Asked, Drive, ask};
 use crate::lock::end::end;
 use crate::lock::loss::Loss;
 use crate::lock::protocol::{Answer, Request};
-use crate::lock::renew::Ward;
+use crate::lock::renew::Watched;
+use crate::lock::ward::Ward;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -515,16 +518,15 @@ impl Lock {
         let config = guard(&self.link).config().clone();
         // Nobody waits for a renewal; and whoever holds the lock needs the processor.
         let config = Config { busy_poll: Duration::ZERO, ..config };
-        watchdog.watch(Ward {
-            config,
-            keys: self.contender.keys().clone(),
+        let ward = Ward {
             value: lease.value.clone(),
-            fence: lease.fence,
             ttl: self.contender.ttl,
             end: self.contender.end_of_hold(),
             pulse: Arc::clone(pulse),
-            on_lost: self.on_lost.clone(),
-        })
+        };
+        let (keys, fence, on_lost) =
+            (self.contender.keys().clone(), lease.fence, self.on_lost.clone());
+        watchdog.watch(Watched { ward, config, keys, fence, on_lost })
     }
 }
 

@@ -1,9 +1,9 @@
 //! The watchdog: one thread that extends leases, every third of their TTL, on connections of its own.
 //!
 //! The thread is started with the first lease and blocks all signals, so that no handler of the
-//! application runs in it. A failed renewal is tried again until the lease's own deadline; then, or
-//! when the server says so, the lease is lost, and its holder is told. A lease that was given up is
-//! never renewed: the script compares the value, and an absent key is not created.
+//! application runs in it. What is decided about a lease is decided in `ward.rs`; when one is lost, its
+//! holder is told. A lease that was given up is never renewed: the script compares the value, and an
+//! absent key is not created.
 //!
 //! After `fork()` the child has neither the thread nor the leases; its first lease starts a thread of
 //! its own.
@@ -12,12 +12,11 @@ use crate::clock::Moment;
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lock::lease::{DRIFT_LEAST, safe_until};
 use crate::lock::loss::{Loss, why};
-use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::protocol::{Answer, Keys};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::LossReason;
-use crate::lock::ttl::PARTS;
+use crate::lock::ward::{Asked, Due, Next, Ward};
 use crate::thread;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,44 +36,13 @@ pub struct Watchdog(Arc<Home>);
 #[derive(Debug)]
 struct Home(Mutex<(u32, Arc<Shared>)>);
 
-/// What the watchdog needs to know of a lease.
-pub(crate) struct Ward {
+/// A lease that is watched, where it is, and who is told when it is lost.
+pub(crate) struct Watched {
+    pub ward: Ward,
     pub config: Config,
     pub keys: Keys,
-    pub value: Vec<u8>,
     pub fence: u64,
-    pub ttl: Duration,
-    /// When the lease must end, however often it is extended.
-    pub end: Option<Moment>,
-    pub pulse: Arc<Pulse>,
     pub on_lost: Option<OnLost>,
-}
-
-impl Ward {
-    /// When it is to be extended first: one that was restored may have less than its TTL left.
-    fn first_due(&self) -> Moment {
-        let confirmed = self.pulse.confirmed();
-        let left = self.pulse.safe_until().since(confirmed);
-        self.next_due().min(confirmed + left / PARTS)
-    }
-
-    /// When it is to be extended next: its TTL runs since the last request that the server confirmed.
-    fn next_due(&self) -> Moment {
-        let next = self.pulse.confirmed() + self.pulse.ttl(self.ttl) / PARTS;
-        self.end.map_or(next, |end| next.min(end))
-    }
-
-    /// Whether it must not be acted upon any more.
-    fn is_over(&self, now: Moment) -> bool {
-        now >= self.pulse.safe_until()
-    }
-
-    /// Whether it was given all the time for which it may be held.
-    fn ends_with_its_hold(&self) -> bool {
-        let confirmed = self.pulse.confirmed();
-        let whole = |end: Moment| safe_until(confirmed, end.since(confirmed));
-        self.end.is_some_and(|end| whole(end) <= self.pulse.safe_until() + DRIFT_LEAST)
-    }
 }
 
 /// A connection to a server, and whether the last renewal over it failed.
@@ -99,20 +67,20 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Default)]
 struct State {
-    wards: Vec<(Moment, Ward)>,
+    watched: Vec<(Moment, Watched)>,
     running: bool,
     closing: bool,
 }
 
 impl State {
     /// Those whose leases were given up, to be dropped without the lock: what a listener captured may watch others.
-    fn take_ended(&mut self) -> Vec<(Moment, Ward)> {
-        if self.wards.iter().all(|(_, ward)| !ward.pulse.is_ended()) {
+    fn take_ended(&mut self) -> Vec<(Moment, Watched)> {
+        let is_ended = |(_, watched): &(Moment, Watched)| watched.ward.pulse.is_ended();
+        if !self.watched.iter().any(is_ended) {
             return Vec::new();
         }
-        let all = std::mem::take(&mut self.wards);
-        let (ended, kept) = all.into_iter().partition(|(_, ward)| ward.pulse.is_ended());
-        self.wards = kept;
+        let (ended, kept) = std::mem::take(&mut self.watched).into_iter().partition(is_ended);
+        self.watched = kept;
         ended
     }
 }
@@ -122,9 +90,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longest time for a connection to renew with: a server that is far away takes several round trips for that.
 const DIAL: Duration = Duration::from_millis(1500);
-
-/// Longest time between a failed renewal and the next attempt.
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// Longest sleep: a wrong guess of when to wake must not be for ever.
 const NAP: Duration = Duration::from_secs(60);
@@ -150,11 +115,11 @@ impl Home {
         let shared = self.shared();
         let mut state = lock(&shared.state);
         state.closing = true;
-        let wards = std::mem::take(&mut state.wards);
+        let watched = std::mem::take(&mut state.watched);
         shared.changed.notify_all();
         let ended = shared.changed.wait_timeout_while(state, patience, |state| state.running);
         drop(ended);
-        drop(wards);
+        drop(watched);
     }
 }
 
@@ -174,18 +139,18 @@ impl Watchdog {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn watch(&self, ward: Ward) -> Result<()> {
+    pub(crate) fn watch(&self, watched: Watched) -> Result<()> {
         let shared = self.0.shared();
         let mut state = lock(&shared.state);
         // A thread that was to end, and has not yet, goes on.
         state.closing = false;
         let ended = state.take_ended();
-        let due = ward.first_due();
-        let sooner = state.wards.iter().all(|(other, _)| due < *other);
-        state.wards.push((due, ward));
+        let due = watched.ward.first_due();
+        let sooner = state.watched.iter().all(|(other, _)| due < *other);
+        state.watched.push((due, watched));
         if !state.running {
             if let Err(e) = start(Arc::clone(&shared)) {
-                state.wards.pop();
+                state.watched.pop();
                 drop(state);
                 drop(ended);
                 return Err(e);
@@ -203,7 +168,7 @@ impl Watchdog {
     pub(crate) fn hasten(&self, pulse: &Arc<Pulse>) {
         let shared = self.0.shared();
         let mut state = lock(&shared.state);
-        for (due, ward) in &mut state.wards {
+        for (due, Watched { ward, .. }) in &mut state.watched {
             if Arc::ptr_eq(&ward.pulse, pulse) {
                 *due = (*due).min(ward.next_due());
             }
@@ -229,16 +194,17 @@ fn keep_watch(shared: &Shared) {
     let watch = Watch(shared);
     let mut links = Links::new();
     loop {
-        let Some((ward, dial)) = wait_for_due(shared, &mut links) else {
+        let Some((watched, dial)) = wait_for_due(shared, &mut links) else {
             // It is said already, and another thread may watch by now.
             return std::mem::forget(watch);
         };
+        let ward = &watched.ward;
         let version = ward.pulse.version();
-        if let Some(next) = tend(&ward, dial, &mut links) {
+        if let Some(next) = tend(&watched, dial, &mut links) {
             // The holder may have set another TTL meanwhile.
             let changed = ward.pulse.version() != version;
             let due = if changed { next.min(ward.next_due()) } else { next };
-            lock(&shared.state).wards.push((due, ward));
+            lock(&shared.state).watched.push((due, watched));
         }
     }
 }
@@ -257,7 +223,7 @@ impl Drop for Watch<'_> {
 /// after those of others, which it must not cost. `None` when the watch is over.
 ///
 /// With it, how long a connection for it may take: longer than a renewal only where no lease of another server waits.
-fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<(Ward, Duration)> {
+fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<(Watched, Duration)> {
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
@@ -274,17 +240,18 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<(Ward, Duration)> 
             state = lock(&shared.state);
             continue;
         }
-        links.retain(|config, _| state.wards.iter().any(|(_, ward)| ward.config == *config));
-        let failing = |ward: &Ward| links.get(&ward.config).is_some_and(|known| known.failing);
+        links.retain(|config, _| state.watched.iter().any(|(_, other)| other.config == *config));
+        let failing = |one: &Watched| links.get(&one.config).is_some_and(|known| known.failing);
         let now = Moment::now();
-        let due = state.wards.iter().enumerate().filter(|(_, (due, _))| *due <= now);
-        let urgency = |(_, (_, ward)): &(_, &(_, Ward))| (failing(ward), ward.pulse.safe_until());
+        let due = state.watched.iter().enumerate().filter(|(_, (due, _))| *due <= now);
+        let urgency =
+            |(_, (_, one)): &(_, &(_, Watched))| (failing(one), one.ward.pulse.safe_until());
         if let Some((at, _)) = due.min_by_key(urgency) {
-            let ward = state.wards.swap_remove(at).1;
-            let alone = state.wards.iter().all(|(_, other)| other.config == ward.config);
-            return Some((ward, if alone { DIAL } else { Duration::ZERO }));
+            let first = state.watched.swap_remove(at).1;
+            let alone = state.watched.iter().all(|(_, other)| other.config == first.config);
+            return Some((first, if alone { DIAL } else { Duration::ZERO }));
         }
-        let first = state.wards.iter().map(|(due, _)| *due).min();
+        let first = state.watched.iter().map(|(due, _)| *due).min();
         let nap = first.map_or(NAP, |due| due.since(now).min(NAP));
         let woken = shared.changed.wait_timeout(state, nap);
         state = woken.unwrap_or_else(PoisonError::into_inner).0;
@@ -292,83 +259,67 @@ fn wait_for_due(shared: &Shared, links: &mut Links) -> Option<(Ward, Duration)> 
 }
 
 /// Extends one lease; when to do so next, or nothing when it has ended.
-fn tend(ward: &Ward, dial: Duration, links: &mut Links) -> Option<Moment> {
-    let now = Moment::now();
-    if ward.pulse.is_ended() || ward.pulse.lost().is_some() {
-        return None;
-    }
-    // Before the TTL: one that is set meanwhile is then known to have been.
-    let version = ward.pulse.version();
-    let ttl = ward.pulse.ttl(ward.ttl);
-    let left = ward.end.map_or(ttl, |end| end.since(now));
-    if left < Duration::from_millis(1) || (ward.is_over(now) && ward.ends_with_its_hold()) {
-        return lose(ward, LossReason::MaxHold, || LossReason::MaxHold);
-    }
-    match renew(ward, ttl.min(left), dial, links) {
-        Ok(Answer::Extended(left)) => {
-            ward.pulse.count(true);
-            // What is left beyond that may be about to be taken away, by a request of the holder's.
-            ward.pulse.confirm(now, left.min(ttl), version);
-            ward.pulse.noted();
-            Some(ward.next_due())
-        }
-        Ok(answer) => {
-            let stolen = answer == Answer::NotOurs(true);
-            let found = if stolen { LossReason::Stolen } else { LossReason::Expired };
-            let loss = Loss { fence: ward.fence, until: ward.pulse.safe_until(), found };
-            // Its holder knows at once; why it is, in a moment.
-            lose(ward, found, || {
-                let known = links.get_mut(&ward.config);
-                let reason = known.map_or(found, |known| why(&mut known.link, &ward.keys, &loss));
-                ward.pulse.explain(reason);
-                reason
-            })
-        }
+fn tend(watched: &Watched, dial: Duration, links: &mut Links) -> Option<Moment> {
+    let ward = &watched.ward;
+    let asked = match ward.due(Moment::now()) {
+        Due::Nothing => return None,
+        Due::Lost(reason) => return lose(watched, reason, || reason),
+        Due::Renewal(asked) => asked,
+    };
+    match renew(watched, &asked, dial, links) {
+        Ok(answer) => match ward.answered(&asked, &answer) {
+            Next::At(due) => Some(due),
+            Next::Lost(found) => {
+                let loss = Loss { fence: watched.fence, until: ward.pulse.safe_until(), found };
+                // Its holder knows at once; why it is, in a moment.
+                lose(watched, found, || {
+                    let known = links.get_mut(&watched.config);
+                    let reason =
+                        known.map_or(found, |known| why(&mut known.link, &watched.keys, &loss));
+                    ward.pulse.explain(reason);
+                    reason
+                })
+            }
+        },
         // Somebody has put something else in its place.
         Err(e) if e.kind() == ErrorKind::WrongType => {
-            lose(ward, LossReason::Stolen, || LossReason::Stolen)
+            lose(watched, LossReason::Stolen, || LossReason::Stolen)
         }
-        Err(_) => {
-            ward.pulse.count(false);
-            let now = Moment::now();
-            if ward.is_over(now) {
-                let held = ward.ends_with_its_hold();
-                let reason = if held { LossReason::MaxHold } else { LossReason::Unknown };
-                return lose(ward, reason, || reason);
-            }
-            Some((now + AGAIN.min(ttl / 20)).min(ward.pulse.safe_until()))
-        }
+        Err(_) => match ward.failed(&asked, Moment::now()) {
+            Next::At(due) => Some(due),
+            Next::Lost(reason) => lose(watched, reason, || reason),
+        },
     }
 }
 
 /// Its lease is lost, and its listener told why, as can be found out. Whoever is told may fail, and other leases
 /// are renewed all the same.
-fn lose(ward: &Ward, found: LossReason, why: impl FnOnce() -> LossReason) -> Option<Moment> {
+fn lose(watched: &Watched, found: LossReason, why: impl FnOnce() -> LossReason) -> Option<Moment> {
     let tell = || {
         let reason = why();
-        ward.on_lost.iter().for_each(|tell| tell(reason));
+        watched.on_lost.iter().for_each(|tell| tell(reason));
     };
-    let _ = catch_unwind(AssertUnwindSafe(|| ward.pulse.lose_and(found, tell)));
+    let _ = catch_unwind(AssertUnwindSafe(|| watched.ward.pulse.lose_and(found, tell)));
     None
 }
 
 /// One renewal: one attempt, bounded, so that there is time for another. `dial`: time for a connection, beside that.
-fn renew(ward: &Ward, ttl: Duration, dial: Duration, links: &mut Links) -> Result<Answer> {
-    let known = match links.entry(ward.config.clone()) {
+fn renew(watched: &Watched, asked: &Asked, dial: Duration, links: &mut Links) -> Result<Answer> {
+    let known = match links.entry(watched.config.clone()) {
         std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
         std::collections::hash_map::Entry::Vacant(new) => {
-            new.insert(Known { link: Link::new(ward.config.clone())?, failing: false })
+            new.insert(Known { link: Link::new(watched.config.clone())?, failing: false })
         }
     };
-    let (value, note) = (ward.value.clone(), ward.pulse.wants_note());
-    let request = Request::Extend { value, ttl, exact: false, note };
-    let (script, args) = request.script(&ward.keys);
-    let by = |patience: Duration| (Moment::now() + patience).min(ward.pulse.safe_until());
-    let connected = if dial.is_zero() { Ok(()) } else { known.link.check(by(dial.min(ttl / 6))) };
-    let patience = PATIENCE.min(ttl / 6).max(Duration::from_millis(10));
+    let (script, args) = asked.request.script(&watched.keys);
+    let end = watched.ward.pulse.safe_until();
+    let by = |patience: Duration| (Moment::now() + patience).min(end);
+    let most = asked.ttl / 6;
+    let connected = if dial.is_zero() { Ok(()) } else { known.link.check(by(dial.min(most))) };
+    let patience = PATIENCE.min(most).max(Duration::from_millis(10));
     let reply = connected.and_then(|()| script.run(&mut known.link, &args, by(patience)));
     known.failing = reply.is_err();
-    request.read(&reply?)
+    asked.request.read(&reply?)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,6 +7,7 @@ use tagsweep::clock::Moment;
 use tagsweep::lock::attempt::{Attempt, Event, Step};
 use tagsweep::lock::contender::Contender;
 use tagsweep::lock::protocol::{Answer, Keys, Request};
+use tagsweep::lock::ward::{Asked, Due, Next, Ward};
 use tagsweep::lock::{Options, WaitMode};
 
 /// Life of a lease.
@@ -39,11 +40,15 @@ pub enum Doing {
 #[derive(Clone, Debug)]
 pub enum Act {
     Send(Request),
+    /// Of the watchdog, on a connection of its own.
+    Renew(Request, u64),
     Join(Request, Connection),
     Unblock(Connection),
     Effect(Vec<u8>),
     /// Look in again then.
     Wake(u64),
+    /// Look after the lease of this grant then.
+    Watch(u64, u64),
     Close(Connection),
 }
 
@@ -65,6 +70,10 @@ pub struct Client {
     /// Until when it wants nothing.
     pub rested: u64,
     effects_left: u64,
+    /// Its lease, if a watchdog renews it, and the renewal under way.
+    ward: Option<Ward>,
+    renewal: Option<(u64, Asked)>,
+    pub renewed: u64,
     pub grants: u64,
     pub repeated: u64,
     /// Acquisitions of which nobody knew what they came to.
@@ -97,6 +106,9 @@ impl Client {
             paused_until: 0,
             rested: 0,
             effects_left: 0,
+            ward: None,
+            renewal: None,
+            renewed: 0,
             grants: 0,
             repeated: 0,
             doubts: 0,
@@ -107,7 +119,7 @@ impl Client {
     /// The process dies and starts again.
     pub fn crash(&mut self) {
         let (life, grants, repeated) = (self.life + 1, self.grants, self.repeated);
-        let doubts = self.doubts;
+        let (doubts, renewed) = (self.doubts, self.renewed);
         // A lease that the process had is nobody's now; its destructor never ran.
         self.contender.forget();
         *self = Self {
@@ -115,6 +127,7 @@ impl Client {
             grants,
             repeated,
             doubts,
+            renewed,
             exchange: self.exchange,
             ..Self::new(self.name)
         };
@@ -172,9 +185,70 @@ impl Client {
                 self.effects_left = 3 + self.grants % 5;
                 self.doing = Doing::Working;
                 self.attempt = None;
-                vec![Act::Wake(now)]
+                vec![Act::Wake(now)].into_iter().chain(self.begin_watch()).collect()
             }
             Step::Done(Err(_)) => self.rest(now),
+        }
+    }
+
+    /// Some have their leases renewed, and take so long that it is needed.
+    pub fn is_watched(&self) -> bool {
+        self.name.is_multiple_of(3)
+    }
+
+    fn begin_watch(&mut self) -> Option<Act> {
+        self.renewal = None;
+        let (lease, pulse) = (self.contender.lease()?, self.contender.pulse()?);
+        let (value, pulse) = (lease.value().to_vec(), pulse.clone());
+        self.ward = self.is_watched().then_some(Ward { value, ttl: TTL, end: None, pulse });
+        Some(self.watch_at(self.ward.as_ref()?.first_due()))
+    }
+
+    /// Not a fraction of a microsecond too early.
+    fn watch_at(&self, due: Moment) -> Act {
+        Act::Watch(micros(due) + 1, self.grants)
+    }
+
+    /// The lease of this grant is due, or the answer to its renewal.
+    pub fn watch(&mut self, grant: u64, now: u64) -> Vec<Act> {
+        let Some(ward) = self.ward.as_ref().filter(|_| grant == self.grants) else {
+            return Vec::new();
+        };
+        if let Some((_, asked)) = self.renewal.take() {
+            let next = ward.failed(&asked, moment(now));
+            return self.renewed_until(next);
+        }
+        if moment(now) < ward.first_due() {
+            return Vec::new(); // it was answered in time
+        }
+        match ward.due(moment(now)) {
+            Due::Renewal(asked) => {
+                let ask = Act::Renew(asked.request.clone(), now);
+                self.renewal = Some((now, asked));
+                vec![ask, Act::Watch(now + PATIENCE, grant)]
+            }
+            Due::Lost(reason) => self.renewed_until(Next::Lost(reason)),
+            Due::Nothing => Vec::new(),
+        }
+    }
+
+    /// What the server says to the renewal that was sent then, if it is still waited for.
+    pub fn renewal_answered(&mut self, sent: u64, answer: &Answer) -> Vec<Act> {
+        let asked = self.renewal.take_if(|(at, _)| *at == sent);
+        let (Some(ward), Some((_, asked))) = (&self.ward, asked) else { return Vec::new() };
+        self.renewed += u64::from(matches!(answer, Answer::Extended(_)));
+        let next = ward.answered(&asked, answer);
+        self.renewed_until(next)
+    }
+
+    fn renewed_until(&mut self, next: Next) -> Vec<Act> {
+        match (next, &self.ward) {
+            (Next::At(due), _) => vec![self.watch_at(due)],
+            (Next::Lost(reason), Some(ward)) => {
+                ward.pulse.lose(reason);
+                Vec::new()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -261,7 +335,7 @@ impl Client {
         }
         self.effects_left -= 1;
         self.doing = Doing::Working;
-        vec![Act::Wake(now + 1_000)]
+        vec![Act::Wake(now + if self.is_watched() { 200_000 } else { 1_000 })]
     }
 
     /// What was blocked on this line has ended.

@@ -54,6 +54,7 @@ pub struct Tally {
     pub overtaken: u64,
     pub takeovers: u64,
     pub repeated: u64,
+    pub renewed: u64,
     pub doubts: u64,
     pub duplicates: u64,
     pub pauses: u64,
@@ -73,6 +74,7 @@ impl std::ops::AddAssign for Tally {
         self.overtaken += other.overtaken;
         self.takeovers += other.takeovers;
         self.repeated += other.repeated;
+        self.renewed += other.renewed;
         self.doubts += other.doubts;
         self.duplicates += other.duplicates;
         self.pauses += other.pauses;
@@ -88,6 +90,8 @@ impl std::ops::AddAssign for Tally {
 #[derive(Clone, Debug)]
 enum Message {
     Request(Request),
+    /// Of a watchdog, which sent it then.
+    Renewal(Request, u64),
     Join(Request, Connection),
     Unblock(Connection),
     Effect(Vec<u8>),
@@ -97,6 +101,7 @@ enum Message {
 #[derive(Clone, Debug)]
 enum Reply {
     Answer(Answer),
+    Renewal(Answer, u64),
     HungUp(Option<Vec<u8>>),
     Affected(bool),
     Line(Connection, Event),
@@ -107,6 +112,7 @@ enum Happening {
     AtServer { client: usize, life: u64, exchange: u64, message: Message },
     AtClient { client: usize, life: u64, exchange: u64, reply: Reply },
     Wake { client: usize, life: u64 },
+    Watch { client: usize, life: u64, grant: u64 },
     Closed(Connection),
     Replicate,
     Jump,
@@ -209,6 +215,7 @@ impl World {
         self.tally.handovers = self.server.handovers;
         self.tally.takeovers = self.server.takeovers;
         self.tally.repeated = self.clients.iter().map(|client| client.repeated).sum();
+        self.tally.renewed = self.clients.iter().map(|client| client.renewed).sum();
         self.tally.doubts = self.clients.iter().map(|client| client.doubts).sum();
         self.tally.virtual_s = self.now / SECOND;
     }
@@ -258,6 +265,15 @@ impl World {
                     return self.at(at, Happening::Wake { client, life });
                 }
                 self.wake(client, life);
+            }
+            Happening::Watch { client, life, grant } => {
+                if let Some(at) = self.trouble(client, life) {
+                    return self.at(at, Happening::Watch { client, life, grant });
+                }
+                if self.clients[client].life == life {
+                    let acts = self.clients[client].watch(grant, self.now);
+                    self.act(client, acts);
+                }
             }
             Happening::Closed(connection) => {
                 self.closed.insert(connection);
@@ -364,6 +380,7 @@ impl World {
         for act in acts {
             match act {
                 Act::Send(request) => self.send(client, Message::Request(request)),
+                Act::Renew(request, sent) => self.send(client, Message::Renewal(request, sent)),
                 Act::Join(request, connection) => {
                     let life = self.clients[client].life;
                     // Connections of different clients are different ones.
@@ -377,6 +394,10 @@ impl World {
                 Act::Wake(at) => {
                     let life = self.clients[client].life;
                     self.at(at.max(self.now), Happening::Wake { client, life });
+                }
+                Act::Watch(at, grant) => {
+                    let life = self.clients[client].life;
+                    self.at(at.max(self.now), Happening::Watch { client, life, grant });
                 }
                 Act::Close(connection) => self.at(self.now + 500, Happening::Closed(connection)),
             }
@@ -420,6 +441,7 @@ impl World {
         self.server.expire(time);
         let reply = match message {
             Message::Request(request) => Reply::Answer(self.perform(&request, time)),
+            Message::Renewal(request, sent) => Reply::Renewal(self.perform(&request, time), sent),
             Message::Join(request, connection) => {
                 let answer = self.perform(&request, time);
                 self.server.block(connection);
@@ -501,6 +523,7 @@ impl World {
         }
         let acts = match reply {
             Reply::Line(connection, event) => it.line_ended(connection, event, now),
+            Reply::Renewal(answer, sent) => it.renewal_answered(sent, &answer),
             _ if it.exchange != exchange => return,
             Reply::Answer(answer) => it.answered(answer, now),
             Reply::HungUp(baton) => it.hung_up(baton, now),
