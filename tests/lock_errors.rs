@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome, WaitMode};
+use tagsweep::lock::{Lock, Options, Outcome, SharedLink, WaitMode, force_release};
 use tagsweep::{Config, Error, ErrorKind};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -87,25 +87,48 @@ fn saying(error: &'static str) -> (tempfile::TempDir, Config, Arc<AtomicU32>) {
     (folder, config.timeout(2 * PATIENCE), asked)
 }
 
+/// An act that fails, and how often it is asked for where that may help: what takes a lock away from whoever has it may
+/// hit the next one.
+type Act = (&'static str, fn(SharedLink) -> Option<Error>, u32);
+
+const ACTS: [Act; 5] = [
+    ("acquire", |link| free(link).acquire().err(), 3),
+    ("extend", |link| granted(link).extend(None).err(), 3),
+    ("verify", |link| granted(link).verify().err(), 3),
+    ("release", |link| granted(link).release().err(), 3),
+    ("force", |link| force_release(&link, b"job", Some(7)).err(), 1),
+];
+
+fn free(link: SharedLink) -> Lock {
+    Lock::on(link, b"job", Options::new(MS(30_000))).unwrap()
+}
+
+fn granted(link: SharedLink) -> Lock {
+    let options = Options { release_on_drop: false, record: false, ..Options::new(MS(30_000)) };
+    Lock::restore(link, b"job", b"0123456789abcdef:7|host|1|test", options).unwrap()
+}
+
 #[test]
 fn every_error_of_a_server_has_its_kind_and_is_repeated_only_if_that_may_help() {
     for (error, kind, again) in MATRIX {
-        let (_folder, config, asked) = saying(error);
-        let mut lock = Lock::new(config, b"job", MS(30_000)).unwrap();
-        let begun = Instant::now();
-        let e = lock.acquire().unwrap_err();
-        assert!(begun.elapsed() < PATIENCE, "{error}: {:?}", begun.elapsed());
-        assert_eq!(e.kind(), *kind, "{error}: {e}");
         let first = error.split(' ').next().unwrap();
         let word = match error {
             _ if error.contains("script") && first == "ERR" => "NOPERM",
             _ if error.contains("number of clients") => "MAXCLIENTS",
             _ => first,
         };
-        assert_eq!(e.code(), Some(word), "{e}");
-        assert!(e.to_string().contains("\"lock:job\"") && e.to_string().contains("unix://"), "{e}");
-        let asked = asked.load(Ordering::SeqCst);
-        assert_eq!(asked, if *again { 3 } else { 1 }, "{error}");
+        for (name, act, tries) in ACTS {
+            let (_folder, config, asked) = saying(error);
+            let link = tagsweep::connect::Link::new(config).unwrap();
+            let begun = Instant::now();
+            let e = act(Arc::new(std::sync::Mutex::new(link))).unwrap();
+            assert!(begun.elapsed() < PATIENCE, "{name}, {error}: {:?}", begun.elapsed());
+            assert_eq!((e.kind(), e.code()), (*kind, Some(word)), "{name}: {e}");
+            let told = e.to_string();
+            assert!(told.contains("\"lock:job\"") && told.contains("unix://"), "{name}: {told}");
+            let asked = asked.load(Ordering::SeqCst);
+            assert_eq!(asked, if *again { tries } else { 1 }, "{name}: {error}");
+        }
     }
 }
 
