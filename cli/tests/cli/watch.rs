@@ -254,3 +254,56 @@ fn paste(told: &str, shell: &str, url: &str) {
     let (code, out, err) = read(&mut pasted);
     assert!(code == 0 && out.contains("taken away"), "{words}: {out}{err}");
 }
+
+#[test]
+fn status_tells_who_waits_in_their_order_since_when_and_who_had_it() {
+    let server = Server::start();
+    let (url, mut con) = (server.url(), server.connect());
+    let holder = spawn(&["lock", "job", "--url", &url, "--", "sleep", "60"]);
+    until("it holds", || con.exists::<_, bool>("lock:job").unwrap());
+    let mut waiters = Vec::new();
+    for n in 1..=3 {
+        waiters.push(spawn(&["lock", "job", "--wait", "60s", "--url", &url, "--", "true"]));
+        until("it waits", || con.zcard::<_, u64>("{lock:job}:waiters").unwrap() == n);
+    }
+    let look = || -> serde_json::Value {
+        let (code, out, err) = tagsweep(&["status", "job", "--json", "--url", &url]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        serde_json::from_str(&out).unwrap()
+    };
+    let status = look();
+    let program = |who: &serde_json::Value| who["program"].as_str().unwrap().to_owned();
+    assert!(program(&status["holder"]).starts_with("tagsweep/"), "{status}");
+    let since = |who: &serde_json::Value| who["since"].as_f64().unwrap();
+    let mut times = vec![since(&status["holder"])];
+    times.extend(status["waiters"].as_array().unwrap().iter().map(since));
+    times.push(status["time"].as_f64().unwrap());
+    assert!(times.len() == 5 && times.is_sorted(), "{status}");
+    let pids = |list: &str| -> Vec<u64> {
+        status[list].as_array().unwrap().iter().map(|one| one["pid"].as_u64().unwrap()).collect()
+    };
+    let order: Vec<u64> = waiters.iter().map(|waiter| u64::from(waiter.id())).collect();
+    assert_eq!(pids("waiters"), order);
+    let (_, out, _) = tagsweep(&["status", "job", "--url", &url]);
+    assert!(out.lines().any(|line| line.contains("holder") && line.contains(", for ")), "{out}");
+
+    signal(holder.id(), "TERM");
+    let first = holder.id();
+    holder.wait_with_output().unwrap();
+    for waiter in waiters {
+        assert_eq!(waiter.wait_with_output().unwrap().status.code(), Some(0));
+    }
+    let status = look();
+    let had: Vec<u64> = status["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|run| run["pid"].as_u64().unwrap())
+        .collect();
+    assert_eq!(had, [&[u64::from(first)], order.as_slice()].concat(), "first come, first served");
+    assert_eq!(status["runs"][0]["end"], "released");
+    let (_, out, _) = tagsweep(&["status", "job", "--url", &url]);
+    let past = out.lines().filter(|line| line.contains("past") && line.contains("held it"));
+    assert_eq!(past.count(), 4, "{out}");
+}
