@@ -420,10 +420,6 @@ typedef struct {
    */
   double effort;
   /**
-   * References looked at per second, since the beginning; 0 at the end.
-   */
-  double references_per_s;
-  /**
    * Whether every tag was seen and judged.
    */
   bool complete;

@@ -470,9 +470,14 @@ fn a_grant_is_confirmed_by_as_many_replicas_as_there_are() {
     let server = Server::with(&["--port", &port.to_string(), "--repl-diskless-sync-delay", "0"]);
     let replica = Server::with(&["--replicaof", &format!("127.0.0.1 {port}")]);
     let mut con = server.connect();
+    // The first write that it has may have come with the copy of all; the stream begins a second later.
+    let (mut writes, mut came) = (0, 0);
     until("it follows", || {
-        let _: () = con.set("some", "write").unwrap();
-        run::<u32>(&mut con, "WAIT 1 100") == 1
+        writes += 1;
+        let _: () = con.set("write", writes).unwrap();
+        let _: u32 = run(&mut con, "WAIT 1 100");
+        came += u32::from(replica.connect().get("write") == Ok(writes));
+        came > 1
     });
     let asking = |confirm| {
         let options = Options { confirm, ..Options::new(TTL) };
@@ -753,10 +758,15 @@ fn a_replica_does_not_know_that_a_lease_is_gone() {
         let _: () = con.del("lock:job").unwrap();
         theirs.iter().for_each(|value| con.pset_ex("lock:job", value, 50_000).unwrap());
         run::<()>(&mut con, "REPLICAOF 127.0.0.1 1");
-        let forced = force_release(&server.link(), b"job", Some(1));
-        for refused in [extended.extend(None).err(), restored().release().err(), forced.err()]
-            .map(Option::unwrap)
-        {
+        let force = |fence| force_release(&server.link(), b"job", fence).err();
+        let acts = [
+            extended.extend(None).err(),
+            restored().verify().err(),
+            restored().release().err(),
+            force(Some(1)),
+            force(None),
+        ];
+        for refused in acts.map(Option::unwrap) {
             assert_eq!(refused.code(), Some("READONLY"), "{what}: {refused}");
         }
         run::<()>(&mut con, "REPLICAOF NO ONE");

@@ -2,7 +2,7 @@
  *
  *   cc plan.c $(pkg-config --cflags --libs tagsweep) && ./a.out redis://127.0.0.1 [PREFIX]
  *
- * Exit status: 0 done, 4 a limit would end the sweep early, 1 anything else. */
+ * Exit status: 0 done, 2 wrong usage, 4 a limit would end the sweep early, 1 anything else. */
 #include <stdio.h>
 #include <string.h>
 #include <tagsweep.h>

@@ -3,7 +3,7 @@
  *   cc sweep.c $(pkg-config --cflags --libs tagsweep) && ./a.out redis://127.0.0.1 [PREFIX]
  *
  * An interrupt (Ctrl-C) ends it soon, with what was removed verified and the lock released.
- * Exit status: 0 done, 3 another sweep runs, 4 ended early, 1 anything else. */
+ * Exit status: 0 done, 2 wrong usage, 3 another sweep runs, 4 ended early, 1 anything else. */
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,9 +15,10 @@ struct watcher {
 
 static volatile sig_atomic_t interrupted = 0;
 
-static void on_interrupt(int signal) {
-  (void)signal;
+static void on_interrupt(int sig) {
   interrupted = 1;
+  (void)sig;
+  signal(SIGINT, on_interrupt); /* C alone does not say that it stays */
 }
 
 static int32_t on_progress(void *context, const tagsweep_report *report, double share) {

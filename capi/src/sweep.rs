@@ -120,8 +120,6 @@ pub struct tagsweep_report {
     pub left_s: f64,
     /// How much of the server's time is taken at most now, in tenths; 0 at the end.
     pub effort: f64,
-    /// References looked at per second, since the beginning; 0 at the end.
-    pub references_per_s: f64,
     /// Whether every tag was seen and judged.
     pub complete: bool,
     /// How it ended: "complete", "lost", "stopped", "max_duration", "max_removals", "max_share" or "error" (static
@@ -174,7 +172,6 @@ impl From<&Report> for tagsweep_report {
             removed_before: report.removed_before,
             left_s: 0.0,
             effort: 0.0,
-            references_per_s: 0.0,
             complete: report.complete,
             reason: name_of(report.reason),
         }
@@ -273,7 +270,6 @@ pub unsafe extern "C" fn tagsweep_sweep(
             let figures = tagsweep_report {
                 left_s: now.left.map_or(-1.0, |left| left.as_secs_f64()),
                 effort: now.effort,
-                references_per_s: now.rate(),
                 reason: std::ptr::null(),
                 ..tagsweep_report::from(now.report)
             };

@@ -31,11 +31,12 @@ pub(crate) fn config(redis: &Zval, class: &str, options: &Given) -> PhpResult<Co
     let mut config = where_to(redis, class, timeout)?;
     config.prefix = options.string("prefix")?.unwrap_or(config.prefix);
     config.timeout = timeout.unwrap_or(config.timeout);
+    config.check().map_err(from_core)?;
     if let Some(busy_poll) = options.seconds("busyPoll")? {
         config.busy_poll = busy_poll;
+        // Nothing else can be wrong with it now.
         config.check().map_err(|_| invalid("busyPoll must be at most 1 s"))?;
     }
-    config.check().map_err(from_core)?;
     Ok(config)
 }
 
@@ -333,7 +334,7 @@ thread_local! {
     static LINKS: RefCell<HashMap<Config, Weak<Mutex<Link>>>> = RefCell::default();
     /// The last ones that were asked for, used last at the end.
     static KEPT: RefCell<VecDeque<SharedLink>> = RefCell::default();
-    /// Links to one server are given up together, whatever else they differ in.
+    /// Links to one server are given up together, and know together how near it is, whatever else they differ in.
     static FATES: RefCell<HashMap<Address, Fate>> = RefCell::default();
 }
 

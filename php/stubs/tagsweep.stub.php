@@ -18,7 +18,7 @@
  *
  * Where answers come within busy_poll (s; 0.00005, or 0 where there is one processor), the process waits for them
  * awake: of a server next door a virtual machine has them in half the time. One that is farther away is waited for
- * asleep, as is one's turn in line.
+ * asleep, as is one's turn in line, and what a sweep asks.
  *
  * With tagsweep.alias_namespace = "Some\Namespace" in php.ini, DistributedLock and TagCleanupManager
  * are known under that namespace, too.

@@ -14,12 +14,15 @@
 -- Returns {1, value it had, TTL it had left in ms}, {0, value of another grant, its TTL}, or {0} when nobody
 --   holds it; a TTL of -1 is none.
 -- Cost: O(1), at most 14 commands.
--- As GET, but of a replica, which knows of the past only, refused as a write is.
-local held = redis.call('GETEX', KEYS[1])
-if not held then return {0} end
+local held = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
-local fence, who = string.match(held, '^[^:]*:(%d+)|(.*)$')
-if ARGV[1] ~= '' and fence ~= ARGV[1] then return {0, held, left} end
+local fence, who = string.match(held or '', '^[^:]*:(%d+)|(.*)$')
+if not held or (ARGV[1] ~= '' and fence ~= ARGV[1]) then
+  -- A replica, which knows of the past only, refuses what might write, as this does not.
+  local told = redis.pcall('GETEX', KEYS[1])
+  if type(told) == 'table' and string.find(told.err, 'READONLY') then return told end
+  return held and {0, held, left} or {0}
+end
 redis.call('DEL', KEYS[1], KEYS[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])

@@ -324,7 +324,7 @@ fn who_gives_little_memory_is_told_what_it_costs() {
             let _: () = con.sadd("tag:large", members).unwrap();
         }
         age(&mut con, "tag:large", 60);
-        let options = Options { memory: memory << 20, verify: Duration::from_secs(2), ..quick() };
+        let options = Options { memory: memory << 20, verify: Duration::from_secs(5), ..quick() };
         let report = sweep(server.config(), options);
         assert!(report.complete && report.references_removed == 200_000, "{report:?}");
         let warned = report.warnings.iter().any(|w| w.starts_with("it stood still for"));

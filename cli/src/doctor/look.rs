@@ -25,9 +25,10 @@ const REFUSED: &str = "local may, no = redis.acl_check_cmd, {} \
     return no";
 
 /// What a lock does to its keys, each with the number of arguments after the key.
-const LOCKING: [(&str, u8); 15] = [
+const LOCKING: [(&str, u8); 16] = [
     ("DEL", 0),
     ("EXISTS", 0),
+    ("GETEX", 0),
     ("HINCRBY", 2),
     ("LINDEX", 1),
     ("LPOP", 0),

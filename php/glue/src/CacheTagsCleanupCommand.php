@@ -10,6 +10,7 @@ use Symfony\Component\Console\Input\InputInterface;
 use Symfony\Component\Console\Input\InputOption;
 use Symfony\Component\Console\Output\ConsoleOutputInterface;
 use Symfony\Component\Console\Output\OutputInterface;
+use Symfony\Component\Console\Terminal as Screen;
 
 /** `cache:tags:cleanup` for symfony/console. */
 final class CacheTagsCleanupCommand extends Command
@@ -85,8 +86,10 @@ final class CacheTagsCleanupCommand extends Command
                 if ($this->bar === null) {
                     $this->bar = new ProgressBar($this->aside, 1000);
                     $this->bar->setFormat('[%bar%] %percent:3s% %  %message%');
+                    $this->bar->setBarWidth(20);
                 }
-                $this->bar->setMessage($progress->text());
+                $room = (new Screen())->getWidth() - 31;
+                $this->bar->setMessage(substr($progress->text(), 0, max(1, $room)));
                 $this->bar->setProgress((int) ($progress->share * 1000));
             }
 

@@ -40,7 +40,9 @@ final class Terminal implements Output
     public function progress(Progress $progress): void
     {
         if ($this->moves) {
-            fwrite(STDERR, "\r" . self::bar($progress) . "\e[K");
+            // A line that is longer than the terminal is wide could not be taken back.
+            $width = (int) (getenv('COLUMNS') ?: 80);
+            fwrite(STDERR, "\r" . substr(self::bar($progress), 0, $width - 1) . "\e[K");
         } elseif ($this->progress && microtime(true) - $this->last >= 1.0) {
             $this->last = microtime(true);
             fwrite(STDERR, self::bar($progress) . "\n");
@@ -49,7 +51,7 @@ final class Terminal implements Output
 
     public static function bar(Progress $progress): string
     {
-        $bar = str_pad(str_repeat('#', (int) ($progress->share * 30)), 30, '.');
+        $bar = str_pad(str_repeat('#', (int) ($progress->share * 20)), 20, '.');
 
         return sprintf('[%s] %3d %%  %s', $bar, (int) ($progress->share * 100), $progress->text());
     }

@@ -397,7 +397,7 @@ impl<'a> Running<'a> {
         }
         let left = due.into_iter().flatten().map(Moment::left).min().unwrap_or(NAP);
         let nap = left.clamp(Duration::from_micros(100), NAP);
-        if self.queue.is_full() {
+        if self.queue.is_full() && !self.is_ending() && !self.has_only_to_verify() {
             self.figures.stood_still += nap;
         }
         std::thread::sleep(nap);
