@@ -344,12 +344,16 @@ final class DistributedLockTest extends TestCase
         self::assertGreaterThan(3 * $awake, $slept($this->redis, ['busyPoll' => 0]));
         $awake = $slept(['busy_poll' => 1.0] + $server, []);
         self::assertGreaterThan(3 * $awake, $slept(['busy_poll' => 0] + $server, []));
-        foreach (['busyPoll' => [$this->redis, ['busyPoll' => 1.5]], 'busy_poll' => [['busy_poll' => 1.5] + $server, []]] as $name => $wrong) {
+        foreach ([
+            'busyPoll must be at most 1 s' => [$this->redis, ['busyPoll' => 1.5]],
+            'busy_poll must be at most 1 s' => [['busy_poll' => 1.5] + $server, []],
+            'timeouts must be greater than 0' => [$server, ['busyPoll' => 0.0001, 'timeout' => 0]],
+        ] as $told => $wrong) {
             try {
                 $slept(...$wrong);
-                self::fail($name);
+                self::fail($told);
             } catch (InvalidArgumentException $e) {
-                self::assertStringContainsString("$name must be at most 1 s", $e->getMessage());
+                self::assertStringContainsString($told, $e->getMessage());
             }
         }
     }
