@@ -38,6 +38,15 @@ fn program(example: &str, compiler: &[&str], to: &Path) -> PathBuf {
     compile(example, compiler, &link.iter().map(String::as_str).collect::<Vec<_>>(), to)
 }
 
+/// Where programs are built, and find the library: its soname is its name for the loader; a link stands for
+/// `make install`.
+fn place() -> tempfile::TempDir {
+    let place = tempfile::tempdir().unwrap();
+    let name = place.path().join("libtagsweep.so.0");
+    std::os::unix::fs::symlink(built().join("libtagsweep.so"), name).unwrap();
+    place
+}
+
 fn tagged_cache(server: &Server) {
     let mut con = server.connect();
     let _: () = con.set("item:live", "x").unwrap();
@@ -51,13 +60,7 @@ fn tagged_cache(server: &Server) {
 fn the_examples_run_as_c99_and_cpp17_and_statically() {
     library();
     let server = Server::start();
-    let place = tempfile::tempdir().unwrap();
-    // The soname is the library's name for the loader; a link stands for `make install`.
-    std::os::unix::fs::symlink(
-        built().join("libtagsweep.so"),
-        place.path().join("libtagsweep.so.0"),
-    )
-    .unwrap();
+    let place = place();
     let archive = archive();
     let fixed: Vec<&str> = archive.iter().map(String::as_str).collect();
     for example in ["lock.c", "plan.c", "sweep.c", "renew.c"] {
@@ -99,12 +102,7 @@ fn the_examples_run_as_c99_and_cpp17_and_statically() {
 fn the_examples_are_clean_under_valgrind() {
     library();
     let server = Server::start();
-    let place = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(
-        built().join("libtagsweep.so"),
-        place.path().join("libtagsweep.so.0"),
-    )
-    .unwrap();
+    let place = place();
     tagged_cache(&server);
     let renew = &["job", "20000", "4500"][..];
     for (example, arguments) in
@@ -126,12 +124,7 @@ fn the_examples_are_clean_under_valgrind() {
 fn a_callback_ends_a_sweep_with_its_figures_and_without_its_lock() {
     library();
     let server = Server::start();
-    let place = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(
-        built().join("libtagsweep.so"),
-        place.path().join("libtagsweep.so.0"),
-    )
-    .unwrap();
+    let place = place();
     tagged_cache(&server);
     let mut con = server.connect();
     // It waits for this one.
@@ -155,12 +148,7 @@ fn a_callback_ends_a_sweep_with_its_figures_and_without_its_lock() {
 fn outcomes_and_errors_reach_the_shell() {
     library();
     let server = Server::start();
-    let place = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(
-        built().join("libtagsweep.so"),
-        place.path().join("libtagsweep.so.0"),
-    )
-    .unwrap();
+    let place = place();
     let lock = program("lock.c", C99, place.path());
     let sweep = program("sweep.c", C99, place.path());
     let tell = |program: &Path, arguments: &[&str]| {
@@ -187,12 +175,7 @@ fn outcomes_and_errors_reach_the_shell() {
 fn a_renewed_lease_is_waited_for_handed_over_and_lost() {
     library();
     let server = Server::start();
-    let place = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(
-        built().join("libtagsweep.so"),
-        place.path().join("libtagsweep.so.0"),
-    )
-    .unwrap();
+    let place = place();
     let renew = program("renew.c", C99, place.path());
     let start = |wait: &str, work: &str| {
         let mut command = Command::new(&renew);
