@@ -313,21 +313,39 @@ fn a_part_of_a_large_tag_is_not_taken_for_all_of_it() {
     assert!(!stats.contains("memory|usage"), "it may take long: {stats}");
 }
 
+/// A tag of 200,000 members, all stale and left alone.
+fn large_tag(con: &mut redis::Connection) {
+    for from in (0..200_000).step_by(1000) {
+        let members: Vec<u32> = (from..from + 1000).collect();
+        let _: () = con.sadd("tag:large", members).unwrap();
+    }
+    age(con, "tag:large", 60);
+}
+
 #[test]
 fn who_gives_little_memory_is_told_what_it_costs() {
     let server = Server::start();
     let mut con = server.connect();
     tags(&mut con, "live", 1, 4, 1);
     for (memory, told) in [(4, true), (64, false)] {
-        for from in (0..200_000).step_by(1000) {
-            let members: Vec<u32> = (from..from + 1000).collect();
-            let _: () = con.sadd("tag:large", members).unwrap();
-        }
-        age(&mut con, "tag:large", 60);
+        large_tag(&mut con);
         let options = Options { memory: memory << 20, verify: Duration::from_secs(5), ..quick() };
         let report = sweep(server.config(), options);
         assert!(report.complete && report.references_removed == 200_000, "{report:?}");
         let warned = report.warnings.iter().any(|w| w.starts_with("it stood still for"));
         assert_eq!(warned, told, "{report:?}");
     }
+}
+
+#[test]
+fn a_sweep_that_is_to_end_waits_for_no_memory() {
+    let server = Server::start();
+    let mut con = server.connect();
+    tags(&mut con, "live", 1, 4, 1);
+    large_tag(&mut con);
+    let (verify, most) = (Duration::from_secs(5), Some(Duration::from_millis(800)));
+    let options = Options { memory: 4 << 20, verify, max_duration: most, ..quick() };
+    let report = sweep(server.config(), options);
+    assert_eq!(report.reason, Reason::MaxDuration, "{report:?}");
+    assert!(!report.warnings.iter().any(|w| w.starts_with("it stood still for")), "{report:?}");
 }
