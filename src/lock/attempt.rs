@@ -14,7 +14,8 @@
 //! | Pausing | time | Asking | ask again |
 //! | Queued | in line | Queued | listen for the baton until the next look, or hang up if time is up |
 //! | | baton | Claiming | claim |
-//! | | time for a look | Queued | look |
+//! | | time for a look | Queued | look, the youngest so that the server tells of the next change |
+//! | | the lock changed | Queued | look again, though not before its time after the last look |
 //! | | the line broke | *on* | |
 //! | | there was no joining it, or it broke at once | Asking | ask without waiting |
 //! | | the same for the third time, though asking works | Leaving | leave, for back-off for a while |
@@ -37,7 +38,7 @@ use crate::clock::Moment;
 use crate::error::Result;
 use crate::lock::lease::{Holder, Lease, safe_until, tokens, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
-use crate::lock::wait::{WaitMode, line_life, next_look, pause};
+use crate::lock::wait::{WATCH, WaitMode, Watch, line_life, pause};
 use std::time::Duration;
 
 /// A place in the line that broke within this time was none.
@@ -56,7 +57,11 @@ pub enum Step {
     /// Send the request on a connection of its own, with a BLPOP on the baton behind it; then tell
     /// [`Event::Answered`].
     Join(Request),
-    /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`] or [`Event::Broken`].
+    /// Send the request on a connection on which the server tells of the next change of the lock; then tell
+    /// [`Event::Tracked`]. If there is none to be had, as with [`Step::Ask`].
+    Track(Request),
+    /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`], [`Event::Changed`] or
+    /// [`Event::Broken`].
     Listen(Moment),
     /// Wait until then; tell [`Event::Time`].
     Pause(Moment),
@@ -71,6 +76,10 @@ pub enum Step {
 pub enum Event {
     /// The server answered a request that was first sent at that moment.
     Answered(Answer, Moment),
+    /// The same, and the server will tell of the next change of the lock.
+    Tracked(Answer, Moment),
+    /// It has changed, as far as we know.
+    Changed,
     /// The baton was handed to us.
     Baton(Vec<u8>),
     /// It is time.
@@ -143,6 +152,9 @@ pub struct Attempt {
     /// When patience ends.
     end: Moment,
     pauses: u32,
+    /// How we watch the lock from the line, and when we looked last.
+    watch: Watch,
+    looked: Moment,
     /// When we had our place in the line, and places in a row that came to nothing.
     placed: Option<Moment>,
     misplaced: u32,
@@ -180,6 +192,8 @@ impl Attempt {
             holder: Holder::default(),
             end,
             pauses: 0,
+            watch: Watch::default(),
+            looked: now,
             placed: None,
             misplaced: 0,
             out_until: None,
@@ -302,8 +316,12 @@ impl Attempt {
         if lasted {
             self.misplaced = 0;
         }
+        if matches!(event, Event::Tracked(..)) {
+            self.watch.tracked = Some(true);
+        }
         match event {
-            Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
+            Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _)
+            | Event::Tracked(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
                 self.holder = Holder::read(&holder, ttl);
                 // Whoever is served takes all older places away, for nobody is at them. But where the whole
                 // line was deleted, the baton may be on its way to us.
@@ -311,15 +329,16 @@ impl Attempt {
                     self.state = State::Straying { ticket };
                     return Step::HangUp;
                 }
-                let strange = self.holder.fence.is_none();
-                self.placed = self.placed.or(Some(now));
-                self.in_line(told, now + next_look(ttl, younger, strange), now)
+                (self.placed, self.looked) = (self.placed.or(Some(now)), now);
+                self.watch.looked(younger, self.holder.fence);
+                self.in_line(told, now + self.watch.next_look(ttl), now)
             }
             Event::Baton(baton) => self.claim(baton, ticket),
+            Event::Changed => self.in_line(ticket, look.min((self.looked + WATCH).max(now)), now),
             Event::Time if now >= self.end => self.hang_up(ticket),
             Event::Time => {
                 self.state = State::Queued { ticket, next_look: look };
-                Step::Ask(self.wait_request(false))
+                self.look()
             }
             Event::CannotBlock => {
                 self.manner.mode = WaitMode::Backoff;
@@ -328,6 +347,16 @@ impl Attempt {
             _ if lasted || !self.has_time(now) => self.go_on(now),
             _ => self.displaced(now),
         }
+    }
+
+    /// A look from our place; one after which the server is to tell of changes may come to another.
+    fn look(&mut self) -> Step {
+        let request = self.wait_request(false);
+        if !self.watch.tracks() {
+            return Step::Ask(request);
+        }
+        self.watch.tracked = Some(false);
+        Step::Track(request)
     }
 
     /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and waited
@@ -434,7 +463,7 @@ impl Attempt {
     }
 
     fn join(&mut self) -> Step {
-        self.placed = None;
+        (self.placed, self.watch) = (None, Watch::default());
         self.state = State::Queued { ticket: String::new(), next_look: self.end };
         if self.waiter.is_empty() {
             self.waiter = format!("{}|{}", self.new_name(), whoami());

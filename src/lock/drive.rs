@@ -9,6 +9,7 @@ use crate::lock::guard;
 use crate::lock::lease::{Holder, Lease, tokens};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
+use crate::lock::track::Tracker;
 use crate::lock::wait::{WATCH, pause};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(crate) struct Drive<'a> {
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
+    /// On which the server tells when the lock changes.
+    tracker: Option<Tracker>,
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
@@ -59,8 +62,21 @@ impl<'a> Drive<'a> {
         let (end, waits) = (Moment::now() + budget, !budget.is_zero());
         let pid = std::process::id();
         let call = guard(link).deadline();
-        let (line, heard, failures, borne, doubtful) = (None, false, 0, None, false);
-        Self { keys, link, go_on, end, call, pid, waits, line, heard, failures, borne, doubtful }
+        Self {
+            keys,
+            link,
+            go_on,
+            end,
+            call,
+            pid,
+            waits,
+            line: None,
+            tracker: None,
+            heard: false,
+            failures: 0,
+            borne: None,
+            doubtful: false,
+        }
     }
 
     /// Drives an attempt to its end.
@@ -110,6 +126,10 @@ impl<'a> Drive<'a> {
                         self.or_bear(joined, &request, attempt)?
                     }
                 },
+                Step::Track(request) => {
+                    let asked = self.track(&request, attempt.holder());
+                    self.or_bear(asked, &request, attempt)?
+                }
                 Step::Listen(until) => self.listen(until, attempt.holder())?,
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
@@ -161,6 +181,34 @@ impl<'a> Drive<'a> {
                 heard => return Ok(heard),
             }
         }
+    }
+
+    /// A look at the lock after which we are told of changes; without, if that cannot be had.
+    fn track(&mut self, request: &Request, holder: &Holder) -> Result<Event> {
+        let deadline = Moment::now() + LOOK.min(self.patience());
+        let sent = Moment::now();
+        let tracked = match self.tracker.take() {
+            Some(mut tracker) => {
+                tracker.look(self.keys, request, deadline).map(|answer| (tracker, answer))
+            }
+            None => {
+                let config = guard(self.link).config().clone();
+                Tracker::start(&config, self.keys, request, deadline)
+            }
+        };
+        let Ok((tracker, answer)) = tracked else { return self.ask(request, holder) };
+        self.tracker = Some(tracker);
+        Ok(Event::Tracked(answer, sent))
+    }
+
+    /// Whether the lock may have changed, as far as anybody tells.
+    fn has_news(&mut self) -> bool {
+        let Some(tracker) = &mut self.tracker else { return false };
+        let told = tracker.has_news(&self.keys.lock);
+        if told.is_err() {
+            self.tracker = None;
+        }
+        told.unwrap_or(true)
     }
 
     /// Time for what is left to say: a little beyond the end of patience, whenever we come to it; who only
@@ -280,6 +328,9 @@ impl<'a> Drive<'a> {
                 Ok(Heard::Nothing) => {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
+                    }
+                    if self.has_news() {
+                        return Ok(Event::Changed);
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WrongType => {

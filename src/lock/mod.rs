@@ -50,6 +50,7 @@ mod pulse;
 mod renew;
 mod stats;
 mod status;
+mod track;
 mod ttl;
 mod wait;
 #[doc(hidden)]

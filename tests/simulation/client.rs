@@ -23,6 +23,8 @@ pub enum Doing {
     Resting,
     /// An answer to a request of an attempt.
     Asking(Request),
+    /// The same, on a connection on which the server tells of the next change.
+    Tracking(Request),
     /// The answer to joining, on a connection of its own.
     Joining(Request),
     Listening(Moment),
@@ -40,6 +42,7 @@ pub enum Doing {
 #[derive(Clone, Debug)]
 pub enum Act {
     Send(Request),
+    Track(Request),
     /// Of the watchdog, on a connection of its own.
     Renew(Request, u64),
     Join(Request, Connection),
@@ -66,6 +69,9 @@ pub struct Client {
     pub line: Option<Connection>,
     /// What came on the line before the answer to joining, which one connection cannot do.
     early: Option<(Connection, Event)>,
+    /// The server has told of a change.
+    news: bool,
+    pub told: u64,
     pub paused_until: u64,
     /// Until when it wants nothing.
     pub rested: u64,
@@ -103,6 +109,8 @@ impl Client {
             sent: 0,
             line: None,
             early: None,
+            news: false,
+            told: 0,
             paused_until: 0,
             rested: 0,
             effects_left: 0,
@@ -119,7 +127,7 @@ impl Client {
     /// The process dies and starts again.
     pub fn crash(&mut self) {
         let (life, grants, repeated) = (self.life + 1, self.grants, self.repeated);
-        let (doubts, renewed) = (self.doubts, self.renewed);
+        let (doubts, renewed, told) = (self.doubts, self.renewed, self.told);
         // A lease that the process had is nobody's now; its destructor never ran.
         self.contender.forget();
         *self = Self {
@@ -128,6 +136,7 @@ impl Client {
             repeated,
             doubts,
             renewed,
+            told,
             exchange: self.exchange,
             ..Self::new(self.name)
         };
@@ -167,9 +176,13 @@ impl Client {
                 self.doing = Doing::Joining(request);
                 self.send(now)
             }
+            Step::Track(request) => {
+                self.doing = Doing::Tracking(request);
+                self.send(now)
+            }
             Step::Listen(until) => {
                 self.doing = Doing::Listening(until);
-                vec![Act::Wake(micros(until))]
+                vec![Act::Wake(if self.news { now } else { micros(until) })]
             }
             Step::Pause(until) => {
                 self.doing = Doing::Pausing(until);
@@ -277,6 +290,7 @@ impl Client {
             Doing::Asking(request) | Doing::Extending(request) | Doing::Releasing(request) => {
                 Act::Send(request.clone())
             }
+            Doing::Tracking(request) => Act::Track(request.clone()),
             Doing::Joining(request) => {
                 let old = self.line.replace(self.exchange);
                 let join = Act::Join(request.clone(), self.exchange);
@@ -304,6 +318,7 @@ impl Client {
         let sent = moment(self.sent);
         match self.doing.clone() {
             Doing::Asking(_) => self.tell(Event::Answered(answer, sent), now),
+            Doing::Tracking(_) => self.tell(Event::Tracked(answer, sent), now),
             Doing::Joining(_) => {
                 let mut acts = self.tell(Event::Answered(answer, sent), now);
                 if let Some((line, event)) = self.early.take() {
@@ -356,6 +371,13 @@ impl Client {
         }
     }
 
+    /// The server tells that the lock has changed.
+    pub fn changed(&mut self, now: u64) -> Vec<Act> {
+        self.told += 1;
+        self.news = true;
+        self.wake(now, 0)
+    }
+
     /// Hanging up came to this.
     pub fn hung_up(&mut self, baton: Option<Vec<u8>>, now: u64) -> Vec<Act> {
         self.line = None;
@@ -365,12 +387,14 @@ impl Client {
     /// Time passes. `draw` is random.
     pub fn wake(&mut self, now: u64, draw: u64) -> Vec<Act> {
         match self.doing.clone() {
+            Doing::Listening(_) if std::mem::take(&mut self.news) => self.tell(Event::Changed, now),
             Doing::Listening(until) | Doing::Pausing(until) if now >= micros(until) => {
                 self.tell(Event::Time, now)
             }
             Doing::Working => self.work(now, draw),
             Doing::HangingUp if now >= self.sent + PATIENCE => self.hung_up(None, now),
             Doing::Asking(_)
+            | Doing::Tracking(_)
             | Doing::Joining(_)
             | Doing::Affecting
             | Doing::Extending(_)
@@ -385,6 +409,11 @@ impl Client {
 
     /// No answer in time: again, or an error. An effect is not repeated.
     fn overdue(&mut self, now: u64) -> Vec<Act> {
+        if let Doing::Tracking(request) = &self.doing {
+            // Then without being told.
+            self.doing = Doing::Asking(request.clone());
+            return self.send(now);
+        }
         if self.tries < ATTEMPTS && self.doing != Doing::Affecting {
             return self.resend(now);
         }

@@ -55,6 +55,7 @@ fn no_stale_effect_no_repeated_fence_and_no_lost_wake_up() {
     assert!(sum.handovers > 10 * per_seed && sum.takeovers > per_seed, "{sum:?}");
     assert!(sum.refused > 0 && sum.failovers > 0 && sum.pauses > 0 && sum.crashes > 0, "{sum:?}");
     assert!(sum.renewed > 3 * per_seed, "{sum:?}");
+    assert!(sum.told > per_seed, "{sum:?}");
     assert!(sum.repeated > 0 && sum.doubts > 0 && sum.duplicates > 0 && sum.jumps > 0, "{sum:?}");
 }
 

@@ -56,6 +56,8 @@ pub struct Tally {
     pub repeated: u64,
     pub renewed: u64,
     pub doubts: u64,
+    /// Changes of which trackers were told.
+    pub told: u64,
     pub duplicates: u64,
     pub pauses: u64,
     pub crashes: u64,
@@ -76,6 +78,7 @@ impl std::ops::AddAssign for Tally {
         self.repeated += other.repeated;
         self.renewed += other.renewed;
         self.doubts += other.doubts;
+        self.told += other.told;
         self.duplicates += other.duplicates;
         self.pauses += other.pauses;
         self.crashes += other.crashes;
@@ -90,6 +93,7 @@ impl std::ops::AddAssign for Tally {
 #[derive(Clone, Debug)]
 enum Message {
     Request(Request),
+    Track(Request),
     /// Of a watchdog, which sent it then.
     Renewal(Request, u64),
     Join(Request, Connection),
@@ -101,6 +105,7 @@ enum Message {
 #[derive(Clone, Debug)]
 enum Reply {
     Answer(Answer),
+    Changed,
     Renewal(Answer, u64),
     HungUp(Option<Vec<u8>>),
     Affected(bool),
@@ -145,6 +150,8 @@ pub struct World {
     served: BTreeMap<Connection, Vec<u8>>,
     owner_of: BTreeMap<Connection, (usize, u64)>,
     closed: BTreeSet<Connection>,
+    /// Who is told of the next change of the lock.
+    trackers: BTreeSet<(usize, u64)>,
     /// Which grant has a fence.
     granted: BTreeMap<u64, Vec<u8>>,
     /// When the server last lost data or time.
@@ -171,6 +178,7 @@ impl World {
             served: BTreeMap::new(),
             owner_of: BTreeMap::new(),
             closed: BTreeSet::new(),
+            trackers: BTreeSet::new(),
             granted: BTreeMap::new(),
             disturbed: 0,
             freed: None,
@@ -216,6 +224,7 @@ impl World {
         self.tally.takeovers = self.server.takeovers;
         self.tally.repeated = self.clients.iter().map(|client| client.repeated).sum();
         self.tally.renewed = self.clients.iter().map(|client| client.renewed).sum();
+        self.tally.told = self.clients.iter().map(|client| client.told).sum();
         self.tally.doubts = self.clients.iter().map(|client| client.doubts).sum();
         self.tally.virtual_s = self.now / SECOND;
     }
@@ -380,6 +389,7 @@ impl World {
         for act in acts {
             match act {
                 Act::Send(request) => self.send(client, Message::Request(request)),
+                Act::Track(request) => self.send(client, Message::Track(request)),
                 Act::Renew(request, sent) => self.send(client, Message::Renewal(request, sent)),
                 Act::Join(request, connection) => {
                     let life = self.clients[client].life;
@@ -438,9 +448,16 @@ impl World {
 
     fn at_server(&mut self, client: usize, life: u64, exchange: u64, message: Message) {
         let time = self.now + self.offset;
+        let before = self.server.data.lock.clone();
         self.server.expire(time);
         let reply = match message {
             Message::Request(request) => Reply::Answer(self.perform(&request, time)),
+            Message::Track(request) => {
+                let answer = self.perform(&request, time);
+                self.tell_trackers(&before);
+                self.trackers.insert((client, life));
+                Reply::Answer(answer)
+            }
             Message::Renewal(request, sent) => Reply::Renewal(self.perform(&request, time), sent),
             Message::Join(request, connection) => {
                 let answer = self.perform(&request, time);
@@ -457,6 +474,7 @@ impl World {
         if let Some(span) = self.travel() {
             self.at(self.now + span, Happening::AtClient { client, life, exchange, reply });
         }
+        self.tell_trackers(&before);
         while let Some((connection, baton)) = self.server.serve() {
             self.hand(connection, baton);
         }
@@ -464,6 +482,20 @@ impl World {
             self.server.blocked.iter().filter(|c| self.closed.contains(c)).copied().collect();
         for connection in closed {
             self.server.unblock(connection);
+        }
+    }
+
+    /// Once, of a change of the lock; a word of it may be lost.
+    fn tell_trackers(&mut self, before: &Option<(Vec<u8>, u64)>) {
+        if self.server.data.lock == *before {
+            return;
+        }
+        for (client, life) in std::mem::take(&mut self.trackers) {
+            if let Some(span) = self.travel() {
+                let reply = Reply::Changed;
+                let told = Happening::AtClient { client, life, exchange: 0, reply };
+                self.at(self.now + span, told);
+            }
         }
     }
 
@@ -524,6 +556,7 @@ impl World {
         let acts = match reply {
             Reply::Line(connection, event) => it.line_ended(connection, event, now),
             Reply::Renewal(answer, sent) => it.renewal_answered(sent, &answer),
+            Reply::Changed => it.changed(now),
             _ if it.exchange != exchange => return,
             Reply::Answer(answer) => it.answered(answer, now),
             Reply::HungUp(baton) => it.hung_up(baton, now),

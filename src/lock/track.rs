@@ -1,0 +1,86 @@
+//! A connection on which the server tells when the lock changes: client tracking, as of Redis 6.
+//!
+//! The keys that a look reads are remembered with its connection, once; with their first change
+//! (released by whomever, renewed, deleted, expired, evicted, flushed) comes a word of it, and the look must be
+//! repeated to hear of the next. It costs others nothing until then. How a peer, rueidislock, waits.
+
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::error::Result;
+use crate::lock::protocol::{Answer, Keys, Request};
+use crate::reply::checked;
+use crate::socket::Socket;
+use redis::Value;
+use std::time::Duration;
+
+/// How the server lists it.
+const NAME: &str = "tagsweep-tracking";
+
+/// Time for the rest of a message of which something has come.
+const REST: Duration = Duration::from_millis(1);
+
+/// The connection.
+pub(crate) struct Tracker(Socket);
+
+impl Tracker {
+    /// A new one, and a look: three round trips or, without password and TLS, two.
+    ///
+    /// # Errors
+    /// There is none to be had: no such command, no right to it, a proxy that knows RESP2 only.
+    pub fn start(
+        config: &Config,
+        keys: &Keys,
+        look: &Request,
+        deadline: Moment,
+    ) -> Result<(Self, Answer)> {
+        let mut socket = Socket::dial(config, deadline)?;
+        let hello = redis::cmd("HELLO").arg(3).arg("SETNAME").arg(NAME).to_owned();
+        // Of what our own look changes we need not hear.
+        let track = redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").to_owned();
+        socket.send(&[hello, track].iter().collect(), deadline)?;
+        let mut tracker = Self(socket);
+        for _ in 0..2 {
+            checked(tracker.0.receive(deadline)?)?;
+        }
+        let answer = tracker.look(keys, look, deadline)?;
+        Ok((tracker, answer))
+    }
+
+    /// Looks, and is told of the next change. One round trip.
+    pub fn look(&mut self, keys: &Keys, look: &Request, deadline: Moment) -> Result<Answer> {
+        let (script, args) = look.script(keys);
+        self.0.send(&std::iter::once(&script.by_body(&args)).collect(), deadline)?;
+        loop {
+            // What is told before the answer is older than it.
+            match self.0.receive(deadline)? {
+                Value::Push { .. } => {}
+                reply => return look.read(&checked(reply)?),
+            }
+        }
+    }
+
+    /// Whether the key was changed since the last look. No round trip.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn has_news(&mut self, key: &[u8]) -> Result<bool> {
+        let mut news = false;
+        loop {
+            // What came together with something else was read with it.
+            let rest = if self.0.is_quiet() { Duration::ZERO } else { REST };
+            match self.0.listen(Moment::now() + rest)? {
+                Some(told) => news |= names(&told, key),
+                None => return Ok(news),
+            }
+        }
+    }
+}
+
+/// Whether the server tells of that key: a list of keys, or none when all are gone.
+fn names(told: &Value, key: &[u8]) -> bool {
+    let Value::Push { data, .. } = told else { return false };
+    data.iter().any(|item| match item {
+        Value::Array(keys) => keys.contains(&Value::BulkString(key.to_vec())),
+        item => *item == Value::Nil,
+    })
+}

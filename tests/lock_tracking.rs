@@ -1,0 +1,168 @@
+//! What waiters hear of the lock while they wait, on a private server: the youngest are told of changes, and
+//! nobody asks while there are none.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use redis::Connection;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use support::{Server, run, until};
+use tagsweep::lock::{Lock, Outcome, status};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// The time after a look in which there is no other, and some more.
+const GAP: Duration = Duration::from_millis(1000);
+
+/// Much sooner than whoever asks again and again would notice.
+const AT_ONCE: Duration = Duration::from_millis(400);
+
+fn lock(server: &Server) -> Lock {
+    Lock::new(server.config(), b"a", MS(30_000)).unwrap()
+}
+
+/// A thread that waits for the lock; tells when it had it.
+fn waiter(server: &Server) -> Receiver<(Instant, Lock)> {
+    let (tell, told) = channel();
+    let mut lock = lock(server);
+    let before = status(&server.link(), b"a").unwrap().waiting;
+    std::thread::spawn(move || {
+        let had = lock.acquire_within(MS(20_000), &mut |_| true).unwrap();
+        assert!(matches!(had, Outcome::Acquired { .. }));
+        tell.send((Instant::now(), lock)).unwrap();
+    });
+    until("it waits", || status(&server.link(), b"a").unwrap().waiting > before);
+    told
+}
+
+/// The connections on which the server tells of changes.
+fn trackers(con: &mut Connection) -> Vec<String> {
+    let list: String = run(con, "CLIENT LIST");
+    let tracks = |line: &&str| line.contains("name=tagsweep-tracking");
+    let id = |line: &str| line.split(['=', ' ']).nth(1).unwrap().to_owned();
+    list.lines().filter(tracks).map(id).collect()
+}
+
+/// How often waiters have looked.
+fn looks(con: &mut Connection) -> u64 {
+    let stats: String = run(con, "INFO commandstats");
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_zrevrank:calls="));
+    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+/// Waiters in line behind a holder, the youngest told of changes, and nothing looked at for a while.
+fn settled(server: &Server, waiting: usize) -> (Connection, Lock, Vec<Receiver<(Instant, Lock)>>) {
+    let (mut con, mut holder) = (server.connect(), lock(server));
+    assert!(matches!(holder.acquire().unwrap(), Outcome::Acquired { .. }));
+    let line = (0..waiting).map(|_| waiter(server)).collect();
+    until("the youngest are told", || trackers(&mut con).len() == waiting.min(2));
+    std::thread::sleep(GAP);
+    let _: () = run(&mut con, "CONFIG RESETSTAT");
+    (con, holder, line)
+}
+
+#[test]
+fn nobody_asks_while_nothing_changes() {
+    let server = Server::start();
+    for waiting in [1, 2] {
+        let (mut con, mut holder, line) = settled(&server, waiting);
+        std::thread::sleep(MS(3000));
+        let stats: String = run(&mut con, "INFO commandstats");
+        let asked: Vec<&str> = stats.lines().filter(|line| line.starts_with("cmdstat_")).collect();
+        assert!(asked.iter().all(|line| line.starts_with("cmdstat_config|resetstat")), "{asked:?}");
+        assert!(holder.release().unwrap());
+        for told in line {
+            assert!(told.recv().unwrap().1.release().unwrap());
+        }
+        until("no connection is left behind", || trackers(&mut con).is_empty());
+    }
+}
+
+#[test]
+fn what_becomes_of_the_lock_is_noticed_at_once_and_in_order() {
+    let server = Server::start();
+    for change in ["DEL lock:a", "PEXPIRE lock:a 1", "RENAME lock:a b", "SET lock:a old PX 1"] {
+        let (mut con, _holder, line) = settled(&server, 3);
+        let changed = Instant::now();
+        let _: redis::Value = run(&mut con, change);
+        for (n, told) in line.into_iter().enumerate() {
+            let (had, mut lock) = told.recv().unwrap();
+            assert!(n > 0 || had - changed < AT_ONCE, "{change}: {:?}", had - changed);
+            assert!(n > 0 || looks(&mut con) <= 4, "{change}: {}", looks(&mut con));
+            assert!(lock.release().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_flush_is_noticed_at_once() {
+    let server = Server::start();
+    let (mut con, _holder, line) = settled(&server, 1);
+    let changed = Instant::now();
+    let _: () = run(&mut con, "FLUSHALL");
+    let (had, _lock) = line[0].recv().unwrap();
+    assert!(had - changed < AT_ONCE, "{:?}", had - changed);
+}
+
+#[test]
+fn a_program_that_knows_no_line_gives_back_and_the_next_has_the_lock_at_once() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let _: () = run(&mut con, "SET lock:a 5f3c0de PX 30000");
+    let line = waiter(&server);
+    until("it is told", || trackers(&mut con).len() == 1);
+    std::thread::sleep(GAP);
+    let released = Instant::now();
+    let _: () = run(&mut con, "DEL lock:a");
+    let (had, _lock) = line.recv().unwrap();
+    assert!(had - released < AT_ONCE, "{:?}", had - released);
+}
+
+#[test]
+fn a_lock_that_changes_all_the_time_is_looked_at_about_once_a_second() {
+    let server = Server::start();
+    let (mut con, mut holder, line) = settled(&server, 2);
+    let begun = Instant::now();
+    while begun.elapsed() < MS(3000) {
+        assert!(holder.extend(None).unwrap());
+    }
+    let looks = looks(&mut con);
+    assert!((2..=8).contains(&looks), "{looks}");
+    assert!(holder.release().unwrap());
+    for told in line {
+        assert!(told.recv().unwrap().1.release().unwrap());
+    }
+}
+
+#[test]
+fn a_connection_that_is_cut_is_made_again() {
+    let server = Server::start();
+    let (mut con, _holder, line) = settled(&server, 1);
+    let before = trackers(&mut con);
+    let _: i64 = run(&mut con, &format!("CLIENT KILL ID {}", before[0]));
+    until("it is told again", || {
+        let now = trackers(&mut con);
+        now.len() == 1 && now != before
+    });
+    std::thread::sleep(GAP);
+    let deleted = Instant::now();
+    let _: i64 = run(&mut con, "DEL lock:a");
+    let (had, _lock) = line[0].recv().unwrap();
+    assert!(had - deleted < AT_ONCE, "{:?}", had - deleted);
+}
+
+#[test]
+fn where_the_server_does_not_tell_the_lock_is_looked_at_again_and_again() {
+    let server = Server::start();
+    let (mut con, mut holder) = (server.connect(), lock(&server));
+    let _: () = run(&mut con, "ACL SETUSER default -client|tracking");
+    assert!(matches!(holder.acquire().unwrap(), Outcome::Acquired { .. }));
+    let line = waiter(&server);
+    until("it looks", || looks(&mut con) >= 3);
+    let deleted = Instant::now();
+    let _: i64 = run(&mut con, "DEL lock:a");
+    let (had, _lock) = line.recv().unwrap();
+    assert!(had - deleted < MS(1700), "{:?}", had - deleted);
+}
