@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench handover [-- SECONDS]`. The processes are this program, run again; they share
 //! the machine's monotonic clock. Commands are counted by the server: sent by clients, and in all, those
-//! inside scripts included. Then 100 of them once more for 10 s under MONITOR: order of arrival is the order in which
+//! inside scripts included. Then what they send while nothing happens. Then 100 of them once more for 10 s under MONITOR: order of arrival is the order in which
 //! the server enters them into the line, for a process that lost its core has asked nobody yet. Ends with exit code 1
 //! when exclusion or that order is not kept.
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -40,6 +40,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     let kept = [1, 10, 100].map(|waiters| measure(waiters, Duration::from_secs(seconds)));
+    [1, 10, 100].map(|waiters| rest(waiters, Duration::from_secs(2 * seconds)));
     if kept.contains(&false) || !in_order(100, Duration::from_secs(2 * seconds)) {
         std::process::exit(1);
     }
@@ -137,6 +138,26 @@ fn measure(waiters: usize, span: Duration) -> bool {
         println!("NOT KEPT: two held it at once");
     }
     exclusive
+}
+
+/// What waiters send that have joined the line behind a lease of 30 s.
+fn rest(waiters: usize, span: Duration) {
+    let server = Server::start();
+    let mut con = server.connect();
+    let mut lock = Lock::new(server.config(), b"bench", Duration::from_secs(30)).unwrap();
+    lock.acquire().unwrap();
+    let files: Vec<_> = (0..waiters).map(|n| server.dir().join(format!("h{n}"))).collect();
+    let children: Vec<_> = files.iter().map(|file| start(&server.socket(), file)).collect();
+    support::until("all wait", || run::<usize>(&mut con, "ZCARD {lock:bench}:waiters") == waiters);
+    run::<()>(&mut con, "CONFIG RESETSTAT");
+    std::thread::sleep(span);
+    let sent = counted(&mut con).0;
+    std::fs::write(format!("{}.stop", server.socket().display()), "").unwrap();
+    lock.release().unwrap();
+    for mut child in children {
+        child.wait().unwrap();
+    }
+    println!("{waiters} waiting: {sent} commands in the first {} s at rest", span.as_secs());
 }
 
 /// Whether grants come in the order of arrival, and how many commands each takes, as the server tells.
