@@ -404,6 +404,29 @@ fn a_lock_that_stays_for_a_time_was_given_back_all_the_same() {
 }
 
 #[test]
+fn a_grant_after_one_that_was_never_given_back_is_a_takeover_here_as_on_the_server() {
+    let server = Server::start();
+    let mut other = server.connect();
+    // The server counts for whom keeps statistics there.
+    for record in [true, false] {
+        let options = Options { record, ..Options::new(TTL) };
+        let mut next = Lock::on(server.link(), b"job", options).unwrap();
+        let mut killed = lock(&server);
+        fence(killed.acquire().unwrap());
+        assert_eq!(killed.stats().takeovers, 0);
+        let _: () = run(&mut other, "DEL lock:job");
+        fence(next.acquire().unwrap());
+        assert_eq!(next.stats().takeovers, 1);
+        assert!(next.release().unwrap());
+        fence(next.acquire().unwrap());
+        assert_eq!(next.stats().takeovers, 1, "that was given back");
+        assert!(next.release().unwrap());
+        let counted = run::<Option<u64>>(&mut other, "HGET {lock:job}:stats takeover");
+        assert_eq!(counted, Some(1), "not once more with what is told");
+    }
+}
+
+#[test]
 fn a_release_over_a_connection_that_died_tells_the_truth() {
     let server = Server::start();
     let mut other = server.connect();

@@ -382,6 +382,33 @@ fn checkpoint_is_what_its_model_is() {
 }
 
 #[test]
+fn rights_is_what_its_model_is() {
+    let server = Server::start();
+    let (mut root, mut con) = (server.connect(), server.connect());
+    let _: () = run(&mut root, "ACL SETUSER sweeper on nopass ~tag:* ~{lock:sweep}:* +eval");
+    let _: () = run(&mut con, "AUTH sweeper none");
+    for seed in 0..500 {
+        let mut dice = Random::new(seed);
+        let mut refused = Vec::new();
+        for name in ["SREM", "SADD", "SISMEMBER", "TYPE", "HSET"] {
+            let may = one_in(&mut dice, 2);
+            let sign = if may { '+' } else { '-' };
+            let _: () = run(&mut root, &format!("ACL SETUSER sweeper {sign}{name}"));
+            refused.extend((!may).then(|| Value::BulkString(name.into())));
+        }
+        let keys = &["tag:a", QUARANTINE][..1 + dice.below(2) as usize];
+        if keys.len() == 1 {
+            refused.retain(|name| *name != Value::BulkString("HSET".into()));
+        }
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(include_str!("../src/scripts/rights.lua")).arg(keys.len()).arg(keys);
+        let answer: Value = eval.query(&mut con).unwrap();
+        assert_eq!(answer, Value::Array(refused), "seed {seed}: {keys:?}");
+    }
+    assert_eq!(run::<u64>(&mut root, "DBSIZE"), 0);
+}
+
+#[test]
 fn where_idle_times_are_kept_no_more_a_tag_counts_as_used() {
     let server = Server::start();
     let mut con = server.connect();

@@ -165,6 +165,8 @@ pub struct Attempt {
     doubtful: bool,
     /// A grant was over before its answer came.
     late: bool,
+    /// The grant before ours was never given back.
+    took_over: bool,
     /// The server knows that we wait no more.
     left: bool,
 }
@@ -200,6 +202,7 @@ impl Attempt {
             cancelled: false,
             doubtful: false,
             late: false,
+            took_over: false,
             left: false,
         }
     }
@@ -227,6 +230,11 @@ impl Attempt {
     /// Whether the lock was granted to us, and the lease was over before we heard of it.
     pub fn came_late(&self) -> bool {
         self.late
+    }
+
+    /// Whether the grant before ours was never given back.
+    pub fn took_over(&self) -> bool {
+        self.took_over
     }
 
     /// What is to be said when nothing more is asked: who may stand in line, also one that was granted the lock
@@ -261,7 +269,7 @@ impl Attempt {
 
     /// Our place went with the grant.
     fn claiming(&mut self, event: Event, now: Moment) -> Step {
-        if matches!(event, Event::Answered(Answer::Granted(_), _)) {
+        if matches!(event, Event::Answered(Answer::Granted { .. }, _)) {
             self.waiter.clear();
         }
         self.asking(event, now)
@@ -269,7 +277,10 @@ impl Attempt {
 
     fn asking(&mut self, event: Event, now: Moment) -> Step {
         match event {
-            Event::Answered(Answer::Granted(value), sent) => self.granted(value, sent, now),
+            Event::Answered(Answer::Granted { value, takeover }, sent) => {
+                self.took_over |= takeover;
+                self.granted(value, sent, now)
+            }
             Event::Answered(Answer::Held(value, ttl), _) => {
                 (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
                 self.go_on(now)
@@ -519,6 +530,10 @@ fn draw(name: &str) -> f64 {
 mod tests {
     use super::*;
 
+    fn granted_at(at: Moment) -> Event {
+        Event::Answered(Answer::Granted { value: b"t:7|h|1|p".to_vec(), takeover: false }, at)
+    }
+
     #[test]
     fn draws_spread() {
         let draws: Vec<f64> = (0..1000).map(|n| draw(&format!("5eed.{n}"))).collect();
@@ -532,7 +547,7 @@ mod tests {
         let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
         let (ttl, budget) = (Duration::from_millis(300), Duration::from_millis(100));
         let held = || Event::Answered(Answer::Held(b"u:6|h|1|p".to_vec(), None), ms(0));
-        let granted = |at| Event::Answered(Answer::Granted(b"t:7|h|1|p".to_vec()), ms(at));
+        let granted = |at| granted_at(ms(at));
         let doubtful = || {
             let manner = Manner { ttl, budget, mode: WaitMode::Backoff, record: false };
             let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
@@ -636,7 +651,7 @@ mod tests {
         let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
         let (ttl, budget) = (Duration::from_millis(300), Duration::ZERO);
         let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
-        let granted = || Event::Answered(Answer::Granted(b"t:7|h|1|p".to_vec()), ms(0));
+        let granted = || granted_at(ms(0));
         let extended = |at| Event::Answered(Answer::Extended(ttl), ms(at));
         let attempt = || {
             let manner = manner.clone();

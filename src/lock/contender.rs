@@ -159,6 +159,11 @@ impl Contender {
         &self.lease.insert((lease, pulse)).1
     }
 
+    /// What was granted follows a grant that was never given back. The server has counted that itself.
+    pub fn took_over(&mut self) {
+        self.total.takeovers += 1;
+    }
+
     /// Takes an owner's value in, of whose lease nothing else is known yet.
     pub fn restored(&mut self, lease: Lease) {
         (self.pid, self.restored, self.undated) = (std::process::id(), true, true);

@@ -587,6 +587,9 @@ pub(crate) fn acquire_within(
             let fence = lease.fence;
             let waited = lease.begun.since(begun);
             contender.granted(lease, ttl, waited);
+            if attempt.took_over() {
+                contender.took_over();
+            }
             Ok(Outcome::Acquired { fence })
         }
         Ok(Err(holder)) => {

@@ -154,8 +154,13 @@ pub enum Count {
 /// What the server says to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is ours, with this value.
-    Granted(Vec<u8>),
+    /// It is ours.
+    Granted {
+        /// The value of the lock key.
+        value: Vec<u8>,
+        /// The grant before it was never given back.
+        takeover: bool,
+    },
     /// Another has it: the value, and what its TTL has left.
     Held(Vec<u8>, Option<Duration>),
     /// We are in the line.
@@ -232,12 +237,11 @@ impl Request {
     /// Reads the reply to this request.
     pub(crate) fn read(&self, reply: &Value) -> Result<Answer> {
         let understood = match (self, reply) {
-            (Self::Acquire { token, .. }, Value::BulkString(value)) => {
-                let rest = value.strip_prefix(token.as_bytes());
-                let ours = rest.is_some_and(|rest| rest.starts_with(b":"));
-                ours.then(|| Answer::Granted(value.clone()))
-            }
-            (Self::Acquire { .. }, Value::Array(items)) => held(items),
+            (Self::Acquire { token, .. }, Value::BulkString(value)) => granted(token, value, false),
+            (Self::Acquire { token, .. }, Value::Array(items)) => match items.as_slice() {
+                [Value::BulkString(value), Value::BulkString(_)] => granted(token, value, true),
+                items => held(items),
+            },
             (Self::Wait { .. }, Value::Array(items)) => waiting(items),
             (Self::Leave { .. }, Value::Int(1)) => Some(Answer::Left),
             (Self::Extend { .. }, Value::Array(items)) => extended(items),
@@ -252,6 +256,11 @@ impl Request {
 fn ms(span: Duration) -> u64 {
     // Spans from callers were checked; what is left of one may have shrunk to nothing.
     ttl_ms(span).unwrap_or(1)
+}
+
+fn granted(token: &str, value: &[u8], takeover: bool) -> Option<Answer> {
+    let rest = value.strip_prefix(token.as_bytes())?;
+    rest.starts_with(b":").then(|| Answer::Granted { value: value.to_vec(), takeover })
 }
 
 fn held(items: &[Value]) -> Option<Answer> {
@@ -323,5 +332,10 @@ mod tests {
         let acquire = Request::Acquire { token, ttl: CLAIM, claim, count };
         let granted = |value: &[u8]| acquire.read(&Value::BulkString(value.to_vec())).is_ok();
         assert!(granted(b"ab:7|host") && !granted(b"abc:7|host") && !granted(b"cd:7|host"));
+        let pair = |last| Value::Array(vec![Value::BulkString(b"ab:7|h".to_vec()), last]);
+        let after = acquire.read(&pair(Value::BulkString(b"takeover".to_vec()))).unwrap();
+        assert_eq!(after, Answer::Granted { value: b"ab:7|h".to_vec(), takeover: true });
+        let held = acquire.read(&pair(Value::Int(-1))).unwrap();
+        assert_eq!(held, Answer::Held(b"ab:7|h".to_vec(), None));
     }
 }

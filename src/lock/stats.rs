@@ -163,7 +163,7 @@ pub struct Stats {
     pub unknown: u64,
     /// Attempts that failed.
     pub errors: u64,
-    /// Grants that followed one that was never given back. Counted on the server only.
+    /// Grants that followed one that was never given back.
     pub takeovers: u64,
     /// Renewals.
     pub renewed: u64,

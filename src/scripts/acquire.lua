@@ -28,7 +28,8 @@
 --   fail for want of memory, and nothing else with them)
 -- ARGV[6] the baton that we popped, if we did
 -- ARGV[7] our ticket then: all tickets up to it are served or dead
--- Returns the value when granted, {holder's value, remaining TTL in ms or -1} when held.
+-- Returns the value when granted, {the value, 'takeover'} after a grant that was never given back, {holder's
+--   value, remaining TTL in ms or -1} when held.
 -- Cost: O(1), 3 commands when free, at most 15; with a baton O(waiters that died) more.
 local function value(fence) return ARGV[1] .. ':' .. fence .. '|' .. ARGV[2] end
 
@@ -96,11 +97,12 @@ if number and tonumber(number) >= tonumber(fence) then
   redis.call('SET', KEYS[1], ours, 'PX', ARGV[3])
   leave(fence)
 end
+if open ~= '+' then return ours end
 -- It is what became of somebody's grant: also where this one keeps no statistics, and somebody does.
-if open == '+' and (ARGV[5] ~= '0' or redis.call('EXISTS', KEYS[5], KEYS[6]) > 0) then
+if ARGV[5] ~= '0' or redis.call('EXISTS', KEYS[5], KEYS[6]) > 0 then
   if ARGV[5] ~= '0' then redis.pcall('HINCRBY', KEYS[5], 'takeover', 1) end
   redis.pcall('LPUSH', KEYS[6], number .. '|' .. rest .. '|-1')
   redis.pcall('LTRIM', KEYS[6], 0, 9)
   redis.pcall('PEXPIRE', KEYS[6], ARGV[4])
 end
-return ours
+return {ours, 'takeover'}

@@ -109,7 +109,7 @@ impl Server {
         if let Some((held, left)) = self.held(now).filter(|(held, _)| held != popped) {
             if owner(&held) == token.as_bytes() {
                 self.data.lock = Some((held.clone(), now + ttl));
-                return Answer::Granted(held);
+                return Answer::Granted { value: held, takeover: false };
             }
             let lies = self.data.baton.as_ref().is_some_and(|(baton, _)| *baton == held);
             if fence_of(&held) != 0 || !lies {
@@ -135,7 +135,7 @@ impl Server {
             let ticket: u64 = ticket.parse().unwrap_or(0);
             self.data.waiters.retain(|other, _| *other > ticket);
         }
-        Answer::Granted(value)
+        Answer::Granted { value, takeover: open }
     }
 
     fn put_in_transit(&mut self, transit: &[u8], now: u64) {
@@ -220,6 +220,24 @@ impl Server {
             self.handovers += 1;
         }
         Answer::Released
+    }
+
+    /// An operator takes the lock away; whether it was held, and whether that was the grant which was meant.
+    pub fn force(&mut self, fence: Option<u64>, transit: &[u8], now: u64) -> Option<bool> {
+        self.expire(now);
+        let (held, _) = self.data.lock.clone()?;
+        let has = fence_of(&held);
+        if fence.is_some_and(|meant| meant != has) {
+            return Some(false);
+        }
+        (self.data.lock, self.data.baton) = (None, None);
+        if !self.data.waiters.is_empty() {
+            self.put_in_transit(transit, now);
+        }
+        if has != 0 && self.data.fence != Some((has, false)) {
+            self.data.fence = Some((has, false));
+        }
+        Some(true)
     }
 
     /// A connection blocks on the baton.

@@ -503,7 +503,7 @@ impl World {
         let answer = self.server.answer(request, time);
         match &answer {
             Answer::Released => self.freed = Some(self.now),
-            Answer::Granted(_) => {
+            Answer::Granted { .. } => {
                 let claimed = matches!(request, Request::Acquire { claim: Some(_), .. });
                 if !claimed && !self.server.blocked.is_empty() {
                     self.tally.overtaken += 1;
