@@ -10,11 +10,16 @@ use build::{archive, built, library, ok, repository, run, shared};
 use redis::Commands;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use support::errors::{Refusing, matrix};
 use support::{Server, age, until};
 
 fn compile(example: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBuf {
-    let program = to.join(format!("{example}-{}-{}", compiler[0], link.len()));
-    let source = repository().join("capi/examples").join(example);
+    compile_in("capi/examples", example, compiler, link, to)
+}
+
+fn compile_in(folder: &str, name: &str, compiler: &[&str], link: &[&str], to: &Path) -> PathBuf {
+    let program = to.join(format!("{name}-{}-{}", compiler[0], link.len()));
+    let source = repository().join(folder).join(name);
     let include = format!("-I{}", repository().join("include").display());
     let mut command = Command::new(compiler[0]);
     command
@@ -200,4 +205,23 @@ fn a_renewed_lease_is_waited_for_handed_over_and_lost() {
     let second = waiter.wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&second.stderr).contains("lost: stolen"));
+}
+
+#[test]
+fn every_answer_of_a_server_has_its_code_for_every_act() {
+    library();
+    let (place, link) = (place(), shared());
+    let link: Vec<&str> = link.iter().map(String::as_str).collect();
+    let program = compile_in("capi/tests/programs", "errors.c", C99, &link, place.path());
+    for row in matrix() {
+        let server = Refusing::with(row.answer);
+        let mut command = Command::new(&program);
+        let told = ok(command.env("LD_LIBRARY_PATH", place.path()).arg(server.url()));
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines.len(), 4, "{told}");
+        for (line, act) in lines.iter().zip(["acquire", "verify", "extend", "release"]) {
+            assert!(line.starts_with(&format!("{act} {} ", row.c)), "{}: {line}", row.answer);
+            assert!(line.contains("lock:job") && line.contains("unix://"), "{line}");
+        }
+    }
 }

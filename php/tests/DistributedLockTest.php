@@ -454,4 +454,42 @@ final class DistributedLockTest extends TestCase
         new DistributedLock($plain, 'job');
         self::assertSame([true, $before], [str_contains($before, 'NOPERM'), $plain->getLastError()]);
     }
+
+    /** @return iterable<string, array{string, class-string}> */
+    public static function answers(): iterable
+    {
+        foreach (file(dirname(__DIR__, 2) . '/tests/errors.tsv', FILE_IGNORE_NEW_LINES) as $line) {
+            if ($line[0] !== '#') {
+                [$answer, , , $class] = explode("\t", $line);
+                yield $answer ?: 'no answer' => [$answer, "Tagsweep\\Exception\\$class"];
+            }
+        }
+    }
+
+    /** @dataProvider answers */
+    public function testEveryAnswerOfAServerHasItsExceptionForEveryAct(string $answer, string $class): void
+    {
+        $socket = "{$this->server->folder}/refusing";
+        $refusing = new Run([__DIR__ . '/refusing.php', $socket, $answer]);
+        $refusing->awaitLine('ready');
+        $acts = [
+            'acquire' => static fn () => (new DistributedLock("unix://$socket", 'job'))->acquire(),
+            'verify' => static fn (DistributedLock $lock) => $lock->verify(),
+            'refresh' => static fn (DistributedLock $lock) => $lock->refresh(),
+            'release' => static fn (DistributedLock $lock) => $lock->release(),
+        ];
+        foreach ($acts as $name => $act) {
+            $lock = DistributedLock::restore("unix://$socket", 'job', '0123456789abcdef:7|host|1|test');
+            try {
+                $act($lock);
+                self::fail("$name: no exception");
+            } catch (ExceptionInterface $e) {
+                self::assertSame($class, $e::class, "$name: {$e->getMessage()}");
+                self::assertStringContainsString('"lock:job"', $e->getMessage());
+                self::assertStringContainsString("unix://$socket", $e->getMessage());
+            }
+        }
+        $refusing->signal(SIGKILL);
+        $refusing->end();
+    }
 }

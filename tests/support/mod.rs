@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod clock;
+pub mod errors;
 pub mod proxy;
 pub mod random;
 pub mod say;

@@ -1,6 +1,7 @@
 //! `tagsweep lock`: a command under a lock.
 
 use crate::fixtures::*;
+use crate::support::errors::{Refusing, matrix};
 use crate::support::{Server, run, signal, until};
 use redis::Commands;
 use std::io::{BufRead, BufReader};
@@ -269,4 +270,21 @@ fn a_server_that_does_not_answer_keeps_nobody_when_the_command_has_ended() {
     assert_eq!(code, 5, "{err}");
     assert!(err.contains("could not be released and ends with its TTL"), "{err}");
     assert!(took < Duration::from_millis(2500), "{took:?}");
+}
+
+#[test]
+fn every_answer_of_a_server_has_its_exit_code_and_says_what_failed_where() {
+    for row in matrix() {
+        let server = Refusing::with(row.answer);
+        let url = server.url();
+        let acts: [&[&str]; 2] = [
+            &["lock", "job", "--url", &url, "--", "true"],
+            &["force-release", "job", "--fence", "7", "--url", &url],
+        ];
+        for act in acts {
+            let (code, out, err) = tagsweep(act);
+            assert_eq!(code, row.exit, "{act:?}, {}: {out}{err}", row.answer);
+            assert!(err.contains("lock:job") && err.contains(&url), "{err}");
+        }
+    }
 }
