@@ -209,6 +209,10 @@ fn rights(seen: &Seen, role: Role) -> Vec<Finding> {
             "locks are waited for by asking again, in no order",
         ),
     });
+    found.extend(seen.tracking.as_ref().map(|e| {
+        let what = format!("it does not tell of changes (client tracking): {e}");
+        Finding::new(Note, what, "whoever waits looks at the lock about once a second")
+    }));
     found
 }
 
@@ -285,12 +289,13 @@ mod tests {
         let seen = Seen {
             scripts: Some("NOPERM".into()),
             blocking: Some("NOPERM".into()),
+            tracking: Some("NOPERM".into()),
             refused: vec!["SREM".into()],
             ..Seen::default()
         };
         let grades: Vec<Grade> =
             rights(&seen, Role::Sweep).iter().map(|finding| finding.grade).collect();
-        assert_eq!(grades, [Grade::Bad, Grade::Bad, Grade::Note]);
+        assert_eq!(grades, [Grade::Bad, Grade::Bad, Grade::Note, Grade::Note]);
         assert_eq!(rights(&seen, Role::Plan).len(), 1);
         assert_eq!(about(&seen, Role::Sweep)[0].grade, Grade::Note, "INFO is not told");
         assert_eq!(about(&seen, Role::Watch).len(), 0, "and not missed");

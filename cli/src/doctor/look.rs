@@ -64,6 +64,8 @@ pub(super) struct Seen {
     /// What it answers to a script and to a command that blocks, if that is an error.
     pub scripts: Option<String>,
     pub blocking: Option<String>,
+    /// And to a request to tell of changes no more, which does nothing.
+    pub tracking: Option<String>,
     pub refused: Vec<String>,
     pub lock: Option<Status>,
     /// The server's clock, and when the last complete sweep ended, if one ever did (s); where both may be asked.
@@ -119,6 +121,8 @@ impl Seen {
             // Of a lock that nobody has.
             let nobody = Keys::new(prefix, b"tagsweep-doctor")?;
             self.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody.baton).arg("0.01")))?;
+            let untracked = cmd("CLIENT").arg("TRACKING").arg("OFF").to_owned();
+            self.tracking = refusal(link.bare(&untracked))?;
             if self.scripts.is_none() {
                 self.refused.extend(refused_writes(link, args.role, &keys, &tag)?);
             }

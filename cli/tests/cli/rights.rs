@@ -161,11 +161,12 @@ fn the_doctor_says_what_stands_in_the_way_and_changes_nothing() {
     let (code, out, err) = examine(&server.url());
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(out.contains("round trip") && out.contains("no sweep was ever complete"), "{out}");
-    run::<()>(&mut con, "ACL SETUSER some on >pw ~* +@all -srem -blpop");
+    run::<()>(&mut con, "ACL SETUSER some on >pw ~* +@all -srem -blpop -client|tracking");
     let some = format!("unix://{}?user=some&pass=pw", server.socket().display());
     let (code, out, _) = examine(&some);
     assert!(code == 1 && out.contains("bad   the user may not: SREM on tag:"), "{out}");
     assert!(out.contains("note  commands do not block"), "{out}");
+    assert!(out.contains("note  it does not tell of changes"), "{out}");
     run::<()>(&mut con, "ACL SETUSER some -eval -info");
     let (code, out, _) = tagsweep(&["doctor", "--url", &some, "--json"]);
     let bad = |line: &serde_json::Value| line["grade"] == "bad";
