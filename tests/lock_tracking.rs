@@ -111,9 +111,13 @@ fn a_program_that_knows_no_line_gives_back_and_the_next_has_the_lock_at_once() {
     let server = Server::start();
     let mut con = server.connect();
     let _: () = run(&mut con, "SET lock:a 5f3c0de PX 30000");
-    let line = waiter(&server);
+    let (joined, line) = (Instant::now(), waiter(&server));
     until("it is told", || trackers(&mut con).len() == 1);
-    std::thread::sleep(GAP);
+    assert!(
+        joined.elapsed() < MS(700),
+        "who waits for such a one asks soon: {:?}",
+        joined.elapsed()
+    );
     let released = Instant::now();
     let _: () = run(&mut con, "DEL lock:a");
     let (had, _lock) = line.recv().unwrap();

@@ -38,7 +38,7 @@ use crate::clock::Moment;
 use crate::error::Result;
 use crate::lock::lease::{Holder, Lease, safe_until, tokens, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
-use crate::lock::wait::{WATCH, WaitMode, Watch, line_life, pause};
+use crate::lock::wait::{WaitMode, Watch, line_life, pause};
 use std::time::Duration;
 
 /// A place in the line that broke within this time was none.
@@ -345,7 +345,10 @@ impl Attempt {
                 self.in_line(told, now + self.watch.next_look(ttl), now)
             }
             Event::Baton(baton) => self.claim(baton, ticket),
-            Event::Changed => self.in_line(ticket, look.min((self.looked + WATCH).max(now)), now),
+            Event::Changed => {
+                let soonest = (self.looked + self.watch.gap()).max(now);
+                self.in_line(ticket, look.min(soonest), now)
+            }
             Event::Time if now >= self.end => self.hang_up(ticket),
             Event::Time => {
                 self.state = State::Queued { ticket, next_look: look };

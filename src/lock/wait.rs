@@ -27,6 +27,9 @@ pub enum WaitMode {
 /// How often a waiter looks for whom nobody else does, and how often one at most who is told of changes.
 pub(crate) const WATCH: Duration = Duration::from_millis(900);
 
+/// The same while a program that knows no line has the lock, for who has just joined or is told of changes.
+const GLANCE: Duration = Duration::from_millis(100);
+
 /// Longest time between two looks: the line's key must outlive it. It lives for two of these, so that
 /// the tickets of waiters who were killed are soon gone when nobody else waits.
 const RAREST: Duration = Duration::from_secs(60);
@@ -72,6 +75,11 @@ impl Watch {
         self.looks > 1 && self.is_young() && self.tracked != Some(false)
     }
 
+    /// How long after the last look the next one may come, when the lock has changed.
+    pub fn gap(&self) -> Duration {
+        if self.fence.is_none() { GLANCE } else { WATCH }
+    }
+
     /// How long after the last look the next one is due, for a holder whose TTL has `left`.
     pub fn next_look(&self, left: Option<Duration>) -> Duration {
         let rarer = 1 << self.spared.saturating_sub(1).min(6);
@@ -80,7 +88,8 @@ impl Watch {
             // A baton that nobody takes lies there for as long, and tells who lost it.
             (true, _) if self.fence == Some(0) => WATCH,
             (true, _) => RAREST,
-            _ if self.fence.is_none() => WATCH,
+            _ if self.fence.is_none() && self.looks > 1 => WATCH,
+            _ if self.fence.is_none() => GLANCE,
             _ => WATCH.saturating_mul(self.younger.saturating_add(1)).saturating_mul(rarer),
         };
         let expiry = left.map_or(RAREST, |left| left + SOON + STAGGER * self.younger.min(50));
@@ -155,6 +164,7 @@ mod tests {
         );
         assert!(!watch(0, Some(7), Some(false), 1).tracks());
         assert!(watch(1, Some(7), Some(false), 5).next_look(None) < Duration::from_secs(2));
+        assert_eq!(watch(0, None, None, 0).next_look(None), GLANCE);
         assert!(watch(50, None, None, 5).next_look(None) < Duration::from_secs(1));
         let soon = Some(Duration::from_millis(40));
         let expiry = watch(0, Some(7), Some(true), 1).next_look(soon);
