@@ -9,7 +9,7 @@ RELEASE = target/release
 CARGO ?= cargo
 PHP ?= php
 # What every server that we support must keep.
-CONTRACTS = --test lock_contract --test lock_waiting --test lock_renewal --test lock_errors \
+CONTRACTS = --test lock_contract --test lock_waiting --test lock_tracking --test lock_renewal --test lock_errors \
   --test faults --test sweep_contract --test sweep_races
 MAN = $(PREFIX)/share/man/man1
 BASH = $(PREFIX)/share/bash-completion/completions

@@ -42,8 +42,9 @@ pub struct Fate(Arc<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// When last words were said in vain (us).
+    /// When last words were said in vain, and when it refused to tell of changes (us).
     given_up: AtomicU64,
+    refused_to_tell: AtomicU64,
     awake: Awake,
 }
 
@@ -103,6 +104,9 @@ impl Awake {
 
 /// For how long last words are not tried again.
 const GIVEN_UP: Duration = Duration::from_millis(250);
+
+/// For how long a server is not asked again that refused to tell of changes.
+const REFUSED: Duration = Duration::from_secs(300);
 
 /// Spare connections that are kept.
 const SPARES: usize = 4;
@@ -370,6 +374,17 @@ impl Link {
     pub(crate) fn is_given_up(&self) -> bool {
         let at = self.fate.0.given_up.load(Ordering::Acquire);
         at != 0 && Moment::now().since(Moment::from_micros(at)) < GIVEN_UP
+    }
+
+    /// The server does not tell of changes: it knows no such command, or has no right to it for us.
+    pub(crate) fn note_refusal_to_tell(&mut self) {
+        self.fate.0.refused_to_tell.store(Moment::now().micros(), Ordering::Release);
+    }
+
+    /// Whether that was not long ago.
+    pub(crate) fn refuses_to_tell(&self) -> bool {
+        let at = self.fate.0.refused_to_tell.load(Ordering::Acquire);
+        at != 0 && Moment::now().since(Moment::from_micros(at)) < REFUSED
     }
 
     /// Drops the connection; the next use makes a new one.

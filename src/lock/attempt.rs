@@ -38,7 +38,7 @@ use crate::clock::Moment;
 use crate::error::Result;
 use crate::lock::lease::{Holder, Lease, safe_until, tokens, transit, whoami};
 use crate::lock::protocol::{Answer, Count, Request};
-use crate::lock::wait::{WaitMode, Watch, line_life, pause};
+use crate::lock::wait::{Told, WaitMode, Watch, line_life, pause};
 use std::time::Duration;
 
 /// A place in the line that broke within this time was none.
@@ -48,6 +48,9 @@ const AT_ONCE: Duration = Duration::from_millis(400);
 const PLACES: u32 = 3;
 const WHILE: Duration = Duration::from_secs(1);
 const LONGEST_WHILE: Duration = Duration::from_secs(60);
+
+/// Who waits no longer than that need not be told of changes.
+const WORTH_A_CONNECTION: Duration = Duration::from_secs(2);
 
 /// What the driver is to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,7 +331,7 @@ impl Attempt {
             self.misplaced = 0;
         }
         if matches!(event, Event::Tracked(..)) {
-            self.watch.tracked = Some(true);
+            self.watch.told = Told::Yes;
         }
         match event {
             Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _)
@@ -352,7 +355,7 @@ impl Attempt {
             Event::Time if now >= self.end => self.hang_up(ticket),
             Event::Time => {
                 self.state = State::Queued { ticket, next_look: look };
-                self.look()
+                self.look(now)
             }
             Event::CannotBlock => {
                 self.manner.mode = WaitMode::Backoff;
@@ -364,13 +367,16 @@ impl Attempt {
     }
 
     /// A look from our place; one after which the server is to tell of changes may come to another.
-    fn look(&mut self) -> Step {
+    fn look(&mut self, now: Moment) -> Step {
         let request = self.wait_request(false);
-        if !self.watch.tracks() {
-            return Step::Ask(request);
+        let tracks = self.watch.tracks();
+        // A connection for it is not worth it for a moment.
+        let is_new = self.watch.told == Told::NotAsked;
+        let too_late = is_new && self.end.since(now) < WORTH_A_CONNECTION;
+        if tracks {
+            self.watch.told = Told::No;
         }
-        self.watch.tracked = Some(false);
-        Step::Track(request)
+        if tracks && !too_late { Step::Track(request) } else { Step::Ask(request) }
     }
 
     /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and waited
@@ -614,6 +620,49 @@ mod tests {
                 step => panic!("{step:?}"),
             }
         }
+    }
+
+    #[test]
+    fn who_is_told_of_a_change_looks_again_though_not_at_once() {
+        let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+        let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+        let waiting = |younger| {
+            let (holder, ttl) = (b"u:6|h|1|p".to_vec(), Some(Duration::from_secs(600)));
+            Answer::Waiting { holder, ttl, younger, ticket: "1".into() }
+        };
+        let mut attempt = Attempt::with_tokens(manner.clone(), "t".into(), "n".into(), ms(0));
+        attempt.begin();
+        let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
+        assert!(matches!(attempt.on(Event::Answered(held, ms(0)), ms(0)), Step::Join(_)));
+        let first = attempt.on(Event::Answered(waiting(0), ms(0)), ms(0));
+        assert_eq!(first, Step::Listen(ms(900)));
+        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
+        let next = attempt.on(Event::Answered(waiting(1), ms(900)), ms(900));
+        assert_eq!(next, Step::Listen(ms(900)));
+        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
+        let told = attempt.on(Event::Tracked(waiting(1), ms(900)), ms(1000));
+        assert_eq!(told, Step::Listen(ms(4600)));
+        assert_eq!(attempt.on(Event::Changed, ms(1200)), Step::Listen(ms(1900)));
+        assert_eq!(attempt.on(Event::Changed, ms(1300)), Step::Listen(ms(1900)));
+        assert!(matches!(attempt.on(Event::Time, ms(1900)), Step::Track(_)));
+        // Nobody tells any more: it looks again and again.
+        let told = attempt.on(Event::Answered(waiting(1), ms(1900)), ms(2000));
+        assert_eq!(told, Step::Listen(ms(3800)));
+        assert!(matches!(attempt.on(Event::Time, ms(3800)), Step::Ask(_)));
+        // Who has no time for it does not begin.
+        let budget = Duration::from_millis(2500);
+        let manner = Manner { budget, ..manner };
+        let mut short = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
+        short.begin();
+        let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
+        short.on(Event::Answered(held, ms(0)), ms(0));
+        short.on(Event::Answered(waiting(0), ms(0)), ms(0));
+        short.on(Event::Time, ms(900));
+        short.on(Event::Answered(waiting(0), ms(900)), ms(900));
+        assert!(matches!(short.on(Event::Time, ms(900)), Step::Ask(_)));
+        let next = short.on(Event::Answered(waiting(0), ms(900)), ms(900));
+        assert_eq!(next, Step::Listen(ms(1800)));
     }
 
     #[test]

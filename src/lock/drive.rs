@@ -20,6 +20,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// in which it must be claimed. A server that is farther away than that cannot be waited for in line.
 const LOOK: Duration = Duration::from_millis(400);
 
+/// So many connections on which changes are told may be lost in one wait.
+const MOST_LOST: u32 = 3;
+
 /// Longest time for a place in the line, with a connection of its own.
 const JOIN: Duration = Duration::from_secs(1);
 
@@ -45,8 +48,10 @@ pub(crate) struct Drive<'a> {
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
-    /// On which the server tells when the lock changes.
-    tracker: Option<Tracker>,
+    /// On which the server tells when the lock changes, which of the link's connections was in use when it was made,
+    /// and how many were lost.
+    tracker: Option<(Tracker, u64)>,
+    lost_trackers: u32,
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
@@ -72,6 +77,7 @@ impl<'a> Drive<'a> {
             waits,
             line: None,
             tracker: None,
+            lost_trackers: 0,
             heard: false,
             failures: 0,
             borne: None,
@@ -116,6 +122,9 @@ impl<'a> Drive<'a> {
                     };
                 }
                 Step::Ask(request) => {
+                    if let Request::Wait { .. } = request {
+                        self.tracker = None; // others are told now
+                    }
                     let asked = self.ask(&request, attempt.holder());
                     self.or_bear(asked, &request, attempt)?
                 }
@@ -173,7 +182,7 @@ impl<'a> Drive<'a> {
             let rest = if fault.code().is_some() { WATCH } else { LOOK_UP };
             refusal = Some(fault).filter(|fault| fault.code().is_some()).or(refusal);
             match self.listen((Moment::now() + rest).min(end), holder)? {
-                Event::Time => {
+                Event::Time | Event::Changed => {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
                     }
@@ -185,30 +194,54 @@ impl<'a> Drive<'a> {
 
     /// A look at the lock after which we are told of changes; without, if that cannot be had.
     fn track(&mut self, request: &Request, holder: &Holder) -> Result<Event> {
-        let deadline = Moment::now() + LOOK.min(self.patience());
         let sent = Moment::now();
-        let tracked = match self.tracker.take() {
-            Some(mut tracker) => {
-                tracker.look(self.keys, request, deadline).map(|answer| (tracker, answer))
-            }
-            None => {
-                let config = guard(self.link).config().clone();
-                Tracker::start(&config, self.keys, request, deadline)
-            }
-        };
-        let Ok((tracker, answer)) = tracked else { return self.ask(request, holder) };
-        self.tracker = Some(tracker);
-        Ok(Event::Tracked(answer, sent))
+        match self.look_tracked(request) {
+            // Without a ticket it may be another server than the one where we stand in line.
+            Some(Answer::Waiting { ticket, .. }) if ticket.is_empty() => {}
+            Some(answer) if self.tracker.is_some() => return Ok(Event::Tracked(answer, sent)),
+            Some(answer) => return Ok(Event::Answered(answer, sent)),
+            None => {}
+        }
+        self.tracker = None;
+        self.ask(request, holder)
+    }
+
+    /// The answer, if one came; the tracker is there if it will tell.
+    fn look_tracked(&mut self, request: &Request) -> Option<Answer> {
+        let patience = self.patience();
+        if patience < LOOK || self.lost_trackers > MOST_LOST {
+            return None;
+        }
+        if let Some((tracker, _)) = &mut self.tracker {
+            return tracker.look(self.keys, request, Moment::now() + LOOK / 2).ok();
+        }
+        let link = guard(self.link);
+        let (config, beside) = (link.config().clone(), link.connection());
+        let refuses = link.refuses_to_tell();
+        drop(link);
+        if refuses {
+            return None;
+        }
+        let (tracker, answer) =
+            Tracker::start(&config, self.keys, request, Moment::now() + LOOK).ok()?;
+        match tracker {
+            Some(tracker) => self.tracker = Some((tracker, beside)),
+            None => guard(self.link).note_refusal_to_tell(),
+        }
+        Some(answer)
     }
 
     /// Whether the lock may have changed, as far as anybody tells.
     fn has_news(&mut self) -> bool {
-        let Some(tracker) = &mut self.tracker else { return false };
+        let Some((tracker, beside)) = &mut self.tracker else { return false };
         let told = tracker.has_news(&self.keys.lock);
-        if told.is_err() {
+        self.lost_trackers += u32::from(told.is_err());
+        // The link may lead elsewhere now. Whoever uses it is not waited for.
+        let moved = self.link.try_lock().is_ok_and(|link| link.connection() != *beside);
+        if told.is_err() || moved {
             self.tracker = None;
         }
-        told.unwrap_or(true)
+        moved || told.unwrap_or(true)
     }
 
     /// Time for what is left to say: a little beyond the end of patience, whenever we come to it; who only

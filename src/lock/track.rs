@@ -23,33 +23,41 @@ const REST: Duration = Duration::from_millis(1);
 pub(crate) struct Tracker(Socket);
 
 impl Tracker {
-    /// A new one, and a look: three round trips or, without password and TLS, two.
+    /// A new one, and a look; the answer alone where the server does not tell (no such command, no right to it, a
+    /// proxy that knows RESP2 only). Two round trips; one more for each of password, database and TLS.
     ///
     /// # Errors
-    /// There is none to be had: no such command, no right to it, a proxy that knows RESP2 only.
+    /// No answer.
     pub fn start(
         config: &Config,
         keys: &Keys,
         look: &Request,
         deadline: Moment,
-    ) -> Result<(Self, Answer)> {
+    ) -> Result<(Option<Self>, Answer)> {
         let mut socket = Socket::dial(config, deadline)?;
         let hello = redis::cmd("HELLO").arg(3).arg("SETNAME").arg(NAME).to_owned();
-        // Of what our own look changes we need not hear.
+        // We are not to hear of what our own look changes. (Some versions tell all the same: one look in vain.)
         let track = redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").to_owned();
-        socket.send(&[hello, track].iter().collect(), deadline)?;
-        let mut tracker = Self(socket);
+        let (script, args) = look.script(keys);
+        let look_at = script.by_body(&args);
+        socket.send(&[hello, track, look_at].iter().collect(), deadline)?;
+        let mut tells = true;
         for _ in 0..2 {
-            checked(tracker.0.receive(deadline)?)?;
+            tells &= checked(socket.receive(deadline)?).is_ok();
         }
-        let answer = tracker.look(keys, look, deadline)?;
-        Ok((tracker, answer))
+        let mut tracker = Self(socket);
+        let answer = tracker.answer(look, deadline)?;
+        Ok((tells.then_some(tracker), answer))
     }
 
     /// Looks, and is told of the next change. One round trip.
     pub fn look(&mut self, keys: &Keys, look: &Request, deadline: Moment) -> Result<Answer> {
         let (script, args) = look.script(keys);
         self.0.send(&std::iter::once(&script.by_body(&args)).collect(), deadline)?;
+        self.answer(look, deadline)
+    }
+
+    fn answer(&mut self, look: &Request, deadline: Moment) -> Result<Answer> {
         loop {
             // What is told before the answer is older than it.
             match self.0.receive(deadline)? {

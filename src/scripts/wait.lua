@@ -42,4 +42,5 @@ elseif not lost then
   younger = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
+-- PTTL comes last: a write forgets who is to be told of the next change (CLIENT TRACKING), a read remembers.
 return {held, redis.call('PTTL', KEYS[1]), younger, ticket}

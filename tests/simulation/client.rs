@@ -318,7 +318,10 @@ impl Client {
         let sent = moment(self.sent);
         match self.doing.clone() {
             Doing::Asking(_) => self.tell(Event::Answered(answer, sent), now),
-            Doing::Tracking(_) => self.tell(Event::Tracked(answer, sent), now),
+            Doing::Tracking(_) => {
+                self.news = false; // it was older
+                self.tell(Event::Tracked(answer, sent), now)
+            }
             Doing::Joining(_) => {
                 let mut acts = self.tell(Event::Answered(answer, sent), now);
                 if let Some((line, event)) = self.early.take() {

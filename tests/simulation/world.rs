@@ -322,6 +322,7 @@ impl World {
         }
         self.tally.failovers += 1;
         self.disturbed = self.now;
+        self.tell_trackers(&Some((Vec::new(), 0))); // their connections are gone
         self.server.data = self.replica.clone();
         for connection in std::mem::take(&mut self.server.blocked) {
             if let Some((client, life)) = self.owner_of.get(&connection).copied() {
@@ -448,13 +449,15 @@ impl World {
 
     fn at_server(&mut self, client: usize, life: u64, exchange: u64, message: Message) {
         let time = self.now + self.offset;
-        let before = self.server.data.lock.clone();
+        let mut before = self.server.data.lock.clone();
         self.server.expire(time);
         let reply = match message {
             Message::Request(request) => Reply::Answer(self.perform(&request, time)),
             Message::Track(request) => {
                 let answer = self.perform(&request, time);
                 self.tell_trackers(&before);
+                // Nobody is told of what its own look changes.
+                before = self.server.data.lock.clone();
                 self.trackers.insert((client, life));
                 Reply::Answer(answer)
             }

@@ -122,7 +122,8 @@ impl Seen {
             let nobody = Keys::new(prefix, b"tagsweep-doctor")?;
             self.blocking = refusal(link.bare(cmd("BLPOP").arg(nobody.baton).arg("0.01")))?;
             let untracked = cmd("CLIENT").arg("TRACKING").arg("OFF").to_owned();
-            self.tracking = refusal(link.bare(&untracked))?;
+            let speaks = refusal(link.bare(&cmd("HELLO")))?;
+            self.tracking = refusal(link.bare(&untracked))?.or(speaks);
             if self.scripts.is_none() {
                 self.refused.extend(refused_writes(link, args.role, &keys, &tag)?);
             }
