@@ -49,9 +49,6 @@ const PLACES: u32 = 3;
 const WHILE: Duration = Duration::from_secs(1);
 const LONGEST_WHILE: Duration = Duration::from_secs(60);
 
-/// Who waits no longer than that need not be told of changes.
-const WORTH_A_CONNECTION: Duration = Duration::from_secs(2);
-
 /// What the driver is to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -369,14 +366,10 @@ impl Attempt {
     /// A look from our place; one after which the server is to tell of changes may come to another.
     fn look(&mut self, now: Moment) -> Step {
         let request = self.wait_request(false);
-        let tracks = self.watch.tracks();
-        // A connection for it is not worth it for a moment.
-        let is_new = self.watch.told == Told::NotAsked;
-        let too_late = is_new && self.end.since(now) < WORTH_A_CONNECTION;
-        if tracks {
-            self.watch.told = Told::No;
+        match self.watch.asks_to_be_told(self.end.since(now)) {
+            true => Step::Track(request),
+            false => Step::Ask(request),
         }
-        if tracks && !too_late { Step::Track(request) } else { Step::Ask(request) }
     }
 
     /// Our place in the line came to nothing. Where that happens again and again the lock is asked for, and waited
@@ -622,46 +615,62 @@ mod tests {
         }
     }
 
-    #[test]
-    fn who_is_told_of_a_change_looks_again_though_not_at_once() {
-        let ms = |n: u64| Moment::at(Duration::from_millis(1_000_000 + n));
-        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+    fn ms(n: u64) -> Moment {
+        Moment::at(Duration::from_millis(1_000_000 + n))
+    }
+
+    fn in_line_before(younger: u32) -> Answer {
+        let (holder, ttl) = (b"u:6|h|1|p".to_vec(), Some(Duration::from_secs(600)));
+        Answer::Waiting { holder, ttl, younger, ticket: "1".into() }
+    }
+
+    /// One that has joined the line at 0 and looked at 900, and that nobody followed.
+    fn youngest(budget: Duration) -> Attempt {
+        let ttl = Duration::from_secs(3);
         let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
-        let waiting = |younger| {
-            let (holder, ttl) = (b"u:6|h|1|p".to_vec(), Some(Duration::from_secs(600)));
-            Answer::Waiting { holder, ttl, younger, ticket: "1".into() }
-        };
-        let mut attempt = Attempt::with_tokens(manner.clone(), "t".into(), "n".into(), ms(0));
+        let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
         attempt.begin();
         let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
         assert!(matches!(attempt.on(Event::Answered(held, ms(0)), ms(0)), Step::Join(_)));
-        let first = attempt.on(Event::Answered(waiting(0), ms(0)), ms(0));
-        assert_eq!(first, Step::Listen(ms(900)));
+        let joined = Event::Answered(in_line_before(0), ms(0));
+        assert_eq!(attempt.on(joined, ms(0)), Step::Listen(ms(900)));
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
-        let next = attempt.on(Event::Answered(waiting(1), ms(900)), ms(900));
-        assert_eq!(next, Step::Listen(ms(900)));
+        let looked = Event::Answered(in_line_before(0), ms(900));
+        assert_eq!(attempt.on(looked, ms(900)), Step::Listen(ms(900)));
+        attempt
+    }
+
+    #[test]
+    fn who_is_told_of_a_change_looks_again_though_not_at_once() {
+        let mut attempt = youngest(Duration::from_secs(100));
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
-        let told = attempt.on(Event::Tracked(waiting(1), ms(900)), ms(1000));
+        let told = attempt.on(Event::Tracked(in_line_before(1), ms(900)), ms(1000));
         assert_eq!(told, Step::Listen(ms(4600)));
         assert_eq!(attempt.on(Event::Changed, ms(1200)), Step::Listen(ms(1900)));
         assert_eq!(attempt.on(Event::Changed, ms(1300)), Step::Listen(ms(1900)));
         assert!(matches!(attempt.on(Event::Time, ms(1900)), Step::Track(_)));
         // Nobody tells any more: it looks again and again.
-        let told = attempt.on(Event::Answered(waiting(1), ms(1900)), ms(2000));
-        assert_eq!(told, Step::Listen(ms(3800)));
+        let untold = attempt.on(Event::Answered(in_line_before(1), ms(1900)), ms(2000));
+        assert_eq!(untold, Step::Listen(ms(3800)));
         assert!(matches!(attempt.on(Event::Time, ms(3800)), Step::Ask(_)));
-        // Who has no time for it does not begin.
-        let budget = Duration::from_millis(2500);
-        let manner = Manner { budget, ..manner };
-        let mut short = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
-        short.begin();
-        let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
-        short.on(Event::Answered(held, ms(0)), ms(0));
-        short.on(Event::Answered(waiting(0), ms(0)), ms(0));
-        short.on(Event::Time, ms(900));
-        short.on(Event::Answered(waiting(0), ms(900)), ms(900));
-        assert!(matches!(short.on(Event::Time, ms(900)), Step::Ask(_)));
-        let next = short.on(Event::Answered(waiting(0), ms(900)), ms(900));
+    }
+
+    #[test]
+    fn who_left_it_to_others_and_is_among_the_youngest_again_asks_again_to_be_told() {
+        let mut attempt = youngest(Duration::from_secs(100));
+        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
+        attempt.on(Event::Tracked(in_line_before(8), ms(900)), ms(900));
+        assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Ask(_)));
+        let alone = attempt.on(Event::Answered(in_line_before(0), ms(60_000)), ms(60_000));
+        assert_eq!(alone, Step::Listen(ms(60_000)));
+        assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Track(_)));
+    }
+
+    #[test]
+    fn who_has_little_time_left_does_not_ask_to_be_told() {
+        let mut attempt = youngest(Duration::from_millis(2500));
+        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
+        let next = attempt.on(Event::Answered(in_line_before(0), ms(900)), ms(900));
         assert_eq!(next, Step::Listen(ms(1800)));
     }
 

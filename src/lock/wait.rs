@@ -46,6 +46,9 @@ const YOUNGEST: u32 = 2;
 /// How much longer the next rest is of those who are told, for they must hear of whoever has joined since.
 const GROWTH_OF_RESTS: u32 = 4;
 
+/// Who waits no longer than that makes no connection to be told of changes.
+const WORTH_A_CONNECTION: Duration = Duration::from_secs(2);
+
 /// Whether the server tells of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Told {
@@ -90,6 +93,20 @@ impl Watch {
         self.looks > 1 && self.is_young() && self.told != Told::No
     }
 
+    /// The next look is made now, by one who waits for so long at most: whether the server is to tell of changes after
+    /// it. It does not, until the answer says so.
+    pub fn asks_to_be_told(&mut self, left: Duration) -> bool {
+        let tracks = self.tracks();
+        let asks = tracks && (self.told == Told::Yes || left >= WORTH_A_CONNECTION);
+        self.told = match self.told {
+            _ if tracks => Told::No,
+            // Left to others, who may leave.
+            Told::Yes => Told::NotAsked,
+            told => told,
+        };
+        asks
+    }
+
     /// How long after the last look the next one may come, when the lock has changed.
     pub fn gap(&self) -> Duration {
         if self.fence.is_none() { GLANCE } else { WATCH }
@@ -104,15 +121,15 @@ impl Watch {
             (true, _) if self.fence == Some(0) => WATCH,
             (true, _) => WATCH.saturating_mul(GROWTH_OF_RESTS.saturating_pow(self.rests)),
             _ if self.fence.is_none() => WATCH,
-            _ => WATCH.saturating_mul((self.younger.saturating_add(1)) << self.rarer()),
+            _ => WATCH.saturating_mul(self.younger.saturating_add(1)).saturating_mul(self.rarer()),
         };
         let expiry = left.map_or(RAREST, |left| left + SOON + STAGGER * self.younger.min(50));
         span.min(expiry).min(RAREST)
     }
 
-    /// How often the time between looks was doubled.
+    /// How much rarer looks have become that were left to others.
     fn rarer(&self) -> u32 {
-        self.spared.saturating_sub(1).min(6)
+        1 << self.spared.saturating_sub(1).min(6)
     }
 }
 
