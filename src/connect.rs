@@ -31,6 +31,8 @@ pub struct Link {
     /// The connection was looked at, and nothing was sent since.
     fresh: bool,
     fate: Fate,
+    /// When the server refused to tell of changes.
+    refused_to_tell: Option<Moment>,
     /// When what is done in a hurry must have ended.
     until: Option<Moment>,
 }
@@ -42,9 +44,8 @@ pub struct Fate(Arc<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// When last words were said in vain, and when it refused to tell of changes (us).
+    /// When last words were said in vain (us).
     given_up: AtomicU64,
-    refused_to_tell: AtomicU64,
     awake: Awake,
 }
 
@@ -129,6 +130,7 @@ impl Link {
             sent: 0,
             fresh: false,
             fate: Fate::default(),
+            refused_to_tell: None,
             until: None,
         })
     }
@@ -378,13 +380,12 @@ impl Link {
 
     /// The server does not tell of changes: it knows no such command, or has no right to it for us.
     pub(crate) fn note_refusal_to_tell(&mut self) {
-        self.fate.0.refused_to_tell.store(Moment::now().micros(), Ordering::Release);
+        self.refused_to_tell = Some(Moment::now());
     }
 
     /// Whether that was not long ago.
     pub(crate) fn refuses_to_tell(&self) -> bool {
-        let at = self.fate.0.refused_to_tell.load(Ordering::Acquire);
-        at != 0 && Moment::now().since(Moment::from_micros(at)) < REFUSED
+        self.refused_to_tell.is_some_and(|at| Moment::now().since(at) < REFUSED)
     }
 
     /// Drops the connection; the next use makes a new one.

@@ -472,6 +472,16 @@ final class DistributedLockTest extends TestCase
         $socket = "{$this->server->folder}/refusing";
         $refusing = new Run([__DIR__ . '/refusing.php', $socket, $answer]);
         $refusing->awaitLine('ready');
+        try {
+            $this->assertEveryActThrows($socket, $class);
+        } finally {
+            $refusing->signal(SIGKILL);
+            $refusing->end();
+        }
+    }
+
+    private function assertEveryActThrows(string $socket, string $class): void
+    {
         $acts = [
             'acquire' => static fn () => (new DistributedLock("unix://$socket", 'job'))->acquire(),
             'verify' => static fn (DistributedLock $lock) => $lock->verify(),
@@ -489,7 +499,5 @@ final class DistributedLockTest extends TestCase
                 self::assertStringContainsString("unix://$socket", $e->getMessage());
             }
         }
-        $refusing->signal(SIGKILL);
-        $refusing->end();
     }
 }

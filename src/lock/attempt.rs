@@ -222,6 +222,11 @@ impl Attempt {
         !self.cancelled && now < self.end
     }
 
+    /// Whether the server is to tell us when the lock changes.
+    pub fn is_told(&self) -> bool {
+        self.watch.told == Told::Yes
+    }
+
     /// Whether the caller has had enough.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled

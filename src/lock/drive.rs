@@ -20,6 +20,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// in which it must be claimed. A server that is farther away than that cannot be waited for in line.
 const LOOK: Duration = Duration::from_millis(400);
 
+/// Time to hear what has come.
+const GLIMPSE: Duration = Duration::from_millis(1);
+
 /// So many connections on which changes are told may be lost in one wait.
 const MOST_LOST: u32 = 3;
 
@@ -122,9 +125,6 @@ impl<'a> Drive<'a> {
                     };
                 }
                 Step::Ask(request) => {
-                    if let Request::Wait { .. } = request {
-                        self.tracker = None; // others are told now
-                    }
                     let asked = self.ask(&request, attempt.holder());
                     self.or_bear(asked, &request, attempt)?
                 }
@@ -139,7 +139,12 @@ impl<'a> Drive<'a> {
                     let asked = self.track(&request, attempt.holder());
                     self.or_bear(asked, &request, attempt)?
                 }
-                Step::Listen(until) => self.listen(until, attempt.holder())?,
+                Step::Listen(until) => {
+                    if !attempt.is_told() {
+                        self.tracker = None;
+                    }
+                    self.listen(until, attempt.holder())?
+                }
                 Step::Pause(until) => self.pause(until, attempt.holder()),
                 Step::HangUp => self.hang_up(),
             };
@@ -202,8 +207,13 @@ impl<'a> Drive<'a> {
             Some(answer) => return Ok(Event::Answered(answer, sent)),
             None => {}
         }
+        // It took its time, in which the baton may have come.
         self.tracker = None;
-        self.ask(request, holder)
+        self.lost_trackers += 1;
+        match self.listen(Moment::now(), holder)? {
+            Event::Time => self.called_off(holder).map_or_else(|| self.ask(request, holder), Ok),
+            heard => Ok(heard),
+        }
     }
 
     /// The answer, if one came; the tracker is there if it will tell.
@@ -354,7 +364,9 @@ impl<'a> Drive<'a> {
     fn listen(&mut self, until: Moment, holder: &Holder) -> Result<Event> {
         loop {
             let Some(line) = &mut self.line else { return Ok(Event::Broken) };
-            match line.listen(until.min(Moment::now() + LOOK_UP)) {
+            // What has come is heard, also when time is up.
+            let now = Moment::now();
+            match line.listen(until.clamp(now + GLIMPSE, now + LOOK_UP)) {
                 Ok(Heard::Baton(baton)) => return Ok(Event::Baton(baton)),
                 Ok(Heard::Refused) => return Ok(Event::CannotBlock),
                 Ok(Heard::Nothing) if until.passed() => return Ok(Event::Time),

@@ -24,7 +24,8 @@ pub(crate) struct Tracker(Socket);
 
 impl Tracker {
     /// A new one, and a look; the answer alone where the server does not tell (no such command, no right to it, a
-    /// proxy that knows RESP2 only). Two round trips; one more for each of password, database and TLS.
+    /// proxy that knows RESP2 only). Two round trips; one more with a password or a database, two
+    /// with TLS.
     ///
     /// # Errors
     /// No answer.

@@ -4,8 +4,8 @@
 //! that expired, a key deleted by hand, a program that gives back without knowing of the line, a
 //! woken waiter that was stopped before its claim. The youngest waiters have the server tell them when
 //! the lock changes (`track.rs`), and look then, and when the lease ends: one that died is stood in for. Where the
-//! server does not tell, the youngest looks every [`WATCH`], the one before it half as often. All look ever more rarely,
-//! down to once a lease; while a program that knows no line has the lock, those who are not told every [`WATCH`].
+//! server does not tell, the youngest looks every [`WATCH`], the one before it half as often. All others look ever more
+//! rarely, down to once a lease; while a program that knows no line has the lock, those who are not told every [`WATCH`].
 //!
 //! Where blocking is not possible, exponential back-off with full jitter (a uniform draw between
 //! nothing and the growing bound); see M. Brooker, "Exponential Backoff And Jitter", AWS Architecture
@@ -46,7 +46,7 @@ const YOUNGEST: u32 = 2;
 /// How much longer the next rest is of those who are told, for they must hear of whoever has joined since.
 const GROWTH_OF_RESTS: u32 = 4;
 
-/// Who waits no longer than that makes no connection to be told of changes.
+/// Who waits no longer than that does not begin to be told of changes.
 const WORTH_A_CONNECTION: Duration = Duration::from_secs(2);
 
 /// Whether the server tells of changes.
@@ -79,6 +79,9 @@ impl Watch {
         (self.younger, self.fence) = (younger, fence);
         self.looks = self.looks.saturating_add(1);
         let next = |count: u32, so: bool| if so { count.saturating_add(1) } else { 0 };
+        if self.told == Told::Yes && !self.is_young() {
+            self.told = Told::NotAsked; // left to others, who may leave
+        }
         self.spared = next(self.spared, !self.is_young());
         self.rests = next(self.rests, self.told == Told::Yes);
     }
@@ -98,12 +101,9 @@ impl Watch {
     pub fn asks_to_be_told(&mut self, left: Duration) -> bool {
         let tracks = self.tracks();
         let asks = tracks && (self.told == Told::Yes || left >= WORTH_A_CONNECTION);
-        self.told = match self.told {
-            _ if tracks => Told::No,
-            // Left to others, who may leave.
-            Told::Yes => Told::NotAsked,
-            told => told,
-        };
+        if tracks {
+            self.told = Told::No; // until the answer says otherwise
+        }
         asks
     }
 
@@ -168,7 +168,10 @@ mod tests {
     fn watch(younger: u32, fence: Option<u64>, told: Told, looks: u32) -> Watch {
         let mut watch = Watch { told, ..Watch::default() };
         watch.looked(0, fence);
-        (0..looks).for_each(|_| watch.looked(younger, fence));
+        for _ in 0..looks {
+            watch.told = told;
+            watch.looked(younger, fence);
+        }
         watch
     }
 

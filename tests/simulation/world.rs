@@ -452,7 +452,12 @@ impl World {
         let mut before = self.server.data.lock.clone();
         self.server.expire(time);
         let reply = match message {
-            Message::Request(request) => Reply::Answer(self.perform(&request, time)),
+            Message::Request(request) => {
+                if let Request::Wait { .. } = request {
+                    self.trackers.remove(&(client, life)); // it has left that to others
+                }
+                Reply::Answer(self.perform(&request, time))
+            }
             Message::Track(request) => {
                 let answer = self.perform(&request, time);
                 self.tell_trackers(&before);
