@@ -3,9 +3,9 @@
 //!
 //! `cargo bench --bench handover [-- SECONDS]`. The processes are this program, run again; they share
 //! the machine's monotonic clock. Commands are counted by the server: sent by clients, and in all, those
-//! inside scripts included. Then what they send while nothing happens. Then 100 of them once more for 10 s under MONITOR: order of arrival is the order in which
-//! the server enters them into the line, for a process that lost its core has asked nobody yet. Ends with exit code 1
-//! when exclusion or that order is not kept.
+//! inside scripts included. Then what they send while nothing happens. Then 100 of them once more for 10 s under
+//! MONITOR: order of arrival is the order in which the server enters them into the line, for a process that lost its
+//! core has asked nobody yet. Ends with exit code 1 when exclusion or that order is not kept.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../tests/support/mod.rs"]

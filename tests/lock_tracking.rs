@@ -8,7 +8,9 @@ mod support;
 use redis::Connection;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
+use tagsweep::Config;
 use tagsweep::lock::{Lock, Outcome, status};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -25,8 +27,13 @@ fn lock(server: &Server) -> Lock {
 
 /// A thread that waits for the lock; tells when it had it.
 fn waiter(server: &Server) -> Receiver<(Instant, Lock)> {
+    waiter_at(server.config(), server)
+}
+
+/// The same, by that way to the server.
+fn waiter_at(config: Config, server: &Server) -> Receiver<(Instant, Lock)> {
     let (tell, told) = channel();
-    let mut lock = lock(server);
+    let mut lock = Lock::new(config, b"a", MS(30_000)).unwrap();
     let before = status(&server.link(), b"a").unwrap().waiting;
     std::thread::spawn(move || {
         let had = lock.acquire_within(MS(20_000), &mut |_| true).unwrap();
@@ -204,4 +211,24 @@ fn a_server_that_refuses_is_not_asked_again_and_again() {
     }
     let stats: String = run(&mut con, "INFO commandstats");
     assert_eq!(stats.matches("cmdstat_hello:calls=1,").count(), 1, "{stats}");
+}
+
+#[test]
+fn a_look_that_is_not_answered_there_is_made_elsewhere() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let (mut con, mut holder) = (server.connect(), lock(&server));
+    assert!(matches!(holder.acquire().unwrap(), Outcome::Acquired { .. }));
+    let line = waiter_at(proxy.config(), &server);
+    until("it is told", || trackers(&mut con).len() == 1);
+    std::thread::sleep(GAP);
+    proxy.break_next("EVAL", Fault::DropReply, 1);
+    let before = looks(&mut con);
+    assert!(holder.extend(None).unwrap());
+    until("it has looked twice", || looks(&mut con) == before + 2);
+    assert!(trackers(&mut con).is_empty(), "that connection is given up");
+    let deleted = Instant::now();
+    let _: i64 = run(&mut con, "DEL lock:a");
+    let (had, _lock) = line.recv().unwrap();
+    assert!(had - deleted < MS(1700), "{:?}", had - deleted);
 }

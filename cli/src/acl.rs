@@ -4,8 +4,8 @@ use crate::args::{AclArgs, Role, bytes};
 use crate::{Done, exit};
 
 /// What holding a lock takes, waiting for it, and looking after it.
-pub(crate) const LOCK: &str = "blpop client|id client|list client|setname client|tracking client|unblock del eval evalsha \
-    exists get getex hdel hgetall hincrby info lindex lpop lpush lrange ltrim pexpire ping pttl rpush select set time \
+pub(crate) const LOCK: &str = "blpop client|id client|list client|setname client|tracking \
+    client|unblock del eval evalsha exists get getex hdel hgetall hincrby info lindex lpop lpush lrange ltrim pexpire ping pttl rpush select set time \
     wait zadd zcard zrange zrem zremrangebyscore zrevrank zscore";
 
 /// Commands that came later than the rest of ours.

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::lock::protocol::{Answer, Keys, Request};
 use crate::reply::checked;
 use crate::socket::Socket;
-use redis::Value;
+use redis::{Cmd, Value};
 use std::time::Duration;
 
 /// How the server lists it.
@@ -39,9 +39,7 @@ impl Tracker {
         let hello = redis::cmd("HELLO").arg(3).arg("SETNAME").arg(NAME).to_owned();
         // We are not to hear of what our own look changes. (Some versions tell all the same: one look in vain.)
         let track = redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").to_owned();
-        let (script, args) = look.script(keys);
-        let look_at = script.by_body(&args);
-        socket.send(&[hello, track, look_at].iter().collect(), deadline)?;
+        socket.send(&[hello, track, question(keys, look)].iter().collect(), deadline)?;
         let mut tells = true;
         for _ in 0..2 {
             tells &= checked(socket.receive(deadline)?).is_ok();
@@ -53,8 +51,7 @@ impl Tracker {
 
     /// Looks, and is told of the next change. One round trip.
     pub fn look(&mut self, keys: &Keys, look: &Request, deadline: Moment) -> Result<Answer> {
-        let (script, args) = look.script(keys);
-        self.0.send(&std::iter::once(&script.by_body(&args)).collect(), deadline)?;
+        self.0.send(&std::iter::once(&question(keys, look)).collect(), deadline)?;
         self.answer(look, deadline)
     }
 
@@ -83,6 +80,12 @@ impl Tracker {
             }
         }
     }
+}
+
+/// The look as a command; in the long form, for it is rare and the script may be unknown.
+fn question(keys: &Keys, look: &Request) -> Cmd {
+    let (script, args) = look.script(keys);
+    script.by_body(&args)
 }
 
 /// Whether the server tells of that key: a list of keys, or none when all are gone.

@@ -92,7 +92,7 @@ impl Watch {
 
     /// Whether the next look is one after which the server is to tell of changes: most waiters have the lock before
     /// that, and who has just joined does not know how many have come since.
-    pub fn tracks(&self) -> bool {
+    fn tracks(&self) -> bool {
         self.looks > 1 && self.is_young() && self.told != Told::No
     }
 

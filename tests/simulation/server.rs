@@ -234,7 +234,7 @@ impl Server {
         if !self.data.waiters.is_empty() {
             self.put_in_transit(transit, now);
         }
-        if has != 0 && self.data.fence != Some((has, false)) {
+        if has != 0 {
             self.data.fence = Some((has, false));
         }
         Some(true)

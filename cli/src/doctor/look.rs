@@ -64,7 +64,7 @@ pub(super) struct Seen {
     /// What it answers to a script and to a command that blocks, if that is an error.
     pub scripts: Option<String>,
     pub blocking: Option<String>,
-    /// And to a request to tell of changes no more, which does nothing.
+    /// And to HELLO and a request to tell of changes no more, which do nothing.
     pub tracking: Option<String>,
     pub refused: Vec<String>,
     pub lock: Option<Status>,
