@@ -522,10 +522,10 @@ fn a_full_server_is_waited_for_and_says_what_is_wrong() {
 }
 
 #[test]
-fn waiters_of_a_server_that_does_not_write_ask_once_a_second_and_say_why_they_had_nothing() {
+fn who_finds_the_lock_free_on_a_server_that_does_not_write_asks_once_a_second_and_says_why_it_had_nothing() {
     let server = Server::start();
     let mut con = server.connect();
-    let mut holder = lock(&server, b"job", MS(60_000));
+    let mut holder = lock(&server, b"job", MS(1000));
     take(&mut holder, MS(0)).unwrap();
     let mut waiter = lock(&server, b"job", MS(60_000));
     let wait = |waiter: &mut Lock| waiter.acquire_within(MS(4000), &mut |_| true);

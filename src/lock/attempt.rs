@@ -16,6 +16,7 @@
 //! | | baton | Claiming | claim |
 //! | | time for a look | Queued | look, the youngest so that the server tells of the next change |
 //! | | the lock changed | Queued | look again, though not before its time after the last look |
+//! | | only the line did | Queued | the same, later |
 //! | | the line broke | *on* | |
 //! | | there was no joining it, or it broke at once | Asking | ask without waiting |
 //! | | the same for the third time, though asking works | Leaving | leave, for back-off for a while |
@@ -60,8 +61,8 @@ pub enum Step {
     /// Send the request on a connection on which the server tells of the next change of the lock; then tell
     /// [`Event::Tracked`]. If there is none to be had, as with [`Step::Ask`].
     Track(Request),
-    /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`], [`Event::Changed`] or
-    /// [`Event::Broken`].
+    /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`], [`Event::Changed`],
+    /// [`Event::LineChanged`] or [`Event::Broken`].
     Listen(Moment),
     /// Wait until then; tell [`Event::Time`].
     Pause(Moment),
@@ -80,6 +81,8 @@ pub enum Event {
     Tracked(Answer, Moment),
     /// It has changed, as far as we know.
     Changed,
+    /// Somebody has joined the line, or left it.
+    LineChanged,
     /// The baton was handed to us.
     Baton(Vec<u8>),
     /// It is time.
@@ -336,8 +339,8 @@ impl Attempt {
             self.watch.told = Told::Yes;
         }
         match event {
-            Event::Answered(Answer::Waiting { holder, ttl, younger, ticket: told }, _)
-            | Event::Tracked(Answer::Waiting { holder, ttl, younger, ticket: told }, _) => {
+            Event::Answered(Answer::Waiting { holder, ttl, others, ticket: told }, _)
+            | Event::Tracked(Answer::Waiting { holder, ttl, others, ticket: told }, _) => {
                 self.holder = Holder::read(&holder, ttl);
                 // Whoever is served takes all older places away, for nobody is at them. But where the whole
                 // line was deleted, the baton may be on its way to us.
@@ -346,14 +349,15 @@ impl Attempt {
                     return Step::HangUp;
                 }
                 (self.placed, self.looked) = (self.placed.or(Some(now)), now);
-                self.watch.looked(younger, self.holder.fence);
+                match ticket.is_empty() {
+                    true => self.watch = Watch::joined(others, self.holder.fence),
+                    false => self.watch.looked(others, self.holder.fence),
+                }
                 self.in_line(told, now + self.watch.next_look(ttl), now)
             }
             Event::Baton(baton) => self.claim(baton, ticket),
-            Event::Changed => {
-                let soonest = (self.looked + self.watch.gap()).max(now);
-                self.in_line(ticket, look.min(soonest), now)
-            }
+            Event::Changed => self.look_after(self.watch.gap(), ticket, look, now),
+            Event::LineChanged => self.look_after(self.watch.rest(), ticket, look, now),
             Event::Time if now >= self.end => self.hang_up(ticket),
             Event::Time => {
                 self.state = State::Queued { ticket, next_look: look };
@@ -366,6 +370,11 @@ impl Attempt {
             _ if lasted || !self.has_time(now) => self.go_on(now),
             _ => self.displaced(now),
         }
+    }
+
+    /// A look comes so long after the last one, if none is due before.
+    fn look_after(&mut self, span: Duration, ticket: String, look: Moment, now: Moment) -> Step {
+        self.in_line(ticket, look.min((self.looked + span).max(now)), now)
     }
 
     /// A look from our place; one after which the server is to tell of changes may come to another.
@@ -481,7 +490,7 @@ impl Attempt {
     }
 
     fn join(&mut self) -> Step {
-        (self.placed, self.watch) = (None, Watch::default());
+        self.placed = None;
         self.state = State::Queued { ticket: String::new(), next_look: self.end };
         if self.waiter.is_empty() {
             self.waiter = format!("{}|{}", self.new_name(), whoami());
@@ -601,7 +610,7 @@ mod tests {
         let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
         let waiting = |ticket: &str| {
             let (holder, ttl, ticket) = (b"u:6|h|1|p".to_vec(), None, ticket.to_owned());
-            Event::Answered(Answer::Waiting { holder, ttl, younger: 0, ticket }, now)
+            Event::Answered(Answer::Waiting { holder, ttl, others: 0, ticket }, now)
         };
         for (baton, claims) in [(Some(b"v:0||".to_vec()), true), (None, false)] {
             let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
@@ -610,7 +619,7 @@ mod tests {
             let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
             assert!(matches!(attempt.on(Event::Answered(held, now), now), Step::Join(_)));
             assert!(matches!(attempt.on(waiting("1"), now), Step::Listen(_)));
-            assert!(matches!(attempt.on(Event::Time, now), Step::Ask(Request::Wait { .. })));
+            assert!(matches!(attempt.on(Event::Time, now), Step::Track(Request::Wait { .. })));
             assert_eq!(attempt.on(waiting(""), now), Step::HangUp);
             match attempt.on(Event::HungUp(baton), now) {
                 Step::Ask(Request::Acquire { claim: Some(_), .. }) => assert!(claims),
@@ -624,58 +633,72 @@ mod tests {
         Moment::at(Duration::from_millis(1_000_000 + n))
     }
 
-    fn in_line_before(younger: u32) -> Answer {
+    fn in_line_with(others: u32) -> Answer {
         let (holder, ttl) = (b"u:6|h|1|p".to_vec(), Some(Duration::from_secs(600)));
-        Answer::Waiting { holder, ttl, younger, ticket: "1".into() }
+        Answer::Waiting { holder, ttl, others, ticket: "1".into() }
     }
 
-    /// One that has joined the line at 0 and looked at 900, and that nobody followed.
-    fn youngest(budget: Duration) -> Attempt {
+    /// One that has joined a line of so many at 0; its first look is due at 900.
+    fn joined(older: u32, budget: Duration) -> Attempt {
         let ttl = Duration::from_secs(3);
         let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
         let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
         attempt.begin();
         let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
         assert!(matches!(attempt.on(Event::Answered(held, ms(0)), ms(0)), Step::Join(_)));
-        let joined = Event::Answered(in_line_before(0), ms(0));
+        let joined = Event::Answered(in_line_with(older), ms(0));
         assert_eq!(attempt.on(joined, ms(0)), Step::Listen(ms(900)));
-        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
-        let looked = Event::Answered(in_line_before(0), ms(900));
-        assert_eq!(attempt.on(looked, ms(900)), Step::Listen(ms(900)));
         attempt
     }
 
+    const LONG: Duration = Duration::from_secs(100);
+
     #[test]
     fn who_is_told_of_a_change_looks_again_though_not_at_once() {
-        let mut attempt = youngest(Duration::from_secs(100));
+        let mut attempt = joined(3, LONG);
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
-        let told = attempt.on(Event::Tracked(in_line_before(1), ms(900)), ms(1000));
-        assert_eq!(told, Step::Listen(ms(4600)));
+        let told = attempt.on(Event::Tracked(in_line_with(1), ms(900)), ms(1000));
+        assert_eq!(told, Step::Listen(ms(61_000)));
+        assert_eq!(attempt.on(Event::LineChanged, ms(1100)), Step::Listen(ms(4600)));
         assert_eq!(attempt.on(Event::Changed, ms(1200)), Step::Listen(ms(1900)));
-        assert_eq!(attempt.on(Event::Changed, ms(1300)), Step::Listen(ms(1900)));
+        assert_eq!(attempt.on(Event::LineChanged, ms(1300)), Step::Listen(ms(1900)));
         assert!(matches!(attempt.on(Event::Time, ms(1900)), Step::Track(_)));
         // Nobody tells any more: it looks again and again.
-        let untold = attempt.on(Event::Answered(in_line_before(1), ms(1900)), ms(2000));
+        let untold = attempt.on(Event::Answered(in_line_with(1), ms(1900)), ms(2000));
         assert_eq!(untold, Step::Listen(ms(3800)));
         assert!(matches!(attempt.on(Event::Time, ms(3800)), Step::Ask(_)));
     }
 
     #[test]
+    fn who_cannot_know_whether_it_is_young_asks_that_first_and_leaves_it_to_others_or_asks_to_be_told()
+     {
+        for (others, next) in [(4, 60_900), (3, 900)] {
+            let mut attempt = joined(4, LONG);
+            assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
+            let looked = Event::Answered(in_line_with(others), ms(900));
+            assert_eq!(attempt.on(looked, ms(900)), Step::Listen(ms(next)));
+            let tracks = matches!(attempt.on(Event::Time, ms(next)), Step::Track(_));
+            assert_eq!(tracks, others < 4);
+        }
+    }
+
+    #[test]
     fn who_left_it_to_others_and_is_among_the_youngest_again_asks_again_to_be_told() {
-        let mut attempt = youngest(Duration::from_secs(100));
+        let mut attempt = joined(0, LONG);
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
-        attempt.on(Event::Tracked(in_line_before(8), ms(900)), ms(900));
+        attempt.on(Event::Tracked(in_line_with(8), ms(900)), ms(900));
+        assert!(!attempt.is_told());
         assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Ask(_)));
-        let alone = attempt.on(Event::Answered(in_line_before(0), ms(60_000)), ms(60_000));
+        let alone = attempt.on(Event::Answered(in_line_with(0), ms(60_000)), ms(60_000));
         assert_eq!(alone, Step::Listen(ms(60_000)));
         assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Track(_)));
     }
 
     #[test]
     fn who_has_little_time_left_does_not_ask_to_be_told() {
-        let mut attempt = youngest(Duration::from_millis(2500));
+        let mut attempt = joined(0, Duration::from_millis(2500));
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
-        let next = attempt.on(Event::Answered(in_line_before(0), ms(900)), ms(900));
+        let next = attempt.on(Event::Answered(in_line_with(0), ms(900)), ms(900));
         assert_eq!(next, Step::Listen(ms(1800)));
     }
 
@@ -694,7 +717,7 @@ mod tests {
                 Step::Join(_) => {
                     places.push(at);
                     let (holder, ticket) = (b"u:6|h|1|p".to_vec(), at.to_string());
-                    let place = Answer::Waiting { holder, ttl: None, younger: 0, ticket };
+                    let place = Answer::Waiting { holder, ttl: None, others: 0, ticket };
                     Event::Answered(place, ms(at))
                 }
                 Step::Listen(_) => Event::Broken,

@@ -9,7 +9,7 @@ use crate::lock::guard;
 use crate::lock::lease::{Holder, Lease, tokens};
 use crate::lock::line::{Heard, Line};
 use crate::lock::protocol::{Answer, Keys, Request};
-use crate::lock::track::Tracker;
+use crate::lock::track::{News, Tracker};
 use crate::lock::wait::{WATCH, pause};
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ impl<'a> Drive<'a> {
             let rest = if fault.code().is_some() { WATCH } else { LOOK_UP };
             refusal = Some(fault).filter(|fault| fault.code().is_some()).or(refusal);
             match self.listen((Moment::now() + rest).min(end), holder)? {
-                Event::Time | Event::Changed => {
+                Event::Time | Event::Changed | Event::LineChanged => {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
                     }
@@ -209,7 +209,6 @@ impl<'a> Drive<'a> {
         }
         // It took its time, in which the baton may have come.
         self.tracker = None;
-        self.lost_trackers += 1;
         match self.listen(Moment::now(), holder)? {
             Event::Time => self.called_off(holder).map_or_else(|| self.ask(request, holder), Ok),
             heard => Ok(heard),
@@ -218,40 +217,44 @@ impl<'a> Drive<'a> {
 
     /// The answer, if one came; the tracker is there if it will tell.
     fn look_tracked(&mut self, request: &Request) -> Option<Answer> {
-        let patience = self.patience();
-        if patience < LOOK || self.lost_trackers > MOST_LOST {
+        let refuses = || self.tracker.is_none() && guard(self.link).refuses_to_tell();
+        if self.patience() < LOOK || self.lost_trackers > MOST_LOST || refuses() {
             return None;
         }
-        if let Some((tracker, _)) = &mut self.tracker {
-            return tracker.look(self.keys, request, Moment::now() + LOOK / 2).ok();
-        }
+        let answer = match &mut self.tracker {
+            Some((tracker, _)) => tracker.look(self.keys, request, Moment::now() + LOOK / 2),
+            None => self.begin_to_track(request),
+        };
+        self.lost_trackers += u32::from(answer.is_err());
+        answer.ok()
+    }
+
+    fn begin_to_track(&mut self, request: &Request) -> Result<Answer> {
         let link = guard(self.link);
         let (config, beside) = (link.config().clone(), link.connection());
-        let refuses = link.refuses_to_tell();
         drop(link);
-        if refuses {
-            return None;
-        }
-        let (tracker, answer) =
-            Tracker::start(&config, self.keys, request, Moment::now() + LOOK).ok()?;
+        let (tracker, answer) = Tracker::start(&config, self.keys, request, Moment::now() + LOOK)?;
         match tracker {
             Some(tracker) => self.tracker = Some((tracker, beside)),
             None => guard(self.link).note_refusal_to_tell(),
         }
-        Some(answer)
+        Ok(answer)
     }
 
-    /// Whether the lock may have changed, as far as anybody tells.
-    fn has_news(&mut self) -> bool {
-        let Some((tracker, beside)) = &mut self.tracker else { return false };
-        let told = tracker.has_news(&self.keys.lock);
+    /// What may have changed, as far as anybody tells.
+    fn news(&mut self) -> Option<News> {
+        let (tracker, beside) = self.tracker.as_mut()?;
+        let told = tracker.news(self.keys);
         self.lost_trackers += u32::from(told.is_err());
         // The link may lead elsewhere now. Whoever uses it is not waited for.
         let moved = self.link.try_lock().is_ok_and(|link| link.connection() != *beside);
-        if told.is_err() || moved {
-            self.tracker = None;
+        match told {
+            Ok(news) if !moved => news,
+            _ => {
+                self.tracker = None;
+                Some(News::Lock)
+            }
         }
-        moved || told.unwrap_or(true)
     }
 
     /// Time for what is left to say: a little beyond the end of patience, whenever we come to it; who only
@@ -374,8 +377,10 @@ impl<'a> Drive<'a> {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
                     }
-                    if self.has_news() {
-                        return Ok(Event::Changed);
+                    match self.news() {
+                        Some(News::Lock) => return Ok(Event::Changed),
+                        Some(News::Line) => return Ok(Event::LineChanged),
+                        None => {}
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WrongType => {

@@ -169,8 +169,8 @@ pub enum Answer {
         holder: Vec<u8>,
         /// What its TTL has left.
         ttl: Option<Duration>,
-        /// Waiters behind us.
-        younger: u32,
+        /// Waiters behind us; when we have just joined, those before us.
+        others: u32,
         /// Our place; empty when we have none any more.
         ticket: String,
     },
@@ -273,19 +273,15 @@ fn held(items: &[Value]) -> Option<Answer> {
 }
 
 fn waiting(items: &[Value]) -> Option<Answer> {
-    let [
-        Value::BulkString(holder),
-        Value::Int(ttl),
-        Value::Int(younger),
-        Value::BulkString(ticket),
-    ] = items
+    let [Value::BulkString(holder), Value::Int(ttl), Value::Int(others), Value::BulkString(ticket)] =
+        items
     else {
         return None;
     };
     Some(Answer::Waiting {
         holder: holder.clone(),
         ttl: left(*ttl),
-        younger: u32::try_from(*younger).ok()?,
+        others: u32::try_from(*others).ok()?,
         ticket: String::from_utf8(ticket.clone()).ok()?,
     })
 }

@@ -1,4 +1,4 @@
-//! A connection on which the server tells when the lock changes: client tracking, as of Redis 6.
+//! A connection on which the server tells when the lock or its line changes: client tracking, as of Redis 6.
 //!
 //! The keys that a look reads are remembered with its connection, once; with their first change
 //! (released by whomever, renewed, deleted, expired, evicted, flushed) comes a word of it, and the look must be
@@ -18,6 +18,14 @@ const NAME: &str = "tagsweep-tracking";
 
 /// Time for the rest of a message of which something has come.
 const REST: Duration = Duration::from_millis(1);
+
+/// What has changed since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum News {
+    /// The line alone.
+    Line,
+    Lock,
+}
 
 /// The connection.
 pub(crate) struct Tracker(Socket);
@@ -65,17 +73,17 @@ impl Tracker {
         }
     }
 
-    /// Whether the key was changed since the last look. No round trip.
+    /// What the server has told since the last look. No round trip.
     ///
     /// # Errors
     /// The connection is gone.
-    pub fn has_news(&mut self, key: &[u8]) -> Result<bool> {
-        let mut news = false;
+    pub fn news(&mut self, keys: &Keys) -> Result<Option<News>> {
+        let mut news = None;
         loop {
             // What came together with something else was read with it.
             let rest = if self.0.is_quiet() { Duration::ZERO } else { REST };
             match self.0.listen(Moment::now() + rest)? {
-                Some(told) => news |= names(&told, key),
+                Some(told) => news = news.max(read(&told, keys)),
                 None => return Ok(news),
             }
         }
@@ -88,11 +96,15 @@ fn question(keys: &Keys, look: &Request) -> Cmd {
     script.by_body(&args)
 }
 
-/// Whether the server tells of that key: a list of keys, or none when all are gone.
-fn names(told: &Value, key: &[u8]) -> bool {
-    let Value::Push { data, .. } = told else { return false };
-    data.iter().any(|item| match item {
-        Value::Array(keys) => keys.contains(&Value::BulkString(key.to_vec())),
-        item => *item == Value::Nil,
-    })
+/// What the server tells: a list of keys, or none when all are gone.
+fn read(told: &Value, keys: &Keys) -> Option<News> {
+    let Value::Push { data, .. } = told else { return None };
+    let names = |key: &[u8]| {
+        data.iter().any(|item| match item {
+            Value::Array(keys) => keys.contains(&Value::BulkString(key.to_vec())),
+            item => *item == Value::Nil,
+        })
+    };
+    let line = names(&keys.waiters).then_some(News::Line);
+    if names(&keys.lock) { Some(News::Lock) } else { line }
 }

@@ -16,9 +16,12 @@
 -- ARGV[3] time to claim it in ms
 -- ARGV[4] life of the line in ms, if nobody looks again
 -- ARGV[5] '1' to join, '0' to look again
--- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters, our ticket, or '' of
---   who stands in line no more}.
--- Cost: O(log waiters), 5 or 6 commands when the lock is held, at most 9.
+-- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters (to who joins: of older ones),
+--   our ticket, or '' of who stands in line no more}.
+-- Cost: O(log waiters), 6 commands when the lock is held, at most 10; out of memory 2 more.
+--
+-- Both keys are read after the last write to them: a write forgets who is to be told of the next change
+-- (CLIENT TRACKING), a read remembers.
 local held = redis.call('GET', KEYS[1])
 local lost = held and ARGV[5] == '0' and redis.call('LINDEX', KEYS[3], 0) == held
 if not held then
@@ -28,7 +31,7 @@ if not held then
   redis.call('LPUSH', KEYS[3], held)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
-local ticket, younger = '', 0
+local ticket, others = '', 0
 if ARGV[5] == '1' then
   local time = redis.call('TIME')
   ticket = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
@@ -37,10 +40,12 @@ if ARGV[5] == '1' then
     redis.call('PEXPIRE', KEYS[2], ARGV[4])
     redis.call('ZADD', KEYS[2], ticket, ARGV[1])
   end
+  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+  others = redis.call('ZCARD', KEYS[2]) - 1
 elseif not lost then
+  -- Others are not told of every look.
+  if redis.call('PTTL', KEYS[2]) < ARGV[4] / 2 then redis.call('PEXPIRE', KEYS[2], ARGV[4]) end
   ticket = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ''
-  younger = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
+  others = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
 end
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
--- PTTL comes last: a write forgets who is to be told of the next change (CLIENT TRACKING), a read remembers.
-return {held, redis.call('PTTL', KEYS[1]), younger, ticket}
+return {held, redis.call('PTTL', KEYS[1]), others, ticket}

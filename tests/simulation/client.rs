@@ -69,8 +69,8 @@ pub struct Client {
     pub line: Option<Connection>,
     /// What came on the line before the answer to joining, which one connection cannot do.
     early: Option<(Connection, Event)>,
-    /// The server has told of a change.
-    news: bool,
+    /// What the server has told since the last look.
+    news: Option<Event>,
     pub told: u64,
     pub paused_until: u64,
     /// Until when it wants nothing.
@@ -109,7 +109,7 @@ impl Client {
             sent: 0,
             line: None,
             early: None,
-            news: false,
+            news: None,
             told: 0,
             paused_until: 0,
             rested: 0,
@@ -182,7 +182,7 @@ impl Client {
             }
             Step::Listen(until) => {
                 self.doing = Doing::Listening(until);
-                vec![Act::Wake(if self.news { now } else { micros(until) })]
+                vec![Act::Wake(if self.news.is_some() { now } else { micros(until) })]
             }
             Step::Pause(until) => {
                 self.doing = Doing::Pausing(until);
@@ -319,7 +319,7 @@ impl Client {
         match self.doing.clone() {
             Doing::Asking(_) => self.tell(Event::Answered(answer, sent), now),
             Doing::Tracking(_) => {
-                self.news = false; // it was older
+                self.news = None; // it was older
                 self.tell(Event::Tracked(answer, sent), now)
             }
             Doing::Joining(_) => {
@@ -375,9 +375,11 @@ impl Client {
     }
 
     /// The server tells that the lock has changed.
-    pub fn changed(&mut self, now: u64) -> Vec<Act> {
+    pub fn told_of(&mut self, news: Event, now: u64) -> Vec<Act> {
         self.told += 1;
-        self.news = true;
+        if self.news != Some(Event::Changed) {
+            self.news = Some(news);
+        }
         self.wake(now, 0)
     }
 
@@ -390,7 +392,10 @@ impl Client {
     /// Time passes. `draw` is random.
     pub fn wake(&mut self, now: u64, draw: u64) -> Vec<Act> {
         match self.doing.clone() {
-            Doing::Listening(_) if std::mem::take(&mut self.news) => self.tell(Event::Changed, now),
+            Doing::Listening(_) if self.news.is_some() => {
+                let news = self.news.take().unwrap();
+                self.tell(news, now)
+            }
             Doing::Listening(until) | Doing::Pausing(until) if now >= micros(until) => {
                 self.tell(Event::Time, now)
             }

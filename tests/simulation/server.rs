@@ -152,20 +152,20 @@ impl Server {
         }
         let waiters = &mut self.data.waiters;
         let known = waiters.iter().find(|(_, who)| *who == waiter).map(|(ticket, _)| *ticket);
-        let (ticket, younger) = match known {
+        let (ticket, others) = match known {
             _ if join => {
                 waiters.retain(|_, who| who != waiter);
                 let free = |ticket: &u64| !waiters.contains_key(ticket);
                 let ticket = (now..).find(free).unwrap();
                 waiters.insert(ticket, waiter.to_owned());
-                (ticket.to_string(), 0)
+                (ticket.to_string(), waiters.len() - 1)
             }
             Some(ticket) if !lost => (ticket.to_string(), waiters.range(ticket + 1..).count()),
             _ => (String::new(), 0),
         };
         let (holder, ttl) = self.held(now).unwrap();
-        let younger = u32::try_from(younger).unwrap();
-        Answer::Waiting { holder, ttl, younger, ticket }
+        let others = u32::try_from(others).unwrap();
+        Answer::Waiting { holder, ttl, others, ticket }
     }
 
     fn leave(&mut self, waiter: &str) -> Answer {

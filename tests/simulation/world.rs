@@ -105,7 +105,8 @@ enum Message {
 #[derive(Clone, Debug)]
 enum Reply {
     Answer(Answer),
-    Changed,
+    /// What has changed.
+    Told(Event),
     Renewal(Answer, u64),
     HungUp(Option<Vec<u8>>),
     Affected(bool),
@@ -150,8 +151,9 @@ pub struct World {
     served: BTreeMap<Connection, Vec<u8>>,
     owner_of: BTreeMap<Connection, (usize, u64)>,
     closed: BTreeSet<Connection>,
-    /// Who is told of the next change of the lock.
-    trackers: BTreeSet<(usize, u64)>,
+    /// Who is told of the next change of the lock, and of the line.
+    of_lock: BTreeSet<(usize, u64)>,
+    of_line: BTreeSet<(usize, u64)>,
     /// Which grant has a fence.
     granted: BTreeMap<u64, Vec<u8>>,
     /// When the server last lost data or time.
@@ -178,7 +180,8 @@ impl World {
             served: BTreeMap::new(),
             owner_of: BTreeMap::new(),
             closed: BTreeSet::new(),
-            trackers: BTreeSet::new(),
+            of_lock: BTreeSet::new(),
+            of_line: BTreeSet::new(),
             granted: BTreeMap::new(),
             disturbed: 0,
             freed: None,
@@ -322,7 +325,9 @@ impl World {
         }
         self.tally.failovers += 1;
         self.disturbed = self.now;
-        self.tell_trackers(&Some((Vec::new(), 0))); // their connections are gone
+        // Their connections are gone.
+        self.of_line.clear();
+        self.tell(Event::Changed);
         self.server.data = self.replica.clone();
         for connection in std::mem::take(&mut self.server.blocked) {
             if let Some((client, life)) = self.owner_of.get(&connection).copied() {
@@ -449,12 +454,14 @@ impl World {
 
     fn at_server(&mut self, client: usize, life: u64, exchange: u64, message: Message) {
         let time = self.now + self.offset;
-        let mut before = self.server.data.lock.clone();
+        let mut before = self.server.data.clone();
         self.server.expire(time);
         let reply = match message {
             Message::Request(request) => {
                 if let Request::Wait { .. } = request {
-                    self.trackers.remove(&(client, life)); // it has left that to others
+                    // It has left that to others.
+                    self.of_lock.remove(&(client, life));
+                    self.of_line.remove(&(client, life));
                 }
                 Reply::Answer(self.perform(&request, time))
             }
@@ -462,8 +469,9 @@ impl World {
                 let answer = self.perform(&request, time);
                 self.tell_trackers(&before);
                 // Nobody is told of what its own look changes.
-                before = self.server.data.lock.clone();
-                self.trackers.insert((client, life));
+                before = self.server.data.clone();
+                self.of_lock.insert((client, life));
+                self.of_line.insert((client, life));
                 Reply::Answer(answer)
             }
             Message::Renewal(request, sent) => Reply::Renewal(self.perform(&request, time), sent),
@@ -493,14 +501,21 @@ impl World {
         }
     }
 
-    /// Once, of a change of the lock; a word of it may be lost.
-    fn tell_trackers(&mut self, before: &Option<(Vec<u8>, u64)>) {
-        if self.server.data.lock == *before {
-            return;
+    fn tell_trackers(&mut self, before: &Data) {
+        if self.server.data.waiters != before.waiters {
+            self.tell(Event::LineChanged);
         }
-        for (client, life) in std::mem::take(&mut self.trackers) {
+        if self.server.data.lock != before.lock {
+            self.tell(Event::Changed);
+        }
+    }
+
+    /// Once, whoever is to be told of that; a word of it may be lost.
+    fn tell(&mut self, news: Event) {
+        let who = if news == Event::Changed { &mut self.of_lock } else { &mut self.of_line };
+        for (client, life) in std::mem::take(who) {
             if let Some(span) = self.travel() {
-                let reply = Reply::Changed;
+                let reply = Reply::Told(news.clone());
                 let told = Happening::AtClient { client, life, exchange: 0, reply };
                 self.at(self.now + span, told);
             }
@@ -564,7 +579,7 @@ impl World {
         let acts = match reply {
             Reply::Line(connection, event) => it.line_ended(connection, event, now),
             Reply::Renewal(answer, sent) => it.renewal_answered(sent, &answer),
-            Reply::Changed => it.changed(now),
+            Reply::Told(news) => it.told_of(news, now),
             _ if it.exchange != exchange => return,
             Reply::Answer(answer) => it.answered(answer, now),
             Reply::HungUp(baton) => it.hung_up(baton, now),
