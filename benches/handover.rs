@@ -85,7 +85,7 @@ fn measure(waiters: usize, span: Duration) -> bool {
         run::<usize>(&mut con, "ZCARD {lock:bench}:waiters") >= waiters.saturating_sub(1).max(1)
     });
     let mut pings = Vec::new();
-    let (sent, all) = counted(&mut con);
+    let before = counted(&mut con);
     let fence: String = run(&mut con, "GET {lock:bench}:fence");
     let end = Instant::now() + span;
     while Instant::now() < end {
@@ -94,7 +94,7 @@ fn measure(waiters: usize, span: Duration) -> bool {
         pings.push(now() - begun);
         std::thread::sleep(Duration::from_millis(50));
     }
-    let (sent_after, all_after) = counted(&mut con);
+    let after = counted(&mut con);
     let fence_after: String = run(&mut con, "GET {lock:bench}:fence");
     std::fs::write(format!("{}.stop", server.socket().display()), "").unwrap();
     for mut child in children {
@@ -114,7 +114,7 @@ fn measure(waiters: usize, span: Duration) -> bool {
     let (p50, p99) = (gaps[gaps.len() / 2], gaps[gaps.len() * 99 / 100]);
     // The PINGs are not theirs.
     let each = |n: u64| (n - pings.len() as u64) as f64 / measured.len() as f64;
-    let (sent, all) = (each(sent_after - sent), each(all_after - all));
+    let (sent, all) = (each(after.asked - before.asked), each(after.all - before.all));
     let ping = pings[pings.len() / 2];
     println!(
         "| {waiters} | {:.0} | {:.0} | {:.0} | {} | {sent:.1} | {all:.1} | {:.0} |",
@@ -153,13 +153,14 @@ fn rest(waiters: usize, span: Duration) {
     support::until("all wait", || run::<usize>(&mut con, "ZCARD {lock:bench}:waiters") == waiters);
     run::<()>(&mut con, "CONFIG RESETSTAT");
     std::thread::sleep(span);
-    let sent = counted(&mut con).0;
+    let sent = counted(&mut con);
     std::fs::write(format!("{}.stop", server.socket().display()), "").unwrap();
     lock.release().unwrap();
     for mut child in children {
         child.wait().unwrap();
     }
-    println!("{waiters} waiting: {sent} commands in the first {} s at rest", span.as_secs());
+    let (asked, all) = (sent.asked, sent.asked + sent.connecting);
+    println!("{waiters} waiting: {all} commands in the first {} s, {asked} looks", span.as_secs());
 }
 
 /// Whether grants come in the order of arrival, and how many commands each takes, as the server tells.
@@ -245,15 +246,28 @@ fn grants(files: &[PathBuf]) -> Vec<Grant> {
     grants
 }
 
-/// Commands that clients sent, and all that were executed.
-fn counted(con: &mut redis::Connection) -> (u64, u64) {
+/// Commands executed.
+struct Counted {
+    /// Sent by clients, for the lock, and to make connections.
+    asked: u64,
+    connecting: u64,
+    /// Scripts' own, too.
+    all: u64,
+}
+
+fn counted(con: &mut redis::Connection) -> Counted {
     let info: String = run(con, "INFO commandstats");
     let calls = |line: &str| -> Option<(String, u64)> {
         let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
         Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
     };
     let all: Vec<_> = info.lines().filter_map(calls).collect();
-    let from_clients = ["eval", "evalsha", "blpop", "ping", "client|id", "client|unblock"];
-    let sent = all.iter().filter(|(name, _)| from_clients.contains(&name.as_str()));
-    (sent.map(|(_, n)| n).sum(), all.iter().map(|(_, n)| n).sum())
+    let sum = |names: &[&str]| -> u64 {
+        all.iter().filter(|(name, _)| names.contains(&name.as_str())).map(|(_, n)| n).sum()
+    };
+    Counted {
+        asked: sum(&["eval", "evalsha", "blpop", "ping", "client|id", "client|unblock"]),
+        connecting: sum(&["hello", "auth", "select", "client|tracking", "client|setname"]),
+        all: all.iter().map(|(_, n)| n).sum(),
+    }
 }

@@ -522,7 +522,8 @@ fn a_full_server_is_waited_for_and_says_what_is_wrong() {
 }
 
 #[test]
-fn who_finds_the_lock_free_on_a_server_that_does_not_write_asks_once_a_second_and_says_why_it_had_nothing() {
+fn who_finds_the_lock_free_on_a_server_that_does_not_write_asks_once_a_second_and_says_why_it_had_nothing()
+ {
     let server = Server::start();
     let mut con = server.connect();
     let mut holder = lock(&server, b"job", MS(1000));
