@@ -3,9 +3,11 @@
 use crate::args::ServerArgs;
 use crate::history::utc;
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tagsweep::error::{plain, printable};
@@ -44,12 +46,14 @@ impl Screen {
         }
         self.shown = Instant::now();
         match &self.meter {
-            Meter::Bar(bar) => {
+            Meter::Bar(bar) if has_room(std::io::stderr()) => {
                 bar.set_position((progress.share * BAR_STEPS as f64) as u64);
                 bar.set_message(message(progress));
             }
-            Meter::Json => print_json("progress", progress.report, course(progress)),
-            Meter::Silent => {}
+            Meter::Json if has_room(std::io::stdout()) => {
+                print_json("progress", progress.report, course(progress));
+            }
+            _ => {}
         }
     }
 
@@ -58,6 +62,13 @@ impl Screen {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Whether a line can be written there at once. Whoever does not read (a pipe that is full, a terminal that was stopped)
+/// misses some, and holds no sweep up.
+fn has_room(out: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut asked, PollTimeout::ZERO) != Ok(0)
 }
 
 fn bar() -> ProgressBar {

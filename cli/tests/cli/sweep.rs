@@ -3,7 +3,7 @@
 use crate::fixtures::*;
 use crate::support::{Server, age, run, signal, until};
 use redis::Commands;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,28 @@ fn ctrl_c_ends_a_sweep_within_a_second_with_its_lock_released() {
         assert!(last.contains("\"reason\":\"stopped\""), "{last}");
         assert!(!con.exists::<_, bool>("lock:cache_tag_cleanup").unwrap());
     }
+}
+
+#[test]
+fn a_sweep_is_not_held_up_by_whoever_does_not_read() {
+    let server = Server::start();
+    fill(&server);
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'\n'; 65_536]).unwrap(); // as much as there is room for
+    let mut sweep = Command::new(TAGSWEEP)
+        .args(["sweep", "--url", &server.url(), "--json", "--verify", "3s", "--lock-ttl", "2s"])
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    let mut con = server.connect();
+    let locked = |con: &mut redis::Connection| con.exists("lock:cache_tag_cleanup").unwrap();
+    until("it sweeps", || locked(&mut con));
+    until("it has ended", || !locked(&mut con));
+    let mut out = String::new();
+    reader.read_to_string(&mut out).unwrap();
+    assert_eq!(sweep.wait().unwrap().code(), Some(0));
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(report["references_removed"], 3, "{report}");
 }
 
 #[test]
