@@ -110,6 +110,24 @@ final class ConsoleTest extends TestCase
         self::assertSame(0, $this->redis->exists('lock:cache_tag_cleanup'));
     }
 
+    public function testWhoeverDoesNotReadHoldsNothingUp(): void
+    {
+        [$reader, $writer] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
+        stream_set_blocking($writer, false);
+        while (@fwrite($writer, str_repeat("\n", 4096))) {
+            // until there is no room
+        }
+        stream_set_blocking($writer, true);
+        $run = new Run([self::BIN, '--url', $this->server->dsn(), '--json', '--verify', '3s', '--lock-ttl', '2s'], '', $writer);
+        fclose($writer);
+        Run::until('it sweeps', fn () => $this->redis->exists('lock:cache_tag_cleanup') === 1);
+        Run::until('it has ended', fn () => $this->redis->exists('lock:cache_tag_cleanup') === 0);
+        $output = stream_get_contents($reader);
+        self::assertSame(Cleanup::DONE, $run->end()[0]);
+        $lines = explode("\n", trim($output));
+        self::assertSame(['report', 4], [json_decode(end($lines), true)['type'], json_decode(end($lines), true)['references_removed']]);
+    }
+
     public function testAnErrorIsTheLastLineOfJson(): void
     {
         [$status, $output] = $this->command('--url', 'unix:///nowhere', '--json');

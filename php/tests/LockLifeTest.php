@@ -45,15 +45,6 @@ final class LockLifeTest extends TestCase
         return $run;
     }
 
-    private function until(string $what, callable $so, float $seconds = 10): void
-    {
-        $end = microtime(true) + $seconds;
-        while (!$so()) {
-            self::assertLessThan($end, microtime(true), "waited for: $what");
-            usleep(2_000);
-        }
-    }
-
     public function testWaitersAreServedInOrderAndAtOnce(): void
     {
         $lock = $this->lock();
@@ -116,7 +107,7 @@ final class LockLifeTest extends TestCase
             \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job', 30);
             echo \"waiting\\n\"; \$lock->acquireWithin(20); echo 'went on';");
         $run->awaitLine('waiting');
-        $this->until('it stands in line', fn () => $redis->zCard('{lock:job}:waiters') === 1);
+        Run::until('it stands in line', fn () => $redis->zCard('{lock:job}:waiters') === 1);
         $run->signal(SIGUSR1);
         [$status, $output, $errors] = $run->end();
         self::assertSame([255, ''], [$status, trim($output)], $errors);
@@ -152,7 +143,7 @@ final class LockLifeTest extends TestCase
             \$lock = new Tagsweep\\DistributedLock('{$this->dsn}', 'job');
             try { \$lock->acquireWithin(30); } catch (Exception \$e) { echo \$e->getMessage(); }";
         $waiter = Run::code($code);
-        $this->until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
+        Run::until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
         $waiter->signal(SIGUSR1);
         self::assertSame([0, 'enough', ''], $waiter->end());
         self::assertSame(0, $this->redis->exists('{lock:job}:waiters'));
@@ -192,7 +183,7 @@ final class LockLifeTest extends TestCase
         ];
         $lock->acquire();
         $this->redis->set('lock:job', 'thief');
-        $this->until('it is known', fn () => !$lock->isAcquired(), 1.9);
+        Run::until('it is known', fn () => !$lock->isAcquired(), 1.9);
         try {
             $operations[$first]();
             self::fail('no exception');
@@ -214,11 +205,11 @@ final class LockLifeTest extends TestCase
         $lock = $this->lock(2, renew: true, maxHold: 2.5);
         $begun = microtime(true);
         $lock->acquire();
-        $this->until('it ends', fn () => $this->redis->exists('lock:job') === 0);
+        Run::until('it ends', fn () => $this->redis->exists('lock:job') === 0);
         $held = microtime(true) - $begun;
         self::assertGreaterThan(2.4, $held);
         self::assertLessThan(3.9, $held, 'the last renewal was for what was left, not for a TTL');
-        $this->until('it is known', fn () => !$lock->isAcquired(), 1);
+        Run::until('it is known', fn () => !$lock->isAcquired(), 1);
     }
 
     public function testAChildNeitherRenewsNorReleasesAndHasLocksOfItsOwn(): void
@@ -305,7 +296,7 @@ final class LockLifeTest extends TestCase
             stream_set_timeout(\$here, 30);
             echo (int) \$lock->acquire(), \"\\n\"; fread(\$here, 1);");
         $holder->awaitLine('1');
-        $this->until('it reads', fn () => $holder->state() === 'S', 5);
+        Run::until('it reads', fn () => $holder->state() === 'S', 5);
         $told = microtime(true);
         $holder->signal(SIGTERM);
         self::assertSame(-SIGTERM, $holder->end()[0]);
@@ -327,7 +318,7 @@ final class LockLifeTest extends TestCase
             $holder = new DistributedLock($this->dsn, 'job', 30);
             self::assertTrue($holder->acquire());
             $waiter = Run::code($code);
-            $this->until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
+            Run::until('it waits', fn () => $this->redis->zCard('{lock:job}:waiters') === 1);
             $waiter->signal(SIGUSR1);
             $holder->release();
             self::assertSame([0, "false\n", ''], $waiter->end());
@@ -354,7 +345,7 @@ final class LockLifeTest extends TestCase
             $this->redis->set('lock:job', 'foreign');
             $this->redis->rawCommand('CONFIG', 'RESETSTAT');
             $waiter = Run::code($code);
-            $this->until('it waits', $so);
+            Run::until('it waits', $so);
             $waiter->signal(SIGUSR1);
             $waiter->awaitLine('forked');
             $this->redis->del('lock:job');

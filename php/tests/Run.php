@@ -2,6 +2,8 @@
 
 declare(strict_types=1);
 
+use PHPUnit\Framework\Assert;
+
 /** Runs PHP code in a process of its own, with the extension of this one. */
 final class Run
 {
@@ -10,10 +12,13 @@ final class Run
     /** @var array<int, resource> */
     private array $pipes = [];
 
-    /** @param list<string> $command after `php` and its options */
-    public function __construct(array $command, string $input = '')
+    /**
+     * @param list<string> $command after `php` and its options
+     * @param resource|null $output where it writes to, if it is not to be read by end()
+     */
+    public function __construct(array $command, string $input = '', $output = null)
     {
-        $this->process = proc_open(self::php($command), [['pipe', 'r'], ['pipe', 'w'], ['pipe', 'w']], $this->pipes);
+        $this->process = proc_open(self::php($command), [['pipe', 'r'], $output ?? ['pipe', 'w'], ['pipe', 'w']], $this->pipes);
         fwrite($this->pipes[0], $input);
         fclose($this->pipes[0]);
     }
@@ -47,6 +52,15 @@ final class Run
         throw new RuntimeException("no \"$text\" in the output: " . stream_get_contents($this->pipes[2]));
     }
 
+    public static function until(string $what, callable $so, float $seconds = 10): void
+    {
+        $end = microtime(true) + $seconds;
+        while (!$so()) {
+            Assert::assertLessThan($end, microtime(true), "waited for: $what");
+            usleep(2_000);
+        }
+    }
+
     /** As ps shows it: R runs, S sleeps. */
     public function state(): string
     {
@@ -63,7 +77,7 @@ final class Run
     /** @return array{int, string, string} exit code (or minus the signal that ended it), output, errors */
     public function end(): array
     {
-        $output = stream_get_contents($this->pipes[1]);
+        $output = isset($this->pipes[1]) ? stream_get_contents($this->pipes[1]) : '';
         $errors = stream_get_contents($this->pipes[2]);
         do {
             $status = proc_get_status($this->process);

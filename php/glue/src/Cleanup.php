@@ -99,11 +99,15 @@ final class Cleanup
 
         return function (SweepReport $report, float $share, ?float $left, float $effort, float $rate) use (&$last): bool {
             $progress = new Progress($report, $share, $left, $effort, $rate);
-            if (!$this->options->json) {
-                $this->output->progress($progress);
-            } elseif (microtime(true) - $last >= self::JSON_EVERY) {
-                $last = microtime(true);
+            $json = $this->options->json;
+            if ($json && microtime(true) - $last < self::JSON_EVERY || !Terminal::hasRoom($json)) {
+                return !$this->stopped;
+            }
+            $last = microtime(true);
+            if ($json) {
                 $this->json($progress->fields(), $report);
+            } else {
+                $this->output->progress($progress);
             }
 
             return !$this->stopped;

@@ -16,6 +16,21 @@ final class Terminal implements Output
         $this->moves = !$json && stream_isatty(STDERR);
     }
 
+    /**
+     * Whether a line can be written at once, to standard output or error. Whoever does not read (a pipe that is
+     * full, a terminal that was stopped) misses some, and holds no sweep up.
+     */
+    public static function hasRoom(bool $output): bool
+    {
+        $stream = \defined('STDOUT') ? ($output ? STDOUT : STDERR) : null;
+        if (!\is_resource($stream)) {
+            return true; // closed, or run by a web server
+        }
+        [$to, $none] = [[$stream], null];
+
+        return @stream_select($none, $to, $none, 0) !== 0;
+    }
+
     public function line(string $text): void
     {
         $line = $text . "\n";
