@@ -1,11 +1,13 @@
-//! What waiters hear of the lock while they wait, on a private server: the youngest are told of changes, and
-//! nobody asks more than once a lease while there are none.
+//! What waiters hear of the lock while they wait, on a private server: the youngest and the oldest are told of changes,
+//! and nobody asks more than once a lease while there are none.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod support;
 
 use redis::Connection;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use support::proxy::{Fault, Proxy};
@@ -27,18 +29,19 @@ fn lock(server: &Server) -> Lock {
 
 /// A thread that waits for the lock; tells when it had it.
 fn waiter(server: &Server) -> Receiver<(Instant, Lock)> {
-    waiter_at(server.config(), server)
+    waiter_at(server.config(), MS(20_000), server)
 }
 
-/// The same, by that way to the server.
-fn waiter_at(config: Config, server: &Server) -> Receiver<(Instant, Lock)> {
+/// The same, by that way to the server, and for so long at most.
+fn waiter_at(config: Config, budget: Duration, server: &Server) -> Receiver<(Instant, Lock)> {
     let (tell, told) = channel();
     let mut lock = Lock::new(config, b"a", MS(30_000)).unwrap();
     let before = status(&server.link(), b"a").unwrap().waiting;
     std::thread::spawn(move || {
-        let had = lock.acquire_within(MS(20_000), &mut |_| true).unwrap();
-        assert!(matches!(had, Outcome::Acquired { .. }));
-        tell.send((Instant::now(), lock)).unwrap();
+        let had = lock.acquire_within(budget, &mut |_| true).unwrap();
+        if let Outcome::Acquired { .. } = had {
+            tell.send((Instant::now(), lock)).unwrap();
+        }
     });
     until("it waits", || status(&server.link(), b"a").unwrap().waiting > before);
     told
@@ -80,10 +83,10 @@ fn who_waits_looks_once_a_lease_and_asks_nothing_else() {
         let line: Vec<_> = (0..waiting).map(|_| waiter(&server)).collect();
         until("all have looked", || looks(&mut con) >= waiting);
         std::thread::sleep(GAP);
-        // Of a long line nobody knows who is young before it has looked.
+        // In a long line nobody knows whether it is young before it has looked.
         let more = if waiting > 4 { 4 } else { 0 };
         assert_eq!(looks(&mut con), waiting + more);
-        assert_eq!(trackers(&mut con).len(), waiting.min(4) as usize);
+        assert_eq!(trackers(&mut con).len(), waiting.min(8) as usize);
         let _: () = run(&mut con, "CONFIG RESETSTAT");
         std::thread::sleep(MS(5000));
         let stats: String = run(&mut con, "INFO commandstats");
@@ -97,20 +100,60 @@ fn who_waits_looks_once_a_lease_and_asks_nothing_else() {
     }
 }
 
+/// One that stands in line and does not take what it is given, as a process that was stopped.
+fn stopped_waiter(server: &Server) -> UnixStream {
+    let mut con = server.connect();
+    let time: (u64, u64) = run(&mut con, "TIME");
+    let ticket = time.0 * 1_000_000 + time.1;
+    let _: i64 = run(&mut con, &format!("ZADD {{lock:a}}:waiters {ticket} stopped|h|1|p"));
+    let mut blocked = UnixStream::connect(server.socket()).unwrap();
+    blocked.write_all(b"BLPOP {lock:a}:baton 0\r\n").unwrap();
+    until("it blocks", || run::<String>(&mut con, "INFO clients").contains("blocked_clients:1\r"));
+    blocked
+}
+
 #[test]
-fn whom_a_line_has_grown_behind_leaves_it_to_the_younger() {
+fn who_waits_long_watches_while_others_come_and_go() {
     let server = Server::start();
-    let (mut con, mut holder, mut line) = settled(&server, 1);
-    let first = trackers(&mut con);
-    line.extend((0..4).map(|_| waiter(&server)));
-    until("the younger are told, it is not", || {
-        let now = trackers(&mut con);
-        now.len() == 4 && !now.contains(&first[0])
-    });
-    assert!(holder.release().unwrap());
-    for told in line {
-        assert!(told.recv().unwrap().1.release().unwrap());
+    let mut con = server.connect();
+    for stopped in [false, true] {
+        let mut holder = lock(&server);
+        assert!(matches!(holder.acquire().unwrap(), Outcome::Acquired { .. }));
+        let _first = stopped.then(|| stopped_waiter(&server));
+        let next = waiter(&server);
+        let others: Vec<_> =
+            (0..9).map(|_| waiter_at(server.config(), MS(5000), &server)).collect();
+        for other in others {
+            assert!(other.recv().is_err(), "it has had enough");
+        }
+        let begun = Instant::now();
+        if stopped {
+            assert!(holder.release().unwrap());
+        } else {
+            let _: i64 = run(&mut con, "DEL lock:a");
+        }
+        let (had, mut lock) = next.recv().unwrap();
+        let limit = if stopped { MS(2000) } else { MS(1200) };
+        assert!(had - begun < limit, "{stopped}: {:?}", had - begun);
+        assert!(lock.release().unwrap());
     }
+}
+
+#[test]
+fn the_line_is_written_to_when_a_quarter_of_its_life_is_over_and_else_is_not() {
+    let server = Server::start();
+    let (mut con, mut holder, line) = settled(&server, 1);
+    let left = |con: &mut Connection| run::<u64>(con, "PTTL {lock:a}:waiters");
+    for (life, renewed) in [(100_000, true), (200_000, false)] {
+        let _: i64 = run(&mut con, &format!("PEXPIRE {{lock:a}}:waiters {life}"));
+        let before = looks(&mut con);
+        std::thread::sleep(GAP);
+        assert!(holder.extend(None).unwrap());
+        until("it looks", || looks(&mut con) > before);
+        assert_eq!(left(&mut con) > 210_000, renewed);
+    }
+    assert!(holder.release().unwrap());
+    assert!(line[0].recv().unwrap().1.release().unwrap());
 }
 
 #[test]
@@ -205,18 +248,23 @@ fn where_the_server_does_not_tell_the_lock_is_looked_at_again_and_again() {
 }
 
 #[test]
-fn of_those_who_come_one_after_the_other_the_youngest_are_told() {
+fn of_those_who_come_one_after_the_other_the_oldest_and_the_youngest_are_told() {
     let server = Server::start();
     let mut con = server.connect();
     let _: () = run(&mut con, "SET lock:a 5f3c0de PX 30000");
-    let line: Vec<_> = (0..12)
-        .map(|n| {
-            let told = waiter(&server);
-            until("it is told", || n > 3 || trackers(&mut con).len() > n);
-            told
-        })
-        .collect();
-    until("the others are not", || trackers(&mut con).len() == 4);
+    let (mut line, mut told) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        line.push(waiter(&server));
+        until("it is told", || {
+            let new = trackers(&mut con).into_iter().find(|id| !told.contains(id));
+            told.extend(new.clone());
+            new.is_some()
+        });
+    }
+    until("two are told no more", || {
+        let now = trackers(&mut con);
+        (0..12).all(|n| now.contains(&told[n]) != (2..4).contains(&n))
+    });
     let _: () = run(&mut con, "DEL lock:a");
     for told in line {
         assert!(told.recv().unwrap().1.release().unwrap());
@@ -243,7 +291,7 @@ fn a_look_that_is_not_answered_there_is_made_elsewhere() {
     let proxy = Proxy::start(&server.socket());
     let (mut con, mut holder) = (server.connect(), lock(&server));
     assert!(matches!(holder.acquire().unwrap(), Outcome::Acquired { .. }));
-    let line = waiter_at(proxy.config(), &server);
+    let line = waiter_at(proxy.config(), MS(20_000), &server);
     until("it is told", || trackers(&mut con).len() == 1);
     std::thread::sleep(GAP);
     proxy.break_next("EVAL", Fault::DropReply, 1);

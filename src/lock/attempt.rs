@@ -17,6 +17,7 @@
 //! | | time for a look | Queued | look, the youngest so that the server tells of the next change |
 //! | | the lock changed | Queued | look again, though not before its time after the last look |
 //! | | only the line did | Queued | the same, later |
+//! | | nobody tells any more | Queued | the same as when the lock changed, and listen for ourselves for a while |
 //! | | the line broke | *on* | |
 //! | | there was no joining it, or it broke at once | Asking | ask without waiting |
 //! | | the same for the third time, though asking works | Leaving | leave, for back-off for a while |
@@ -58,11 +59,11 @@ pub enum Step {
     /// Send the request on a connection of its own, with a BLPOP on the baton behind it; then tell
     /// [`Event::Answered`].
     Join(Request),
-    /// Send the request on a connection on which the server tells of the next change of the lock; then tell
+    /// Send the request on a connection on which the server tells of the next change of lock and line; then tell
     /// [`Event::Tracked`]. If there is none to be had, as with [`Step::Ask`].
     Track(Request),
     /// Wait for the baton until then; tell [`Event::Baton`], [`Event::Time`], [`Event::Changed`],
-    /// [`Event::LineChanged`] or [`Event::Broken`].
+    /// [`Event::LineChanged`], [`Event::Untold`] or [`Event::Broken`].
     Listen(Moment),
     /// Wait until then; tell [`Event::Time`].
     Pause(Moment),
@@ -81,8 +82,10 @@ pub enum Event {
     Tracked(Answer, Moment),
     /// It has changed, as far as we know.
     Changed,
-    /// Somebody has joined the line, or left it.
+    /// Somebody has joined the line, or left it; or its life was renewed.
     LineChanged,
+    /// The connection on which we were told is gone, or may lead elsewhere.
+    Untold,
     /// The baton was handed to us.
     Baton(Vec<u8>),
     /// It is time.
@@ -225,7 +228,7 @@ impl Attempt {
         !self.cancelled && now < self.end
     }
 
-    /// Whether the server is to tell us when the lock changes.
+    /// Whether the server is to tell us when lock or line change.
     pub fn is_told(&self) -> bool {
         self.watch.told == Told::Yes
     }
@@ -339,8 +342,8 @@ impl Attempt {
             self.watch.told = Told::Yes;
         }
         match event {
-            Event::Answered(Answer::Waiting { holder, ttl, others, ticket: told }, _)
-            | Event::Tracked(Answer::Waiting { holder, ttl, others, ticket: told }, _) => {
+            Event::Answered(Answer::Waiting { holder, ttl, older, younger, ticket: told }, _)
+            | Event::Tracked(Answer::Waiting { holder, ttl, older, younger, ticket: told }, _) => {
                 self.holder = Holder::read(&holder, ttl);
                 // Whoever is served takes all older places away, for nobody is at them. But where the whole
                 // line was deleted, the baton may be on its way to us.
@@ -350,14 +353,18 @@ impl Attempt {
                 }
                 (self.placed, self.looked) = (self.placed.or(Some(now)), now);
                 match ticket.is_empty() {
-                    true => self.watch = Watch::joined(others, self.holder.fence),
-                    false => self.watch.looked(others, self.holder.fence),
+                    true => self.watch = Watch::joined(older, self.holder.fence),
+                    false => self.watch.looked(older, younger, self.holder.fence),
                 }
                 self.in_line(told, now + self.watch.next_look(ttl), now)
             }
             Event::Baton(baton) => self.claim(baton, ticket),
             Event::Changed => self.look_after(self.watch.gap(), ticket, look, now),
             Event::LineChanged => self.look_after(self.watch.rest(), ticket, look, now),
+            Event::Untold => {
+                self.watch.failed();
+                self.look_after(self.watch.gap(), ticket, look, now)
+            }
             Event::Time if now >= self.end => self.hang_up(ticket),
             Event::Time => {
                 self.state = State::Queued { ticket, next_look: look };
@@ -610,7 +617,7 @@ mod tests {
         let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
         let waiting = |ticket: &str| {
             let (holder, ttl, ticket) = (b"u:6|h|1|p".to_vec(), None, ticket.to_owned());
-            Event::Answered(Answer::Waiting { holder, ttl, others: 0, ticket }, now)
+            Event::Answered(Answer::Waiting { holder, ttl, older: 0, younger: 0, ticket }, now)
         };
         for (baton, claims) in [(Some(b"v:0||".to_vec()), true), (None, false)] {
             let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
@@ -633,9 +640,9 @@ mod tests {
         Moment::at(Duration::from_millis(1_000_000 + n))
     }
 
-    fn in_line_with(others: u32) -> Answer {
+    fn in_line_between(older: u32, younger: u32) -> Answer {
         let (holder, ttl) = (b"u:6|h|1|p".to_vec(), Some(Duration::from_secs(600)));
-        Answer::Waiting { holder, ttl, others, ticket: "1".into() }
+        Answer::Waiting { holder, ttl, older, younger, ticket: "1".into() }
     }
 
     /// One that has joined a line of so many at 0; its first look is due at 900.
@@ -646,9 +653,17 @@ mod tests {
         attempt.begin();
         let held = Answer::Held(b"u:6|h|1|p".to_vec(), None);
         assert!(matches!(attempt.on(Event::Answered(held, ms(0)), ms(0)), Step::Join(_)));
-        let joined = Event::Answered(in_line_with(older), ms(0));
+        let joined = Event::Answered(in_line_between(older, 0), ms(0));
         assert_eq!(attempt.on(joined, ms(0)), Step::Listen(ms(900)));
         attempt
+    }
+
+    fn tracked(older: u32, younger: u32, at: u64) -> Event {
+        Event::Tracked(in_line_between(older, younger), ms(at))
+    }
+
+    fn looked(older: u32, younger: u32, at: u64) -> Event {
+        Event::Answered(in_line_between(older, younger), ms(at))
     }
 
     const LONG: Duration = Duration::from_secs(100);
@@ -657,39 +672,51 @@ mod tests {
     fn who_is_told_of_a_change_looks_again_though_not_at_once() {
         let mut attempt = joined(3, LONG);
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
-        let told = attempt.on(Event::Tracked(in_line_with(1), ms(900)), ms(1000));
-        assert_eq!(told, Step::Listen(ms(61_000)));
+        assert_eq!(attempt.on(tracked(3, 1, 900), ms(1000)), Step::Listen(ms(61_000)));
         assert_eq!(attempt.on(Event::LineChanged, ms(1100)), Step::Listen(ms(4600)));
         assert_eq!(attempt.on(Event::Changed, ms(1200)), Step::Listen(ms(1900)));
         assert_eq!(attempt.on(Event::LineChanged, ms(1300)), Step::Listen(ms(1900)));
         assert!(matches!(attempt.on(Event::Time, ms(1900)), Step::Track(_)));
         // Nobody tells any more: it looks again and again.
-        let untold = attempt.on(Event::Answered(in_line_with(1), ms(1900)), ms(2000));
-        assert_eq!(untold, Step::Listen(ms(3800)));
+        assert_eq!(attempt.on(looked(3, 1, 1900), ms(2000)), Step::Listen(ms(3800)));
         assert!(matches!(attempt.on(Event::Time, ms(3800)), Step::Ask(_)));
+    }
+
+    #[test]
+    fn who_loses_the_connection_on_which_it_is_told_looks_for_itself_and_tries_that_again() {
+        let mut attempt = joined(0, LONG);
+        assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
+        attempt.on(tracked(0, 0, 900), ms(900));
+        assert_eq!(attempt.on(Event::Untold, ms(5000)), Step::Listen(ms(5000)));
+        assert!(!attempt.is_told());
+        let mut at = 5000;
+        while let Step::Ask(_) = attempt.on(Event::Time, ms(at)) {
+            let Step::Listen(next) = attempt.on(looked(0, 0, at), ms(at)) else { panic!() };
+            at += u64::try_from(next.since(ms(at)).as_millis()).unwrap();
+        }
+        assert_eq!(at, 5000 + 4 * 900);
     }
 
     #[test]
     fn who_cannot_know_whether_it_is_young_asks_that_first_and_leaves_it_to_others_or_asks_to_be_told()
      {
-        for (others, next) in [(4, 60_900), (3, 900)] {
+        for (younger, next) in [(4, 60_900), (3, 900)] {
             let mut attempt = joined(4, LONG);
             assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
-            let looked = Event::Answered(in_line_with(others), ms(900));
-            assert_eq!(attempt.on(looked, ms(900)), Step::Listen(ms(next)));
+            assert_eq!(attempt.on(looked(4, younger, 900), ms(900)), Step::Listen(ms(next)));
             let tracks = matches!(attempt.on(Event::Time, ms(next)), Step::Track(_));
-            assert_eq!(tracks, others < 4);
+            assert_eq!(tracks, younger < 4);
         }
     }
 
     #[test]
     fn who_left_it_to_others_and_is_among_the_youngest_again_asks_again_to_be_told() {
-        let mut attempt = joined(0, LONG);
+        let mut attempt = joined(3, LONG);
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Track(_)));
-        attempt.on(Event::Tracked(in_line_with(8), ms(900)), ms(900));
+        attempt.on(tracked(3, 8, 900), ms(900));
         assert!(!attempt.is_told());
         assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Ask(_)));
-        let alone = attempt.on(Event::Answered(in_line_with(0), ms(60_000)), ms(60_000));
+        let alone = attempt.on(looked(3, 0, 60_000), ms(60_000));
         assert_eq!(alone, Step::Listen(ms(60_000)));
         assert!(matches!(attempt.on(Event::Time, ms(60_000)), Step::Track(_)));
     }
@@ -698,8 +725,7 @@ mod tests {
     fn who_has_little_time_left_does_not_ask_to_be_told() {
         let mut attempt = joined(0, Duration::from_millis(2500));
         assert!(matches!(attempt.on(Event::Time, ms(900)), Step::Ask(_)));
-        let next = attempt.on(Event::Answered(in_line_with(0), ms(900)), ms(900));
-        assert_eq!(next, Step::Listen(ms(1800)));
+        assert_eq!(attempt.on(looked(0, 0, 900), ms(900)), Step::Listen(ms(1800)));
     }
 
     #[test]
@@ -717,7 +743,7 @@ mod tests {
                 Step::Join(_) => {
                     places.push(at);
                     let (holder, ticket) = (b"u:6|h|1|p".to_vec(), at.to_string());
-                    let place = Answer::Waiting { holder, ttl: None, others: 0, ticket };
+                    let place = Answer::Waiting { holder, ttl: None, older: 0, younger: 0, ticket };
                     Event::Answered(place, ms(at))
                 }
                 Step::Listen(_) => Event::Broken,

@@ -23,9 +23,6 @@ const LOOK: Duration = Duration::from_millis(400);
 /// Time to hear what has come.
 const GLIMPSE: Duration = Duration::from_millis(1);
 
-/// So many connections on which changes are told may be lost in one wait.
-const MOST_LOST: u32 = 3;
-
 /// Longest time for a place in the line, with a connection of its own.
 const JOIN: Duration = Duration::from_secs(1);
 
@@ -51,10 +48,9 @@ pub(crate) struct Drive<'a> {
     /// There is a wait budget.
     waits: bool,
     line: Option<Line>,
-    /// On which the server tells when the lock changes, which of the link's connections was in use when it was made,
-    /// and how many were lost.
+    /// On which the server tells when lock or line change, and which of the link's connections was in use when it was
+    /// made.
     tracker: Option<(Tracker, u64)>,
-    lost_trackers: u32,
     /// The server has answered, and failures since then.
     heard: bool,
     failures: u32,
@@ -80,7 +76,6 @@ impl<'a> Drive<'a> {
             waits,
             line: None,
             tracker: None,
-            lost_trackers: 0,
             heard: false,
             failures: 0,
             borne: None,
@@ -187,7 +182,7 @@ impl<'a> Drive<'a> {
             let rest = if fault.code().is_some() { WATCH } else { LOOK_UP };
             refusal = Some(fault).filter(|fault| fault.code().is_some()).or(refusal);
             match self.listen((Moment::now() + rest).min(end), holder)? {
-                Event::Time | Event::Changed | Event::LineChanged => {
+                Event::Time | Event::Changed | Event::LineChanged | Event::Untold => {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
                     }
@@ -218,15 +213,13 @@ impl<'a> Drive<'a> {
     /// The answer, if one came; the tracker is there if it will tell.
     fn look_tracked(&mut self, request: &Request) -> Option<Answer> {
         let refuses = || self.tracker.is_none() && guard(self.link).refuses_to_tell();
-        if self.patience() < LOOK || self.lost_trackers > MOST_LOST || refuses() {
+        if self.patience() < LOOK || refuses() {
             return None;
         }
-        let answer = match &mut self.tracker {
-            Some((tracker, _)) => tracker.look(self.keys, request, Moment::now() + LOOK / 2),
-            None => self.begin_to_track(request),
-        };
-        self.lost_trackers += u32::from(answer.is_err());
-        answer.ok()
+        match &mut self.tracker {
+            Some((tracker, _)) => tracker.look(self.keys, request, Moment::now() + LOOK / 2).ok(),
+            None => self.begin_to_track(request).ok(),
+        }
     }
 
     fn begin_to_track(&mut self, request: &Request) -> Result<Answer> {
@@ -241,18 +234,20 @@ impl<'a> Drive<'a> {
         Ok(answer)
     }
 
-    /// What may have changed, as far as anybody tells.
-    fn news(&mut self) -> Option<News> {
+    /// What the server has told.
+    fn news(&mut self) -> Option<Event> {
         let (tracker, beside) = self.tracker.as_mut()?;
         let told = tracker.news(self.keys);
-        self.lost_trackers += u32::from(told.is_err());
         // The link may lead elsewhere now. Whoever uses it is not waited for.
         let moved = self.link.try_lock().is_ok_and(|link| link.connection() != *beside);
         match told {
-            Ok(news) if !moved => news,
+            Ok(news) if !moved => news.map(|news| match news {
+                News::Lock => Event::Changed,
+                News::Line => Event::LineChanged,
+            }),
             _ => {
                 self.tracker = None;
-                Some(News::Lock)
+                Some(Event::Untold)
             }
         }
     }
@@ -316,12 +311,16 @@ impl<'a> Drive<'a> {
         if self.doubtful { Error::of_a_lost_answer(fault) } else { fault }
     }
 
-    /// Leaving is a courtesy: what is left behind goes with the next claim, or with time.
+    /// Leaving is a courtesy: what is left behind goes with the next claim, or with time. A link that has not been used
+    /// since the address moved finds that out first.
     fn leave(&mut self, request: &Request) -> Event {
         let mut link = guard(self.link);
         let deadline = (Moment::now() + self.patience()).min(link.deadline());
         let (script, args) = request.script(self.keys);
-        let _ = script.run(&mut link, &args, deadline);
+        let mut leave = || script.run(&mut link, &args, deadline);
+        if leave().is_err_and(|e| e.code() == Some("READONLY")) {
+            let _ = leave();
+        }
         Event::Answered(Answer::Left, Moment::now())
     }
 
@@ -377,10 +376,8 @@ impl<'a> Drive<'a> {
                     if let Some(end) = self.called_off(holder) {
                         return Ok(end);
                     }
-                    match self.news() {
-                        Some(News::Lock) => return Ok(Event::Changed),
-                        Some(News::Line) => return Ok(Event::LineChanged),
-                        None => {}
+                    if let Some(news) = self.news() {
+                        return Ok(news);
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WrongType => {

@@ -169,8 +169,10 @@ pub enum Answer {
         holder: Vec<u8>,
         /// What its TTL has left.
         ttl: Option<Duration>,
-        /// Waiters behind us; when we have just joined, those before us.
-        others: u32,
+        /// Waiters before us.
+        older: u32,
+        /// Waiters behind us.
+        younger: u32,
         /// Our place; empty when we have none any more.
         ticket: String,
     },
@@ -273,15 +275,21 @@ fn held(items: &[Value]) -> Option<Answer> {
 }
 
 fn waiting(items: &[Value]) -> Option<Answer> {
-    let [Value::BulkString(holder), Value::Int(ttl), Value::Int(others), Value::BulkString(ticket)] =
-        items
+    let [
+        Value::BulkString(holder),
+        Value::Int(ttl),
+        Value::Int(older),
+        Value::Int(younger),
+        Value::BulkString(ticket),
+    ] = items
     else {
         return None;
     };
     Some(Answer::Waiting {
         holder: holder.clone(),
         ttl: left(*ttl),
-        others: u32::try_from(*others).ok()?,
+        older: u32::try_from(*older).ok()?,
+        younger: u32::try_from(*younger).ok()?,
         ticket: String::from_utf8(ticket.clone()).ok()?,
     })
 }

@@ -14,11 +14,11 @@
 -- ARGV[1] who waits: "id|host|pid|program"
 -- ARGV[2] value in transit, if it comes to that
 -- ARGV[3] time to claim it in ms
--- ARGV[4] life of the line in ms, if nobody looks again
+-- ARGV[4] life of the line in ms, if nobody looks again; a look renews it when a quarter is over
 -- ARGV[5] '1' to join, '0' to look again
--- Returns {holder's value, remaining TTL in ms or -1, number of younger waiters (to who joins: of older ones),
---   our ticket, or '' of who stands in line no more}.
--- Cost: O(log waiters), 6 commands when the lock is held, at most 10; out of memory 2 more.
+-- Returns {holder's value, remaining TTL in ms or -1, waiters before us, waiters behind us, our ticket, or '' of
+--   who stands in line no more}.
+-- Cost: O(log waiters), 6 to 8 commands when the lock is held, at most 11; out of memory 2 more.
 --
 -- Both keys are read after the last write to them: a write forgets who is to be told of the next change
 -- (CLIENT TRACKING), a read remembers.
@@ -31,7 +31,7 @@ if not held then
   redis.call('LPUSH', KEYS[3], held)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
-local ticket, others = '', 0
+local ticket, older, younger = '', 0, 0
 if ARGV[5] == '1' then
   local time = redis.call('TIME')
   ticket = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
@@ -41,11 +41,12 @@ if ARGV[5] == '1' then
     redis.call('ZADD', KEYS[2], ticket, ARGV[1])
   end
   redis.call('PEXPIRE', KEYS[2], ARGV[4])
-  others = redis.call('ZCARD', KEYS[2]) - 1
+  older = redis.call('ZCARD', KEYS[2]) - 1
 elseif not lost then
-  -- Others are not told of every look.
-  if redis.call('PTTL', KEYS[2]) < ARGV[4] / 2 then redis.call('PEXPIRE', KEYS[2], ARGV[4]) end
+  -- Others are told of every write.
+  if redis.call('PTTL', KEYS[2]) < ARGV[4] * 3 / 4 then redis.call('PEXPIRE', KEYS[2], ARGV[4]) end
   ticket = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ''
-  others = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
+  older = redis.call('ZRANK', KEYS[2], ARGV[1]) or 0
+  younger = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
 end
-return {held, redis.call('PTTL', KEYS[1]), others, ticket}
+return {held, redis.call('PTTL', KEYS[1]), older, younger, ticket}

@@ -377,9 +377,10 @@ impl Client {
     /// The server tells that the lock has changed.
     pub fn told_of(&mut self, news: Event, now: u64) -> Vec<Act> {
         self.told += 1;
-        if self.news != Some(Event::Changed) {
-            self.news = Some(news);
-        }
+        let weight = |news: &Event| {
+            [Event::LineChanged, Event::Changed, Event::Untold].iter().position(|n| n == news)
+        };
+        self.news = self.news.take().into_iter().chain([news]).max_by_key(weight);
         self.wake(now, 0)
     }
 

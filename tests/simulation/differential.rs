@@ -57,9 +57,9 @@ fn same(real: &Answer, model: &Answer) -> bool {
         }
         (Answer::Held(a, _), Answer::Held(b, _)) => shape(a) == shape(b),
         (
-            Answer::Waiting { holder: a, others: n, ticket: s, .. },
-            Answer::Waiting { holder: b, others: m, ticket: t, .. },
-        ) => shape(a) == shape(b) && n == m && s.is_empty() == t.is_empty(),
+            Answer::Waiting { holder: a, older: o, younger: n, ticket: s, .. },
+            Answer::Waiting { holder: b, older: p, younger: m, ticket: t, .. },
+        ) => shape(a) == shape(b) && (o, n) == (p, m) && s.is_empty() == t.is_empty(),
         (Answer::Extended(_), Answer::Extended(_)) => true,
         (a, b) => a == b,
     }

@@ -152,20 +152,23 @@ impl Server {
         }
         let waiters = &mut self.data.waiters;
         let known = waiters.iter().find(|(_, who)| *who == waiter).map(|(ticket, _)| *ticket);
-        let (ticket, others) = match known {
+        let (ticket, older, younger) = match known {
             _ if join => {
                 waiters.retain(|_, who| who != waiter);
                 let free = |ticket: &u64| !waiters.contains_key(ticket);
                 let ticket = (now..).find(free).unwrap();
                 waiters.insert(ticket, waiter.to_owned());
-                (ticket.to_string(), waiters.len() - 1)
+                (ticket.to_string(), waiters.len() - 1, 0)
             }
-            Some(ticket) if !lost => (ticket.to_string(), waiters.range(ticket + 1..).count()),
-            _ => (String::new(), 0),
+            Some(ticket) if !lost => {
+                let younger = waiters.range(ticket + 1..).count();
+                (ticket.to_string(), waiters.len() - 1 - younger, younger)
+            }
+            _ => (String::new(), 0, 0),
         };
         let (holder, ttl) = self.held(now).unwrap();
-        let others = u32::try_from(others).unwrap();
-        Answer::Waiting { holder, ttl, others, ticket }
+        let [older, younger] = [older, younger].map(|n| u32::try_from(n).unwrap());
+        Answer::Waiting { holder, ttl, older, younger, ticket }
     }
 
     fn leave(&mut self, waiter: &str) -> Answer {

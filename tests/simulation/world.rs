@@ -325,9 +325,8 @@ impl World {
         }
         self.tally.failovers += 1;
         self.disturbed = self.now;
-        // Their connections are gone.
         self.of_line.clear();
-        self.tell(Event::Changed);
+        self.tell(Event::Untold);
         self.server.data = self.replica.clone();
         for connection in std::mem::take(&mut self.server.blocked) {
             if let Some((client, life)) = self.owner_of.get(&connection).copied() {
@@ -512,7 +511,7 @@ impl World {
 
     /// Once, whoever is to be told of that; a word of it may be lost.
     fn tell(&mut self, news: Event) {
-        let who = if news == Event::Changed { &mut self.of_lock } else { &mut self.of_line };
+        let who = if news == Event::LineChanged { &mut self.of_line } else { &mut self.of_lock };
         for (client, life) in std::mem::take(who) {
             if let Some(span) = self.travel() {
                 let reply = Reply::Told(news.clone());
