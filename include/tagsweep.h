@@ -270,7 +270,8 @@ typedef struct {
    */
   uint64_t max_removals;
   /**
-   * Stop after this time (ms); 0 for no limit. Default: 0.
+   * Stop after this time (ms): nothing more is removed, and what was is verified, after `verify_ms`, or
+   * `grace_ms` if that is longer; 0 for no limit. Default: 0.
    */
   uint64_t max_duration_ms;
   /**

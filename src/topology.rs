@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     pub child: bool,
     /// Grows with every child: their number, or when the last one saved, where that is not told.
     pub children: Option<i64>,
+    /// How often members were added to tags, or were to be: grows with every writer. `None`: not known.
+    pub written: Option<u64>,
     /// Every child that there ever was ended at least this many seconds ago. `None`: not known.
     pub childless_for: Option<u64>,
 }
@@ -35,7 +37,7 @@ const SPEAKERS: [&str; 4] =
     ["dragonfly_version", "garnet_version", "kvrocks_version", "pika_version"];
 
 impl Facts {
-    /// Reads the sections server, memory, persistence, stats and replication of `INFO`; `now` is
+    /// Reads the sections server, memory, persistence, stats, replication and commandstats of `INFO`; `now` is
     /// the server's clock.
     pub fn read(info: &str, now: Duration) -> Self {
         let info = Info(info);
@@ -56,9 +58,20 @@ impl Facts {
                 || running("aof_rewrite_in_progress")
                 || module,
             children: info.number("total_forks").or_else(|| info.number("rdb_last_save_time")),
+            written: written(info),
             childless_for: childless_for(info, now.as_secs()),
         }
     }
+}
+
+/// Calls of the commands that add members, in scripts and transactions, too.
+fn written(info: Info) -> Option<u64> {
+    let calls = |name| -> Option<u64> {
+        let told: &str = info.text(name)?.strip_prefix("calls=")?;
+        told.split(',').next()?.parse().ok()
+    };
+    calls("cmdstat_info")?; // or this section was not told
+    Some(["cmdstat_sadd", "cmdstat_zadd"].into_iter().filter_map(calls).sum())
 }
 
 /// The answer to `TIME`, seconds and microseconds, as a span since 1970.
@@ -118,6 +131,8 @@ pub(crate) struct IdleClock {
     facts: Facts,
     /// Since when we know that no child ran. `None` while one does.
     still_since: Option<Moment>,
+    /// Since when we know that nobody wrote to tags.
+    unwritten_since: Option<Moment>,
     /// As of when.
     observed: Moment,
     /// When the answer came; in between the server's clock showed `facts.time`.
@@ -131,7 +146,8 @@ impl IdleClock {
     pub fn new(facts: Facts, sent: Moment, heard: Moment) -> Self {
         let before = Duration::from_secs(facts.childless_for.unwrap_or(0).min(365 * 86_400));
         let still_since = (!facts.child).then(|| sent - before);
-        Self { facts, still_since, observed: sent, heard, none_at: 0 }
+        let unwritten_since = facts.written.map(|_| heard);
+        Self { facts, still_since, unwritten_since, observed: sent, heard, none_at: 0 }
     }
 
     /// Takes in what `INFO` says now, as answer to a question that was sent then. A child that came and
@@ -147,7 +163,11 @@ impl IdleClock {
             (false, Some(_)) if !others => {}
             (false, _) => self.still_since = Some(now),
         }
+        if facts.written.is_none() || facts.written != self.facts.written {
+            self.unwritten_since = facts.written.map(|_| now);
+        }
         (self.facts.children, self.facts.time) = (facts.children, facts.time);
+        self.facts.written = facts.written;
         (self.observed, self.heard) = (sent, now);
     }
 
@@ -199,6 +219,11 @@ impl IdleClock {
     pub fn was_still(&self, from: Moment, to: Moment) -> bool {
         let still = self.still_since.is_some_and(|since| since <= from);
         !self.facts.without_idle && still && self.observed >= to
+    }
+
+    /// Whether nobody wrote to any tag from then to then, as far as was observed since.
+    pub fn was_unwritten(&self, from: Moment, to: Moment) -> bool {
+        self.unwritten_since.is_some_and(|since| since <= from) && self.observed >= to
     }
 }
 
@@ -327,5 +352,37 @@ mod tests {
         clock.observe(&with("total_forks:3", "total_forks:4"), now + second * 2, now + second * 2);
         assert!(!clock.was_still(now, now + second) && !clock.trusted(second, now + second * 2));
         assert!(clock.was_still(now + second * 2, now + second * 2));
+    }
+
+    #[test]
+    fn a_writer_is_known_by_the_number_of_commands_that_add_members() {
+        let told = |text: &str| {
+            let facts = Facts::read(&[INFO, text].concat(), Duration::from_secs(1007));
+            facts.written
+        };
+        let own = "cmdstat_info:calls=2,usec=9\r\n";
+        assert_eq!(told(""), None);
+        assert_eq!(told(own), Some(0));
+        let adds = format!("{own}cmdstat_zadd:calls=2,usec=1\r\ncmdstat_sadd:calls=40,usec=1\r\n");
+        assert_eq!(told(&adds), Some(42));
+
+        let (now, second) = (Moment::now() + Duration::from_secs(100), Duration::from_secs(1));
+        let facts = |written| Facts { written, ..Facts::read(INFO, Duration::from_secs(1007)) };
+        let mut clock = IdleClock::new(facts(None), now, now);
+        assert!(!clock.was_unwritten(now, now), "nobody told");
+        let mut told = |at: u32, written| {
+            clock.observe(&facts(written), now + second * at, now + second * at);
+            clock.clone()
+        };
+        assert!(told(1, Some(7)).was_unwritten(now + second, now + second));
+        let still = told(2, Some(7));
+        assert!(still.was_unwritten(now + second, now + second * 2));
+        assert!(
+            !still.was_unwritten(now, now + second)
+                && !still.was_unwritten(now + second, now + second * 3)
+        );
+        assert!(!told(3, Some(8)).was_unwritten(now + second, now + second * 2));
+        assert!(told(4, Some(8)).was_unwritten(now + second * 3, now + second * 4));
+        assert!(!told(5, None).was_unwritten(now + second * 3, now + second * 4));
     }
 }

@@ -40,7 +40,8 @@ pub struct tagsweep_options {
     pub max_share: f64,
     /// Stop after this many removed references; 0 for no limit. Default: 0.
     pub max_removals: u64,
-    /// Stop after this time (ms); 0 for no limit. Default: 0.
+    /// Stop after this time (ms): nothing more is removed, and what was is verified, after `verify_ms`, or
+    /// `grace_ms` if that is longer; 0 for no limit. Default: 0.
     pub max_duration_ms: u64,
     /// Name of the lock, 1 to 65536 bytes; NULL for "cache_tag_cleanup". Default: NULL.
     pub lock: *const c_char,

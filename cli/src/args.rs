@@ -207,7 +207,7 @@ pub(crate) struct SweepArgs {
     /// Stop after this many removed references, at least 1.
     #[arg(long)]
     pub max_removals: Option<u64>,
-    /// Stop after this time.
+    /// Stop after this time: nothing more is removed, and what was is verified (--verify, or --grace if that is longer).
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub max_duration: Option<Duration>,
     /// How much longer others may have to wait for the server because of the sweep, 50us to 1s.

@@ -111,7 +111,7 @@ pub(crate) enum Twice {
     Never,
     /// What proved that its tag was left alone was old.
     Always,
-    /// Unless the server kept idle times from when the tag was read until after that moment.
+    /// Unless it is known that the tag was left alone from when it was read until after that moment.
     UnlessStill(Moment),
     /// An earlier sweep removed it, nobody knows when.
     Recovered,

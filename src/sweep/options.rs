@@ -39,7 +39,8 @@ pub struct Options {
     pub max_share: f64,
     /// Stop after this many removed references; `None` for no limit.
     pub max_removals: Option<u64>,
-    /// Stop after this time; `None` for no limit.
+    /// Stop after this time: nothing more is removed, and what was is verified, after `verify`, or `grace` if that is longer;
+    /// `None` for no limit.
     pub max_duration: Option<Duration>,
     /// Delete an entry whose reference had to be put back: it may have missed an invalidation.
     /// Default: false.

@@ -41,7 +41,8 @@ pub(crate) enum Ask {
     Untouch(bool),
     /// Keep the lock.
     Extend,
-    /// Whether a child of the server saves, how busy the server is, and what its clock shows.
+    /// Whether a child of the server saves, how busy the server is, whether tags are written to, and what its clock
+    /// shows.
     Load,
     /// Keep how far we are, or forget it.
     Checkpoint(Option<Vec<u8>>),
@@ -105,7 +106,7 @@ impl Ask {
             }
             Self::Extend => EXTEND.pack(&terms.contender.extend_args().unwrap_or_default(), out),
             Self::Load => {
-                ["persistence", "cpu", "stats"].iter().for_each(|section| {
+                ["persistence", "cpu", "stats", "commandstats"].iter().for_each(|section| {
                     out.write("INFO", |cmd| cmd.arg(section));
                 });
                 out.write("TIME", |cmd| cmd);
@@ -205,7 +206,7 @@ impl Ask {
             Self::Records(records) => 4 * records.len(),
             Self::Tidy { units, .. } => *units,
             Self::Forget { fields, .. } => 4 + fields.len(),
-            Self::Load => 80,
+            Self::Load => 120,
         }
     }
 }

@@ -6,6 +6,7 @@ use redis::{Commands, Connection};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tagsweep::ErrorKind;
+use tagsweep::reply::Info;
 use tagsweep::sweep::{Flow, Options, Reason, Sweep};
 
 #[test]
@@ -210,6 +211,36 @@ fn a_reference_that_is_written_while_a_large_tag_is_swept_is_not_lost() {
     let kept = members(&mut con, "tag:big");
     let lost: Vec<&String> = entries.iter().filter(|entry| !kept.contains(*entry)).collect();
     assert!(written && lost.is_empty(), "{lost:?}");
+}
+
+/// Before Redis 7.2 the script that removes cannot ask whether the tag was used a moment ago.
+#[test]
+fn where_a_use_may_be_missed_and_tags_are_written_to_a_reference_has_the_grace_for_its_entry() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let can_ask = Info(&run::<String>(&mut con, "INFO server")).is_since([7, 2]);
+    for busy in [false, true] {
+        let _: () = run(&mut con, "FLUSHALL");
+        tag(&mut con, "", "a", 1, 1);
+        let (grace, verify) = (Duration::from_secs(2), Duration::from_millis(200));
+        let options = Options { grace, verify, ..Options::default() };
+        let (mut removed, mut written) = (None, false);
+        let report = sweep_watched(server.config(), options, &mut |progress| {
+            if busy {
+                let _: () = con.sadd("another set", "x").unwrap();
+            }
+            if progress.report.references_removed > 0 {
+                let at = *removed.get_or_insert_with(Instant::now);
+                // Verified once by now.
+                if at.elapsed() > 3 * verify && !std::mem::replace(&mut written, true) {
+                    let _: () = con.set("item:a:s0", "late").unwrap();
+                }
+            }
+            Flow::Continue
+        });
+        let waits = busy && !can_ask;
+        assert_eq!((written, report.references_restored), (waits, u64::from(waits)), "{report:?}");
+    }
 }
 
 #[test]

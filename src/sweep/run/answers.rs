@@ -50,16 +50,16 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// How the server is: whether it saves, and how busy it is. Who may not ask knows neither.
+    /// How the server is: whether it saves, how busy it is, whether tags are written to. Who may not ask knows nothing.
     fn loaded(&mut self, replies: &[Value], sent: Moment) {
         let now = Moment::now();
         let text = |at: usize| match replies.get(at) {
             Some(Value::BulkString(info)) => String::from_utf8_lossy(info),
             _ => "".into(),
         };
-        let time = replies.get(3).and_then(|told| redis::from_redis_value_ref(told).ok());
+        let time = replies.get(4).and_then(|told| redis::from_redis_value_ref(told).ok());
         let time = time.map_or(Duration::ZERO, time_of);
-        let facts = Facts::read(&[text(0), text(2)].concat(), time);
+        let facts = Facts::read(&[text(0), text(2), text(3)].concat(), time);
         self.idle.observe(&facts, sent, now);
         // First: where others are not at work, nobody is made room for.
         if let Some(received) = bytes_received(Info(&text(2))) {

@@ -295,11 +295,18 @@ impl Running<'_> {
             Twice::Always => rest,
             Twice::Recovered => grace,
             Twice::UnlessStill(removed) => {
-                let still = read.is_some_and(|read| self.idle.was_still(read, removed));
+                let still = read.is_some_and(|read| self.was_untouched(visit, read, removed));
                 if still { Duration::ZERO } else { rest }
             }
         };
         (!span.is_zero() && !self.ending.called_off).then_some(span)
+    }
+
+    /// Whether the server kept idle times from when we read a tag until after something was removed from it; and where
+    /// the script could not ask for its idle time again, nobody wrote to any tag meanwhile.
+    fn was_untouched(&self, visit: &Visit, read: Moment, removed: Moment) -> bool {
+        let asked = visit.idle.wanted.get().is_some() || self.options.grace.is_zero();
+        self.idle.was_still(read, removed) && (asked || self.idle.was_unwritten(read, removed))
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
