@@ -31,7 +31,7 @@ if not held then
   redis.call('LPUSH', KEYS[3], held)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
-local ticket, older, younger = '', 0, 0
+local ticket, younger = '', 0
 if ARGV[5] == '1' then
   local time = redis.call('TIME')
   ticket = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
@@ -41,12 +41,11 @@ if ARGV[5] == '1' then
     redis.call('ZADD', KEYS[2], ticket, ARGV[1])
   end
   redis.call('PEXPIRE', KEYS[2], ARGV[4])
-  older = redis.call('ZCARD', KEYS[2]) - 1
 elseif not lost then
   -- Others are told of every write.
   if redis.call('PTTL', KEYS[2]) < ARGV[4] * 3 / 4 then redis.call('PEXPIRE', KEYS[2], ARGV[4]) end
   ticket = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ''
-  older = redis.call('ZRANK', KEYS[2], ARGV[1]) or 0
   younger = redis.call('ZREVRANK', KEYS[2], ARGV[1]) or 0
 end
+local older = ticket == '' and 0 or redis.call('ZCARD', KEYS[2]) - 1 - younger
 return {held, redis.call('PTTL', KEYS[1]), older, younger, ticket}
