@@ -410,19 +410,20 @@ impl Link {
     }
 
     /// Does what may be done twice until it is done, at most [`ATTEMPTS`] times and within the
-    /// link's timeout. Each attempt has a share of that time, so that one lost reply does not eat
-    /// it all, and time for a round trip.
+    /// link's timeout. Each attempt but the last has a share of that time, so that one lost reply does not eat
+    /// it all, and time for a round trip; the last has what is left, for a server that is slow.
     pub(crate) fn persist<T>(
         &mut self,
         mut attempt: impl FnMut(&mut Self, Moment) -> Result<T>,
     ) -> Result<T> {
         let begun = Moment::now();
         let end = self.deadline();
-        let share = (end.since(begun) / ATTEMPTS).max(LEAST_SHARE);
+        let share = (end.since(begun) / (ATTEMPTS + 1)).max(LEAST_SHARE);
         let mut times = 0;
         loop {
             times += 1;
-            match attempt(self, (Moment::now() + share).min(end)) {
+            let deadline = if times < ATTEMPTS { (Moment::now() + share).min(end) } else { end };
+            match attempt(self, deadline) {
                 Err(e) if may_pass(&e) && times < ATTEMPTS && !end.passed() => {
                     std::thread::sleep(pause(times).min(end.left()));
                 }

@@ -37,7 +37,7 @@ const FACES: &[(ErrorKind, &str, &str, u8)] = &[
 type Act = (&'static str, fn(SharedLink) -> Option<Error>, u32);
 
 const ACTS: [Act; 5] = [
-    ("acquire", |link| free(link).acquire().err(), 3),
+    ("acquire", |link| acquire(free(link)).err(), 3),
     ("extend", |link| granted(link).extend(None).err(), 3),
     ("verify", |link| granted(link).verify().err(), 3),
     ("release", |link| granted(link).release().err(), 3),
@@ -46,6 +46,13 @@ const ACTS: [Act; 5] = [
 
 fn free(link: SharedLink) -> Lock {
     Lock::on(link, b"job", Options::new(MS(30_000))).unwrap()
+}
+
+/// And that is all: what it may have come to is not settled.
+fn acquire(mut lock: Lock) -> Result<Outcome, Error> {
+    let outcome = lock.acquire();
+    lock.forget();
+    outcome
 }
 
 fn granted(link: SharedLink) -> Lock {
@@ -175,6 +182,57 @@ fn what_stays_unknown_is_said_in_time_for_every_act() {
             scope.spawn(move || try_each_fault(act));
         }
     });
+}
+
+/// A lock that was granted without hearing of it: all answers were lost, and from now on none is.
+fn granted_unheard(server: &Server, proxy: &Proxy) -> Lock {
+    let link = tagsweep::connect::Link::new(proxy.config().timeout(MS(800))).unwrap();
+    let options = Options { record: true, ..Options::new(MS(30_000)) };
+    let mut lock = Lock::on(Arc::new(std::sync::Mutex::new(link)), b"job", options).unwrap();
+    lock.acquire().unwrap();
+    lock.release().unwrap();
+    proxy.break_next("EVALSHA", Fault::DropReply, 3);
+    assert!(lock.acquire().unwrap_err().is_unknown());
+    assert_eq!((proxy.left(), lock.owner()), (0, None));
+    assert!(run::<bool>(&mut server.connect(), "EXISTS lock:job"), "it was granted");
+    lock
+}
+
+#[test]
+fn what_was_granted_unheard_is_taken_over_or_given_up() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let mut con = server.connect();
+    let value = |con: &mut redis::Connection| -> Option<String> { run(con, "GET lock:job") };
+
+    for budget in [MS(0), MS(5000)] {
+        let mut lock = granted_unheard(&server, &proxy);
+        let (before, begun) = (value(&mut con).unwrap(), Instant::now());
+        assert!(matches!(lock.acquire_within(budget, &mut |_| true), Ok(Outcome::Acquired { .. })));
+        assert!(begun.elapsed() < MS(300), "it does not wait for itself");
+        assert_eq!(lock.owner().unwrap(), before.as_bytes());
+        assert!(run::<u64>(&mut con, "PTTL lock:job") > 29_000);
+        assert!(lock.release().unwrap() && value(&mut con).is_none());
+        assert!(!lock.release().unwrap(), "there is nothing left to settle");
+    }
+    let mut released = granted_unheard(&server, &proxy);
+    assert!(released.release().unwrap() && value(&mut con).is_none());
+    assert!(!released.release().unwrap());
+
+    drop(granted_unheard(&server, &proxy));
+    assert!(value(&mut con).is_none(), "its end gives it up");
+    let unknown: u64 = run(&mut con, "HGET {lock:job}:stats unknown");
+    assert!(unknown >= 1, "and tells of it");
+
+    let mut late = granted_unheard(&server, &proxy);
+    let _: () = con.set("lock:job", "another's").unwrap();
+    assert!(!late.release().unwrap() && value(&mut con).as_deref() == Some("another's"));
+    let _: () = con.del("lock:job").unwrap();
+
+    let mut forgotten = granted_unheard(&server, &proxy);
+    forgotten.forget();
+    drop(forgotten);
+    assert!(value(&mut con).is_some(), "it was to stay");
 }
 
 /// A lock on a link that lives, to a server that executes the next script, loses its answer, and is gone.

@@ -100,7 +100,9 @@ namespace Tagsweep {
          * free. False while anybody holds it, this object included.
          *
          * @throws Exception\ConnectionException|Exception\ServerException
-         * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL
+         * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL; the
+         *                                           next acquire() of this object takes it over, release() or
+         *                                           its end gives it up
          * @throws Exception\LockLostException       when renewal has lost the lease before; once
          * @throws Exception\ReentrantLockException with a wait, when this process itself holds it
          */

@@ -178,13 +178,14 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// An attempt that begins now.
+    /// An attempt that begins now; with the owner token of one whose outcome nobody knows, if there was one: what the
+    /// server granted to that is recognised.
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn new(manner: Manner, now: Moment) -> Result<Self> {
+    pub fn new(manner: Manner, unsettled: Option<String>, now: Moment) -> Result<Self> {
         let (token, name) = tokens()?;
-        Ok(Self::with_tokens(manner, token, name, now))
+        Ok(Self::with_tokens(manner, unsettled.unwrap_or(token), name, now))
     }
 
     /// An attempt with random names from elsewhere (a simulation repeats itself).
@@ -216,6 +217,11 @@ impl Attempt {
     /// The first step.
     pub fn begin(&mut self) -> Step {
         self.ask()
+    }
+
+    /// The owner token that it asks with.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// Who has the lock, as last heard.

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::lock::attempt::Manner;
 use crate::lock::lease::{Lease, transit, ttl_ms, whoami};
 use crate::lock::options::Options;
-use crate::lock::protocol::{Answer, Keys, MEMORY_MS, RUNS, Request};
+use crate::lock::protocol::{Answer, Count, Keys, MEMORY_MS, RUNS, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{self, PARTS};
@@ -30,6 +30,9 @@ use std::time::Duration;
 
 /// Fields of spans that are kept until they can be told.
 const SPANS: usize = 32;
+
+/// For how long a lock is taken that is to be given up at once.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// How often statistics travel to the server, with a release.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -57,6 +60,8 @@ pub struct Contender {
     untold_run: Option<String>,
     told: Option<Moment>,
     last_loss: Option<LossReason>,
+    /// The owner token of an acquisition of which nobody knows what it came to, and whose it was.
+    unsettled: Option<(String, u32)>,
 }
 
 impl Contender {
@@ -84,6 +89,7 @@ impl Contender {
             untold_run: None,
             told: None,
             last_loss: None,
+            unsettled: None,
         })
     }
 
@@ -209,6 +215,35 @@ impl Contender {
         for stats in [&mut self.total, &mut self.untold] {
             *(if unknown { &mut stats.unknown } else { &mut stats.errors }) += 1;
         }
+    }
+
+    /// Nobody knows what an acquisition with that owner token came to: the lock may be ours.
+    pub fn unsettle(&mut self, token: String) {
+        self.unsettled = Some((token, std::process::id()));
+    }
+
+    /// It is known now, or matters no more.
+    pub fn settle(&mut self) {
+        self.unsettled = None;
+    }
+
+    /// The owner token with which we may have the lock without knowing it.
+    pub fn unsettled(&self) -> Option<String> {
+        let (token, pid) = self.unsettled.as_ref()?;
+        (*pid == std::process::id()).then(|| token.clone())
+    }
+
+    /// Finds out whether we have the lock without knowing it. If it is free we have it afterwards, for a moment.
+    pub(crate) fn settling(&self) -> Option<Request> {
+        let (token, ttl) = (self.unsettled()?, self.ttl.min(SETTLING));
+        Some(Request::Acquire { token, ttl, claim: None, count: Count::Nothing })
+    }
+
+    /// Gives that up.
+    pub(crate) fn settled(&self, value: Vec<u8>) -> Option<Request> {
+        let lease = Lease::new(value, Moment::now())?;
+        let (transit, ttl) = (transit(&lease.transit_token()), self.manner(Duration::ZERO).ttl);
+        Some(Request::hand_on(lease.value, lease.fence, ttl, transit))
     }
 
     /// When a lease that began then must end, however often it is extended.

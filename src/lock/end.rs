@@ -24,7 +24,7 @@ pub(crate) fn end(
     let known = contender.known_loss();
     let restored = contender.is_restored();
     let (until, too_long) = (contender.safe_until(), contender.is_held_too_long(Moment::now()));
-    let Some(request) = say(contender, Moment::now()) else { return Ok(false) };
+    let Some(request) = say(contender, Moment::now()) else { return settle(contender, link) };
     let Asked { answer, repeated, .. } = ask(link, contender.keys(), &request)?;
     let after = Moment::now() + ASIDE;
     let done = match (&answer, &request) {
@@ -52,6 +52,21 @@ pub(crate) fn end(
         reason.into_iter().for_each(|reason| contender.count_loss(reason));
     }
     Ok(done)
+}
+
+/// Gives up what an acquisition may have been granted of which nobody knows what it came to; false when that is nothing.
+fn settle(contender: &mut Contender, link: &mut Link) -> Result<bool> {
+    let Some(request) = contender.settling() else { return Ok(false) };
+    let granted = match ask(link, contender.keys(), &request)?.answer {
+        Answer::Granted { value, .. } => contender.settled(value),
+        _ => None,
+    };
+    let released = match granted {
+        Some(request) => ask(link, contender.keys(), &request)?.answer == Answer::Released,
+        None => false,
+    };
+    contender.settle();
+    Ok(released)
 }
 
 /// Why a lease was lost; nothing if it was given back by somebody who has its owner, too.

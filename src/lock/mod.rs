@@ -176,7 +176,7 @@ impl Lock {
     /// # Errors
     /// [`Reentrant`](ErrorKind::Reentrant) when this object holds it. Whatever keeps the server from
     /// answering; [`Unknown`](ErrorKind::Unknown) leaves open whether the lock was taken, for at most
-    /// one TTL. [`Lost`](ErrorKind::Lost) when it was granted, twice, and answers took longer than the TTL.
+    /// one TTL: the next acquire of this object takes it over, a release or its end gives it up. [`Lost`](ErrorKind::Lost) when it was granted, twice, and answers took longer than the TTL.
     /// [`Unconfirmed`](ErrorKind::Unconfirmed), with [`Options::confirm`].
     pub fn acquire(&mut self) -> Result<Outcome> {
         self.acquire_within(Duration::ZERO, &mut |_| true)
@@ -278,7 +278,8 @@ impl Lock {
     }
 
     /// Gives the lock up, to the waiter that has waited longest. One round trip; none without a lease.
-    /// False when it was not ours any more.
+    /// False when it was not ours any more. After an [`acquire`](Lock::acquire) of which nobody knows what it came to
+    /// whatever it was granted is given up, in two round trips.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; the lease then ends with its TTL.
@@ -331,6 +332,7 @@ impl Lock {
 
     /// Gives the lease up on this side only: it ends with its TTL.
     pub fn forget(&mut self) {
+        self.contender.settle();
         self.contender.forget();
     }
 
@@ -536,7 +538,8 @@ impl Drop for Lock {
         if !self.contender.options().release_on_drop {
             self.contender.forget();
         }
-        if self.contender.lease().is_none() && self.contender.is_told() {
+        let owes = self.contender.lease().is_some() || self.contender.unsettled().is_some();
+        if !owes && self.contender.is_told() {
             return;
         }
         self.contender.hush();
@@ -580,9 +583,15 @@ pub(crate) fn acquire_within(
     let begun = Moment::now();
     let manner = contender.manner(budget);
     let ttl = manner.ttl;
-    let mut attempt = Attempt::new(manner, begun)?;
+    let mut attempt = Attempt::new(manner, contender.unsettled(), begun)?;
     let drive = Drive::new(contender.keys(), link, go_on, budget);
-    match drive.run(&mut attempt) {
+    let ended = drive.run(&mut attempt);
+    match &ended {
+        Ok(_) => contender.settle(),
+        Err(e) if e.is_unknown() => contender.unsettle(attempt.token().to_owned()),
+        Err(_) => {}
+    }
+    match ended {
         Ok(Ok(lease)) => {
             let fence = lease.fence;
             let waited = lease.begun.since(begun);
