@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use support::errors::{Refusing, matrix};
 use support::proxy::{Fault, Proxy};
 use support::{Server, run, until};
-use tagsweep::lock::{Lock, Options, Outcome, SharedLink, WaitMode, force_release};
+use tagsweep::lock::{Lock, LossReason, Options, Outcome, SharedLink, WaitMode, force_release};
 use tagsweep::{Config, Error, ErrorKind};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -233,6 +233,20 @@ fn what_was_granted_unheard_is_taken_over_or_given_up() {
     forgotten.forget();
     drop(forgotten);
     assert!(value(&mut con).is_some(), "it was to stay");
+}
+
+#[test]
+fn more_time_that_is_over_when_its_answer_comes_is_none() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server.socket());
+    let link = tagsweep::connect::Link::new(proxy.config()).unwrap();
+    let options = Options { max_hold: Some(MS(600)), ..Options::new(MS(30_000)) };
+    let mut lock = Lock::on(Arc::new(std::sync::Mutex::new(link)), b"job", options).unwrap();
+    lock.acquire().unwrap();
+    assert!(lock.extend(None).unwrap(), "there is some left");
+    proxy.break_next("EVALSHA", Fault::DelayReply(700), 1);
+    assert!(!lock.extend(None).unwrap() && !lock.is_held());
+    assert_eq!((lock.owner(), lock.last_loss()), (None, Some(LossReason::MaxHold)));
 }
 
 /// A lock on a link that lives, to a server that executes the next script, loses its answer, and is gone.

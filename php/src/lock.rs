@@ -130,6 +130,13 @@ impl DistributedLock {
         let gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
+        let had = self.registered.get().is_some();
+        if self.renewed && had && !lock.is_held() {
+            // This process was stopped, and its renewal with it.
+            let verified = lock.verify().map_err(from_core)?;
+            let ours = self.still(&lock, verified);
+            self.found(&lock, had, ours)?;
+        }
         if lock.is_held() && budget.is_zero() {
             return Ok(Outcome::Held(Holder::default())); // by ourselves, and that is an outcome
         }
@@ -202,12 +209,23 @@ impl DistributedLock {
         ours
     }
 
+    /// What an operation came to that was to find the lease ours. Of one that is renewed it is told by an exception that
+    /// it is not, whoever found out.
+    fn found(&self, lock: &Lock, had: bool, ours: bool) -> PhpResult<bool> {
+        match lock.last_loss() {
+            Some(reason) if had && !ours && self.renewed => Err(lost(lock, reason)),
+            _ => Ok(ours),
+        }
+    }
+
     fn extend_by(&self, ttl: Option<Duration>) -> PhpResult<bool> {
         let _gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
+        let had = self.registered.get().is_some();
         let extended = lock.extend(ttl).map_err(from_core)?;
-        Ok(self.still(&lock, extended))
+        let ours = self.still(&lock, extended);
+        self.found(&lock, had, ours)
     }
 
     /// Runs the body under the lock that was just taken.
@@ -215,7 +233,9 @@ impl DistributedLock {
         let result = body.call();
         match result {
             Ok(value) => {
-                if self.release()? {
+                // Or the body has given it up itself.
+                let is_over = |lock: &Lock| lock.owner().is_none() && lock.last_loss().is_none();
+                if self.peek(is_over).unwrap_or(false) || self.release()? {
                     return Ok(value);
                 }
                 let lock = self.peek(Lock::label).unwrap_or_default();
@@ -331,8 +351,10 @@ impl DistributedLock {
         let _gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
-        let ours = lock.verify().map_err(from_core)?;
-        Ok(self.still(&lock, ours))
+        let had = self.registered.get().is_some();
+        let verified = lock.verify().map_err(from_core)?;
+        let ours = self.still(&lock, verified);
+        self.found(&lock, had, ours)
     }
 
     /// Whether there is a lease that must not be acted upon any more.
@@ -466,8 +488,10 @@ impl LockInterface for DistributedLock {
         let _gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
+        let had = self.registered.get().is_some();
         self.register(None);
-        lock.release().map_err(from_core)
+        let released = lock.release().map_err(from_core)?;
+        self.found(&lock, had, released)
     }
 
     fn extend(&self, ttl: Option<Int>) -> PhpResult<bool> {

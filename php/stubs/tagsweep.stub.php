@@ -50,7 +50,7 @@ namespace Tagsweep {
      * Waiters stand in line: the lock is handed to whoever has waited longest, at once.
      *
      * With the option "renew" a thread of this process extends the lease every third of its TTL, while
-     * PHP computes, sleeps or waits. When it finds the lease lost, isAcquired() is false and the next
+     * PHP computes, sleeps or waits. When the lease is lost all the same, isAcquired() is false and the next
      * operation throws LockLostException.
      */
     class DistributedLock implements LockInterface
@@ -103,7 +103,7 @@ namespace Tagsweep {
          * @throws Exception\UnknownOutcomeException when no answer came: it may be taken, for one TTL; the
          *                                           next acquire() of this object takes it over, release() or
          *                                           its end gives it up
-         * @throws Exception\LockLostException       when renewal has lost the lease before; once
+         * @throws Exception\LockLostException       with "renew", when the lease was lost; once
          * @throws Exception\ReentrantLockException with a wait, when this process itself holds it
          */
         public function acquire(): bool
@@ -169,7 +169,7 @@ namespace Tagsweep {
          * Gives the lock up, to whoever has waited longest. One round trip. False when it was not ours
          * (any more).
          *
-         * @throws Exception\LockLostException  when renewal has found out before
+         * @throws Exception\LockLostException  with "renew", when it was lost; once
          * @throws Exception\ExceptionInterface the lease then ends with its TTL
          */
         public function release(): bool
@@ -182,7 +182,7 @@ namespace Tagsweep {
          * One round trip. False when the lease is lost, or held for maxHold; a lost lock is never taken
          * again by this.
          *
-         * @throws Exception\LockLostException when renewal has found out before
+         * @throws Exception\LockLostException with "renew", when it was lost; once
          * @throws Exception\ExceptionInterface
          */
         public function extend(?int $ttl = null): bool
@@ -203,7 +203,7 @@ namespace Tagsweep {
         /**
          * Asks the server whether the lease is still ours. One round trip.
          *
-         * @throws Exception\LockLostException when renewal has found out before
+         * @throws Exception\LockLostException with "renew", when it was lost; once
          * @throws Exception\ExceptionInterface
          */
         public function verify(): bool

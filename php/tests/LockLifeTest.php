@@ -200,6 +200,59 @@ final class LockLifeTest extends TestCase
         self::assertSame(1, $lock->stats()['lost']['stolen']);
     }
 
+    /**
+     * @testWith ["extend", true]
+     *           ["release", true]
+     *           ["verify", true]
+     *           ["extend", false]
+     *           ["release", false]
+     *           ["verify", false]
+     */
+    public function testOfARenewedLeaseALossIsToldByWhateverFindsIt(string $operation, bool $renew): void
+    {
+        $lock = $this->lock(30, renew: $renew);
+        $lock->acquire();
+        $this->redis->set('lock:job', 'thief');
+        self::assertTrue($lock->isAcquired(), 'nobody has looked yet');
+        try {
+            self::assertFalse($lock->$operation());
+            self::assertFalse($renew, 'no exception');
+        } catch (LockLostException $e) {
+            self::assertTrue($renew, $e->getMessage());
+            self::assertStringContainsString('somebody else has it', $e->getMessage());
+        }
+        self::assertFalse($lock->isAcquired());
+        self::assertFalse($lock->$operation(), 'it is told once');
+    }
+
+    public function testWhoeverWasStoppedForTooLongIsToldOfTheLossByWhateverComesNext(): void
+    {
+        foreach (['extend()', 'release()', 'verify()', 'acquire()', 'acquireWithin(1)', 'synchronized(fn () => 1)'] as $operation) {
+            $code = <<<PHP
+                \$lock = new Tagsweep\DistributedLock('unix://' . getenv('SOCKET'), 'job', 0.5, ['renew' => true]);
+                \$lock->acquire();
+                echo "ready\n";
+                // Its own clock tells it at once when it goes on; the thread that renews has not looked yet, or has.
+                while (\$lock->isAcquired());
+                try {
+                    \$lock->$operation;
+                    echo "nothing\n";
+                } catch (Tagsweep\Exception\LockLostException \$e) {
+                    echo "told\n";
+                }
+                PHP;
+            putenv("SOCKET={$this->server->socket}");
+            $run = Run::code($code);
+            $run->awaitLine('ready');
+            $run->signal(SIGSTOP);
+            Run::until('it expires', fn () => $this->redis->exists('lock:job') === 0);
+            $this->redis->set('lock:job', 'thief');
+            $run->signal(SIGCONT);
+            self::assertStringContainsString('told', $run->end()[1], $operation);
+            $this->redis->del('lock:job');
+        }
+    }
+
     public function testMaxHoldEndsARenewedLease(): void
     {
         $lock = $this->lock(2, renew: true, maxHold: 2.5);
@@ -445,6 +498,7 @@ final class LockLifeTest extends TestCase
             self::assertSame(0, $this->redis->exists('lock:job'));
         }
         try {
+            self::assertTrue($lock->synchronized(fn () => $lock->release()), 'it may be given up before');
             $lock->synchronized(fn () => $this->redis->set('lock:job', 'thief'));
             self::fail('no exception');
         } catch (LockLostException $e) {

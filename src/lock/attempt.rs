@@ -158,6 +158,8 @@ pub struct Attempt {
     /// When patience ends.
     end: Moment,
     pauses: u32,
+    /// How long the last answer took that somebody has the lock.
+    trip: Duration,
     /// How we watch the lock from the line, and when we looked last.
     watch: Watch,
     looked: Moment,
@@ -201,6 +203,7 @@ impl Attempt {
             holder: Holder::default(),
             end,
             pauses: 0,
+            trip: Duration::ZERO,
             watch: Watch::default(),
             looked: now,
             placed: None,
@@ -298,8 +301,9 @@ impl Attempt {
                 self.took_over |= takeover;
                 self.granted(value, sent, now)
             }
-            Event::Answered(Answer::Held(value, ttl), _) => {
+            Event::Answered(Answer::Held(value, ttl), sent) => {
                 (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
+                self.trip = now.since(sent);
                 self.go_on(now)
             }
             _ => {
@@ -456,10 +460,15 @@ impl Attempt {
         if self.lines_up(now) {
             return self.join();
         }
+        // What is asked later is not answered in time, and then nobody knows what it came to.
+        let last = self.end - self.trip;
+        if now >= last {
+            return self.give_up();
+        }
         self.state = State::Pausing;
         self.pauses += 1;
         let pause = pause(self.pauses - 1, draw(&self.new_name()));
-        Step::Pause((now + pause).min(self.end))
+        Step::Pause((now + pause).min(last))
     }
 
     /// Patience is over. What may be ours after all is asked for once more.
@@ -599,6 +608,25 @@ mod tests {
         assert!(matches!(back, Step::Ask(Request::Release { fence: 7, .. })));
         let end = cancelled.on(Event::Answered(Answer::Released, ms(30)), ms(30));
         assert!(matches!(end, Step::Done(Err(_))));
+    }
+
+    #[test]
+    fn nothing_is_asked_by_who_asks_again_and_again_that_cannot_be_answered_in_time() {
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_millis(1000));
+        let manner = Manner { ttl, budget, mode: WaitMode::Backoff, record: false };
+        let mut attempt = Attempt::with_tokens(manner, "t".into(), "n".into(), ms(0));
+        let (mut at, mut step) = (0, attempt.begin());
+        let mut asked = Vec::new();
+        while let Step::Ask(_) = step {
+            asked.push(at);
+            let held = Event::Answered(Answer::Held(b"u:6|h|1|p".to_vec(), None), ms(at));
+            step = attempt.on(held, ms(at + 300));
+            let Step::Pause(until) = step else { break };
+            at = u64::try_from(until.since(ms(0)).as_millis()).unwrap();
+            step = attempt.on(Event::Time, ms(at));
+        }
+        assert!(matches!(step, Step::Done(Err(_))), "{step:?}");
+        assert!(asked.len() >= 3 && asked.iter().all(|at| *at <= 700), "{asked:?}");
     }
 
     #[test]

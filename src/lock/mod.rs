@@ -226,7 +226,16 @@ impl Lock {
         }
         let spent = self.date(Duration::MAX, false);
         match self.contender.extend(ttl, Moment::now())? {
-            Some(request) => self.extended(&request, spent),
+            Some(request) => {
+                let usual = ttl.unwrap_or(self.contender.ttl);
+                let ours = self.extended(&request, spent)?;
+                let is_last = matches!(request, Request::Extend { ttl, .. } if ttl < usual);
+                if ours && is_last && !self.is_held() {
+                    // The answer took as long as what was left.
+                    self.give_up_held_too_long();
+                }
+                Ok(ours && self.is_held())
+            }
             None => {
                 self.give_up_held_too_long();
                 Ok(false)
