@@ -64,14 +64,34 @@ impl Facts {
     }
 }
 
-/// Calls of the commands that add members, in scripts and transactions, too.
+/// The commands that put members into sets and sorted sets.
+const ADDS: [&str; 16] = [
+    "cmdstat_sadd",
+    "cmdstat_zadd",
+    "cmdstat_zincrby",
+    "cmdstat_smove",
+    "cmdstat_sunionstore",
+    "cmdstat_sinterstore",
+    "cmdstat_sdiffstore",
+    "cmdstat_zunionstore",
+    "cmdstat_zinterstore",
+    "cmdstat_zdiffstore",
+    "cmdstat_zrangestore",
+    "cmdstat_geoadd",
+    "cmdstat_copy",
+    "cmdstat_rename",
+    "cmdstat_renamenx",
+    "cmdstat_restore",
+];
+
+/// Their calls, in scripts and transactions, too.
 fn written(info: Info) -> Option<u64> {
     let calls = |name| -> Option<u64> {
         let told: &str = info.text(name)?.strip_prefix("calls=")?;
         told.split(',').next()?.parse().ok()
     };
     calls("cmdstat_info")?; // or this section was not told
-    Some(["cmdstat_sadd", "cmdstat_zadd"].into_iter().filter_map(calls).sum())
+    Some(ADDS.into_iter().filter_map(calls).sum())
 }
 
 /// The answer to `TIME`, seconds and microseconds, as a span since 1970.

@@ -68,7 +68,7 @@ impl Screen {
 /// misses some, and holds no sweep up.
 fn has_room(out: impl AsFd) -> bool {
     let mut asked = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-    poll(&mut asked, PollTimeout::ZERO) != Ok(0)
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 fn bar() -> ProgressBar {

@@ -132,10 +132,10 @@ impl DistributedLock {
         self.complain(&mut lock)?;
         let had = self.registered.get().is_some();
         if self.renewed && had && !lock.is_held() {
-            // This process was stopped, and its renewal with it.
-            let verified = lock.verify().map_err(from_core)?;
-            let ours = self.still(&lock, verified);
-            self.found(&lock, had, ours)?;
+            // This process was stopped, and its renewal with it: it is over, whatever the server says now.
+            self.register(None);
+            let _ = lock.release_within(AT_ONCE);
+            return Err(lost(&lock, lock.last_loss().unwrap_or(LossReason::Expired)));
         }
         if lock.is_held() && budget.is_zero() {
             return Ok(Outcome::Held(Holder::default())); // by ourselves, and that is an outcome
@@ -150,7 +150,10 @@ impl DistributedLock {
             });
             !by_ourselves && !gate.must_stop()
         });
-        let outcome = outcome.map_err(from_core)?;
+        let outcome = outcome.map_err(|e| {
+            self.register(lock.fence());
+            from_core(e)
+        })?;
         let acquired = matches!(outcome, Outcome::Acquired { .. });
         if by_ourselves && !acquired {
             let told = format!(

@@ -158,7 +158,7 @@ pub struct Attempt {
     /// When patience ends.
     end: Moment,
     pauses: u32,
-    /// How long the last answer took that somebody has the lock.
+    /// How long it takes to hear that somebody has the lock, at least.
     trip: Duration,
     /// How we watch the lock from the line, and when we looked last.
     watch: Watch,
@@ -171,6 +171,8 @@ pub struct Attempt {
     cancelled: bool,
     /// Nobody knows what came of an acquisition.
     doubtful: bool,
+    /// The same, and no answer has settled it since.
+    unsettled: bool,
     /// A grant was over before its answer came.
     late: bool,
     /// The grant before ours was never given back.
@@ -187,7 +189,9 @@ impl Attempt {
     /// The system gives no random bytes.
     pub fn new(manner: Manner, unsettled: Option<String>, now: Moment) -> Result<Self> {
         let (token, name) = tokens()?;
-        Ok(Self::with_tokens(manner, unsettled.unwrap_or(token), name, now))
+        let doubtful = unsettled.is_some();
+        let attempt = Self::with_tokens(manner, unsettled.unwrap_or(token), name, now);
+        Ok(Self { doubtful, unsettled: doubtful, ..attempt })
     }
 
     /// An attempt with random names from elsewhere (a simulation repeats itself).
@@ -203,7 +207,7 @@ impl Attempt {
             holder: Holder::default(),
             end,
             pauses: 0,
-            trip: Duration::ZERO,
+            trip: Duration::MAX,
             watch: Watch::default(),
             looked: now,
             placed: None,
@@ -211,6 +215,7 @@ impl Attempt {
             out_until: None,
             cancelled: false,
             doubtful: false,
+            unsettled: false,
             late: false,
             took_over: false,
             left: false,
@@ -266,7 +271,12 @@ impl Attempt {
 
     /// An acquisition may have taken effect: its answer was lost. An event follows.
     pub fn doubt(&mut self) {
-        self.doubtful = true;
+        (self.doubtful, self.unsettled) = (true, true);
+    }
+
+    /// The owner token, if nobody knows what was granted to it.
+    pub fn unsettled(&self) -> Option<&str> {
+        self.unsettled.then_some(&self.token)
     }
 
     /// What an event leads to.
@@ -296,6 +306,7 @@ impl Attempt {
     }
 
     fn asking(&mut self, event: Event, now: Moment) -> Step {
+        self.unsettled &= !matches!(event, Event::Answered(..));
         match event {
             Event::Answered(Answer::Granted { value, takeover }, sent) => {
                 self.took_over |= takeover;
@@ -303,7 +314,7 @@ impl Attempt {
             }
             Event::Answered(Answer::Held(value, ttl), sent) => {
                 (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
-                self.trip = now.since(sent);
+                self.trip = self.trip.min(now.since(sent));
                 self.go_on(now)
             }
             _ => {
@@ -461,7 +472,7 @@ impl Attempt {
             return self.join();
         }
         // What is asked later is not answered in time, and then nobody knows what it came to.
-        let last = self.end - self.trip;
+        let last = if self.trip == Duration::MAX { self.end } else { self.end - self.trip };
         if now >= last {
             return self.give_up();
         }

@@ -5,6 +5,7 @@ use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::contender::Contender;
 use crate::lock::end::end;
+use crate::lock::lease::Lease;
 use crate::lock::{ASIDE, Lock, guard};
 use crate::reply::checked;
 use crate::script::EXTEND;
@@ -34,6 +35,7 @@ impl Lock {
             return Ok(());
         }
         // The grant must not outlive the doubt; if this fails too, it ends with its TTL.
+        let token = self.contender.lease().and_then(Lease::token);
         let give_back = |link: &mut Link| end(&mut self.contender, link, Contender::give_back);
         let given_back = link.hurry(ASIDE.min(left / 3), give_back);
         let told = match confirmed {
@@ -43,6 +45,7 @@ impl Lock {
             Err(_) => "the server does not tell in time which replicas have the grant".to_owned(),
         };
         if let Err(e) = given_back {
+            token.into_iter().for_each(|token| self.contender.unsettle(token));
             let told = format!("{told}, and it could not be given back");
             return Err(Error::new(ErrorKind::Unknown, told)
                 .key(self.key())

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::lock::attempt::Manner;
 use crate::lock::lease::{Lease, transit, ttl_ms, whoami};
 use crate::lock::options::Options;
-use crate::lock::protocol::{Answer, Count, Keys, MEMORY_MS, RUNS, Request};
+use crate::lock::protocol::{Answer, Keys, MEMORY_MS, RUNS, Request};
 use crate::lock::pulse::Pulse;
 use crate::lock::stats::{LossReason, Stats};
 use crate::lock::ttl::{self, PARTS};
@@ -30,9 +30,6 @@ use std::time::Duration;
 
 /// Fields of spans that are kept until they can be told.
 const SPANS: usize = 32;
-
-/// For how long a lock is taken that is to be given up at once.
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// How often statistics travel to the server, with a release.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -233,15 +230,10 @@ impl Contender {
         (*pid == std::process::id()).then(|| token.clone())
     }
 
-    /// Finds out whether we have the lock without knowing it. If it is free we have it afterwards, for a moment.
-    pub(crate) fn settling(&self) -> Option<Request> {
-        let (token, ttl) = (self.unsettled()?, self.ttl.min(SETTLING));
-        Some(Request::Acquire { token, ttl, claim: None, count: Count::Nothing })
-    }
-
-    /// Gives that up.
-    pub(crate) fn settled(&self, value: Vec<u8>) -> Option<Request> {
-        let lease = Lease::new(value, Moment::now())?;
+    /// Gives up what was granted to that owner token, if this value of the lock is it.
+    pub(crate) fn give_up_unheard(&self, value: Vec<u8>) -> Option<Request> {
+        let lease =
+            Lease::new(value, Moment::now()).filter(|lease| lease.token() == self.unsettled())?;
         let (transit, ttl) = (transit(&lease.transit_token()), self.manner(Duration::ZERO).ttl);
         Some(Request::hand_on(lease.value, lease.fence, ttl, transit))
     }

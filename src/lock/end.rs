@@ -9,6 +9,7 @@ use crate::lock::drive::{Asked, ask};
 use crate::lock::loss::{self, Loss};
 use crate::lock::protocol::{Answer, Request};
 use crate::lock::stats::LossReason;
+use crate::reply::understood;
 
 /// Releases; false when it was not ours any more.
 pub(crate) fn release(contender: &mut Contender, link: &mut Link) -> Result<bool> {
@@ -54,14 +55,17 @@ pub(crate) fn end(
     Ok(done)
 }
 
-/// Gives up what an acquisition may have been granted of which nobody knows what it came to; false when that is nothing.
+/// Gives up what an acquisition was granted of which nobody knows what it came to; false when that is nothing.
 fn settle(contender: &mut Contender, link: &mut Link) -> Result<bool> {
-    let Some(request) = contender.settling() else { return Ok(false) };
-    let granted = match ask(link, contender.keys(), &request)?.answer {
-        Answer::Granted { value, .. } => contender.settled(value),
-        _ => None,
-    };
-    let released = match granted {
+    if contender.unsettled().is_none() {
+        return Ok(false);
+    }
+    let key = &contender.keys().lock;
+    // A replica, which knows of the past only, refuses this.
+    let look = redis::cmd("GETEX").arg(key).to_owned();
+    let value = link.persist(|link, deadline| link.call(&look, deadline));
+    let value: Option<Vec<u8>> = value.and_then(understood).map_err(|e| e.key(key))?;
+    let released = match value.and_then(|value| contender.give_up_unheard(value)) {
         Some(request) => ask(link, contender.keys(), &request)?.answer == Answer::Released,
         None => false,
     };

@@ -71,10 +71,15 @@ impl Lease {
         self.begun
     }
 
+    /// The owner token.
+    pub(crate) fn token(&self) -> Option<String> {
+        let token = self.value.split(|b| *b == b':').next().unwrap_or_default();
+        String::from_utf8(token.to_vec()).ok()
+    }
+
     /// Names the next transit: part of our secret, which ends with our lease, and the fence.
     pub(crate) fn transit_token(&self) -> String {
-        let secret = self.value.split(|b| *b == b':').next().unwrap_or_default();
-        format!("{}.{}", String::from_utf8_lossy(secret), self.fence)
+        format!("{}.{}", self.token().unwrap_or_default(), self.fence)
     }
 }
 

@@ -25,12 +25,9 @@ pub(crate) struct Loss {
 /// before its time leaves traces. One round trip, two if that must be told apart.
 pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
     let (early, deadline) = (!loss.until.passed(), (Moment::now() + WHY).min(link.deadline()));
-    let Ok(Known { grant, runs, held }) = known(link, keys, deadline) else { return loss.found };
+    let Ok((grant, runs)) = grants(link, keys, deadline) else { return loss.found };
     if runs.iter().any(|run| run.fence == loss.fence && run.end == RunEnd::Forced) {
         return LossReason::Forced;
-    }
-    if held {
-        return LossReason::Stolen;
     }
     if loss.found != LossReason::Expired || !early {
         return loss.found;
@@ -41,26 +38,17 @@ pub(crate) fn why(link: &mut Link, keys: &Keys, loss: &Loss) -> LossReason {
     cause(loss.fence, fence_of(&grant), evicts(&info))
 }
 
-/// What the server knows of grants: the last, those that ended, and whether somebody has the lock.
-struct Known {
-    grant: String,
-    runs: Vec<Run>,
-    held: bool,
-}
-
-/// Asks for that. One round trip.
-fn known(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<Known> {
+/// What the server knows of grants: the last, and those that ended. One round trip.
+fn grants(link: &mut Link, keys: &Keys, deadline: Moment) -> Result<(String, Vec<Run>)> {
     let asked = [
         redis::cmd("GET").arg(&keys.fence).to_owned(),
         redis::cmd("LRANGE").arg(&keys.runs).arg(0).arg(RUNS - 1).to_owned(),
-        redis::cmd("EXISTS").arg(&keys.lock).to_owned(),
     ];
     let mut replies = link.calls(&asked, deadline)?.into_iter();
     let mut next = || replies.next().unwrap_or(Value::Nil);
     let grant: Option<String> = texts(next())?;
     let runs: Vec<String> = texts(next()).unwrap_or_default();
-    let (grant, runs) = (grant.unwrap_or_default(), runs.iter().filter_map(|run| past(run)));
-    Ok(Known { grant, runs: runs.collect(), held: next() == Value::Int(1) })
+    Ok((grant.unwrap_or_default(), runs.iter().filter_map(|run| past(run)).collect()))
 }
 
 /// Whether a server, by its `INFO`, evicts keys and has done so.
@@ -80,7 +68,7 @@ pub(crate) fn was_given_back(
     recorded: bool,
 ) -> Result<Option<bool>> {
     let deadline = link.deadline();
-    let Known { grant, runs, .. } = known(link, keys, deadline)?;
+    let (grant, runs) = grants(link, keys, deadline)?;
     let is_forgotten = runs.len() >= RUNS && runs.iter().all(|run| run.fence > fence);
     let lost = |run: &Run| run.fence == fence && !matches!(run.end, RunEnd::Released(_));
     Ok(match fence_of(&grant) {

@@ -125,7 +125,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const LEARN_EVERY: Duration = Duration::from_secs(300);
 
 /// How long what comes before or after the answer of a call may take.
-const ASIDE: Duration = Duration::from_millis(150);
+pub(crate) const ASIDE: Duration = Duration::from_millis(150);
 
 /// What is left of a wait however long that took.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -221,7 +221,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::acquire`]; the lease then stays valid until its own deadline.
     pub fn extend(&mut self, ttl: Option<Duration>) -> Result<bool> {
-        if self.give_up_lost().is_some() {
+        if self.give_up_lost().is_some() || self.contender.lease().is_none() {
             return Ok(false);
         }
         let spent = self.date(Duration::MAX, false);
@@ -230,26 +230,26 @@ impl Lock {
                 let usual = ttl.unwrap_or(self.contender.ttl);
                 let ours = self.extended(&request, spent)?;
                 let is_last = matches!(request, Request::Extend { ttl, .. } if ttl < usual);
-                if ours && is_last && !self.is_held() {
-                    // The answer took as long as what was left.
-                    self.give_up_held_too_long();
+                if ours && !self.is_held() {
+                    // The answer took as long as the lease, or as what was left.
+                    self.give_up(if is_last { LossReason::MaxHold } else { LossReason::Expired });
                 }
                 Ok(ours && self.is_held())
             }
             None => {
-                self.give_up_held_too_long();
+                self.give_up(LossReason::MaxHold);
                 Ok(false)
             }
         }
     }
 
-    /// The lease was held for as long as it may be: others need not wait for its TTL.
-    fn give_up_held_too_long(&mut self) {
-        let news = self.contender.pulse().is_some_and(|pulse| pulse.lose(LossReason::MaxHold));
+    /// The lease is over by our own clock: others need not wait for its TTL.
+    fn give_up(&mut self, reason: LossReason) {
+        let news = self.contender.pulse().is_some_and(|pulse| pulse.lose(reason));
         // Over on our side, whatever this comes to.
-        let _ = self.release();
+        let _ = self.release_within(ASIDE);
         if news {
-            self.tell(LossReason::MaxHold);
+            self.tell(reason);
         }
     }
 
@@ -405,6 +405,7 @@ impl Lock {
         self.contender.forget();
         let link = &mut guard(&self.link);
         let forced = force::force(link, self.contender.keys(), None)?;
+        self.contender.settle();
         Ok(matches!(forced, Forced::Taken(_)))
     }
 
@@ -557,7 +558,9 @@ impl Drop for Lock {
         }
         self.date(LAST_WORDS, self.contender.options().record);
         let mut link = guard(&self.link);
-        link.hurry(LAST_WORDS, |link| {
+        // What may have been granted unheard is looked for where an answer comes at once.
+        let patience = if self.contender.lease().is_some() { LAST_WORDS } else { ASIDE };
+        link.hurry(patience, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need
             // not try.
             match release(&mut self.contender, link) {
@@ -595,10 +598,10 @@ pub(crate) fn acquire_within(
     let mut attempt = Attempt::new(manner, contender.unsettled(), begun)?;
     let drive = Drive::new(contender.keys(), link, go_on, budget);
     let ended = drive.run(&mut attempt);
-    match &ended {
-        Ok(_) => contender.settle(),
-        Err(e) if e.is_unknown() => contender.unsettle(attempt.token().to_owned()),
-        Err(_) => {}
+    let unknown = ended.as_ref().is_err_and(Error::is_unknown);
+    match attempt.unsettled().or(unknown.then_some(attempt.token())) {
+        Some(token) => contender.unsettle(token.to_owned()),
+        None => contender.settle(),
     }
     match ended {
         Ok(Ok(lease)) => {

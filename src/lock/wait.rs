@@ -94,6 +94,9 @@ impl Watch {
         (self.is_new, self.older, self.younger, self.fence) = (false, older, younger, fence);
         let is_told = self.told == Told::Yes;
         self.rests = if is_told { self.rests.saturating_add(1) } else { 0 };
+        if self.rests > 1 {
+            self.failures = 0; // they are over
+        }
         if std::mem::take(&mut self.asked) && !is_told {
             self.failed();
         }

@@ -56,7 +56,7 @@ use crate::config::Config;
 use crate::connect::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Plain;
-use crate::lock::{Contender, Holder, Outcome, SharedLink, acquire_within, guard, release};
+use crate::lock::{ASIDE, Contender, Holder, Outcome, SharedLink, acquire_within, guard, release};
 use crate::topology::{Facts, time_of};
 use run::Running;
 use std::sync::{Arc, Mutex};
@@ -188,9 +188,14 @@ impl Sweep {
             let (share, keys, left, waiting) = (0.0, 0, None, true);
             watch(&Progress { report: &idle, share, keys, left, effort, waiting }) == Flow::Continue
         };
-        match acquire_within(contender, &self.link, self.options.wait, &mut go_on)? {
-            Outcome::Held(holder) => Ok(Some(holder)),
-            Outcome::Acquired { .. } => Ok(None),
+        match acquire_within(contender, &self.link, self.options.wait, &mut go_on) {
+            Ok(Outcome::Held(holder)) => Ok(Some(holder)),
+            Ok(Outcome::Acquired { .. }) => Ok(None),
+            Err(e) => {
+                // It may have been granted unheard.
+                let _ = guard(&self.link).hurry(ASIDE, |link| release(contender, link));
+                Err(e)
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ final class Terminal implements Output
         }
         [$to, $none] = [[$stream], null];
 
-        return @stream_select($none, $to, $none, 0) !== 0;
+        return @stream_select($none, $to, $none, 0) === 1;
     }
 
     public function line(string $text): void
