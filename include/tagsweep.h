@@ -564,7 +564,7 @@ int32_t tagsweep_lock_extend(tagsweep_lock *lock,
                              size_t error_size);
 
 /**
- * Gives the lock up. One round trip; none without a lease.
+ * Gives the lock up. One round trip; none without a lease, two after an acquire of which nobody knows what it came to.
  *
  * Returns TAGSWEEP_OK, TAGSWEEP_LOST when it was not ours (any more), or an error; after an error the
  * lease ends with its TTL.

@@ -177,7 +177,7 @@ pub unsafe extern "C" fn tagsweep_lock_extend(
     unsafe { still(lock, error, error_size, |lock| lock.extend(ttl)) }
 }
 
-/// Gives the lock up. One round trip; none without a lease.
+/// Gives the lock up. One round trip; none without a lease, two after an acquire of which nobody knows what it came to.
 ///
 /// Returns TAGSWEEP_OK, TAGSWEEP_LOST when it was not ours (any more), or an error; after an error the
 /// lease ends with its TTL.

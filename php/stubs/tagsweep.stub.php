@@ -166,8 +166,8 @@ namespace Tagsweep {
         }
 
         /**
-         * Gives the lock up, to whoever has waited longest. One round trip. False when it was not ours
-         * (any more).
+         * Gives the lock up, to whoever has waited longest. One round trip; two after an acquire() of which
+         * nobody knows what it came to. False when it was not ours (any more).
          *
          * @throws Exception\LockLostException  with "renew", when it was lost; once
          * @throws Exception\ExceptionInterface the lease then ends with its TTL

@@ -641,6 +641,19 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_with_the_token_of_an_attempt_in_doubt_is_in_doubt_until_it_is_answered() {
+        let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
+        let manner = Manner { ttl, budget, mode: WaitMode::Line, record: true };
+        let mut attempt = Attempt::new(manner, Some("t".into()), ms(0)).unwrap();
+        let asks = |step| matches!(step, Step::Ask(Request::Acquire { token, .. }) if token == "t");
+        assert!(asks(attempt.begin()) && asks(attempt.on(Event::Broken, ms(1))));
+        assert_eq!(attempt.unsettled(), Some("t"));
+        let held = Event::Answered(Answer::Held(b"u:6|h|1|p".to_vec(), None), ms(2));
+        assert!(matches!(attempt.on(held, ms(3)), Step::Join(_)));
+        assert_eq!(attempt.unsettled(), None);
+    }
+
+    #[test]
     fn who_is_in_doubt_stands_in_no_line_until_it_is_answered() {
         let now = Moment::at(Duration::from_secs(1000));
         let (ttl, budget) = (Duration::from_secs(3), Duration::from_secs(100));
