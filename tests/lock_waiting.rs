@@ -554,26 +554,46 @@ fn who_finds_the_lock_free_on_a_server_that_does_not_write_asks_once_a_second_an
     assert!(calls <= 10, "{line}");
 }
 
+/// An address that may come to lead elsewhere.
+struct Address(tempfile::TempDir);
+
+impl Address {
+    fn of(server: &Server) -> Self {
+        let address = Self(tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(server.socket(), address.path()).unwrap();
+        address
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("s")
+    }
+
+    fn config(&self) -> tagsweep::Config {
+        tagsweep::Config::from_url(&format!("unix://{}", self.path().display())).unwrap()
+    }
+
+    fn lead_to(&self, server: &Server) {
+        std::fs::remove_file(self.path()).unwrap();
+        std::os::unix::fs::symlink(server.socket(), self.path()).unwrap();
+    }
+}
+
 #[test]
 fn a_wait_that_is_called_off_leaves_no_ticket_where_its_address_leads_now() {
     let (first, second) = (Server::start(), Server::start());
-    let place = tempfile::tempdir().unwrap();
-    let address = place.path().join("s");
-    std::os::unix::fs::symlink(first.socket(), &address).unwrap();
-    let config = tagsweep::Config::from_url(&format!("unix://{}", address.display())).unwrap();
+    let address = Address::of(&first);
     for server in [&first, &second] {
         let mut con = server.connect();
         let _: () = con.set_ex("lock:job", "token:7|host|1|tagsweep", 60).unwrap();
     }
-    let mut waiter = Lock::new(config, b"job", MS(60_000)).unwrap();
+    let mut waiter = Lock::new(address.config(), b"job", MS(60_000)).unwrap();
     let (mut turns, mut con) = (0, second.connect());
     let in_line = |con: &mut redis::Connection| run::<usize>(con, "ZCARD {lock:job}:waiters");
     let outcome = waiter.acquire_within(MS(20_000), &mut |_| {
         turns += 1;
         // When its place has lasted, it joins again without asking for the lock before.
         if turns == 12 {
-            std::fs::remove_file(&address).unwrap();
-            std::os::unix::fs::symlink(second.socket(), &address).unwrap();
+            address.lead_to(&second);
             run::<()>(&mut first.connect(), "REPLICAOF 127.0.0.1 1");
         }
         turns <= 12 || in_line(&mut con) == 0
@@ -586,10 +606,7 @@ fn a_wait_that_is_called_off_leaves_no_ticket_where_its_address_leads_now() {
 fn a_wait_that_ends_wakes_nobody_else_where_its_address_leads_now() {
     // The connection that waits stays at the first server, that which asks comes to the second.
     let (first, second) = (Server::start(), Server::start());
-    let place = tempfile::tempdir().unwrap();
-    let address = place.path().join("s");
-    std::os::unix::fs::symlink(first.socket(), &address).unwrap();
-    let config = tagsweep::Config::from_url(&format!("unix://{}", address.display())).unwrap();
+    let address = Address::of(&first);
     let mut holder = lock(&first, b"job", MS(60_000));
     take(&mut holder, MS(0)).unwrap();
     // Somebody else blocks there, under each number that might be meant.
@@ -608,13 +625,12 @@ fn a_wait_that_ends_wakes_nobody_else_where_its_address_leads_now() {
         line.unwrap().parse().unwrap()
     };
     until("they block", || blocked(&mut con) == 30);
-    let mut waiter = Lock::new(config, b"job", MS(60_000)).unwrap();
+    let mut waiter = Lock::new(address.config(), b"job", MS(60_000)).unwrap();
     let mut turns = 0;
     let outcome = waiter.acquire_within(MS(20_000), &mut |_| {
         turns += 1;
         if turns == 3 {
-            std::fs::remove_file(&address).unwrap();
-            std::os::unix::fs::symlink(second.socket(), &address).unwrap();
+            address.lead_to(&second);
             let mut con = first.connect();
             let me: i64 = redis::cmd("CLIENT").arg("ID").query(&mut con).unwrap();
             // All connections but the one that blocks, and this one.

@@ -202,14 +202,15 @@ impl DistributedLock {
 
     /// The outcome of an operation that finds out whether the lease is ours. One that was restored is
     /// known from now on.
-    fn still(&self, lock: &Lock, ours: bool) -> bool {
+    fn still(&self, lock: &Lock, ours: bool) -> PhpResult<bool> {
+        let had = self.registered.get().is_some();
         let fence = lock.fence().filter(|_| ours);
         if fence != self.registered.get() {
             // In this order: a signal that comes in between finds what is to be given back.
             self.register(fence);
             watch();
         }
-        ours
+        self.found(lock, had, ours)
     }
 
     /// What an operation came to that was to find the lease ours. Of one that is renewed it is told by an exception that
@@ -225,10 +226,8 @@ impl DistributedLock {
         let _gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
-        let had = self.registered.get().is_some();
-        let extended = lock.extend(ttl).map_err(from_core)?;
-        let ours = self.still(&lock, extended);
-        self.found(&lock, had, ours)
+        let ours = lock.extend(ttl).map_err(from_core)?;
+        self.still(&lock, ours)
     }
 
     /// Runs the body under the lock that was just taken.
@@ -354,10 +353,8 @@ impl DistributedLock {
         let _gate = Gate::close();
         let mut lock = self.lock()?;
         self.complain(&mut lock)?;
-        let had = self.registered.get().is_some();
-        let verified = lock.verify().map_err(from_core)?;
-        let ours = self.still(&lock, verified);
-        self.found(&lock, had, ours)
+        let ours = lock.verify().map_err(from_core)?;
+        self.still(&lock, ours)
     }
 
     /// Whether there is a lease that must not be acted upon any more.

@@ -159,7 +159,7 @@ pub struct Attempt {
     end: Moment,
     pauses: u32,
     /// How long it takes to hear that somebody has the lock, at least.
-    trip: Duration,
+    trip: Option<Duration>,
     /// How we watch the lock from the line, and when we looked last.
     watch: Watch,
     looked: Moment,
@@ -207,7 +207,7 @@ impl Attempt {
             holder: Holder::default(),
             end,
             pauses: 0,
-            trip: Duration::MAX,
+            trip: None,
             watch: Watch::default(),
             looked: now,
             placed: None,
@@ -314,7 +314,8 @@ impl Attempt {
             }
             Event::Answered(Answer::Held(value, ttl), sent) => {
                 (self.holder, self.doubtful) = (Holder::read(&value, ttl), false);
-                self.trip = self.trip.min(now.since(sent));
+                let took = now.since(sent);
+                self.trip = Some(self.trip.map_or(took, |least| least.min(took)));
                 self.go_on(now)
             }
             _ => {
@@ -472,7 +473,7 @@ impl Attempt {
             return self.join();
         }
         // What is asked later is not answered in time, and then nobody knows what it came to.
-        let last = if self.trip == Duration::MAX { self.end } else { self.end - self.trip };
+        let last = self.end - self.trip.unwrap_or_default();
         if now >= last {
             return self.give_up();
         }

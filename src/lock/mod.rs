@@ -176,7 +176,8 @@ impl Lock {
     /// # Errors
     /// [`Reentrant`](ErrorKind::Reentrant) when this object holds it. Whatever keeps the server from
     /// answering; [`Unknown`](ErrorKind::Unknown) leaves open whether the lock was taken, for at most
-    /// one TTL: the next acquire of this object takes it over, a release or its end gives it up. [`Lost`](ErrorKind::Lost) when it was granted, twice, and answers took longer than the TTL.
+    /// one TTL: the next acquire of this object takes it over, a release or its end gives it up.
+    /// [`Lost`](ErrorKind::Lost) when it was granted, twice, and answers took longer than the TTL.
     /// [`Unconfirmed`](ErrorKind::Unconfirmed), with [`Options::confirm`].
     pub fn acquire(&mut self) -> Result<Outcome> {
         self.acquire_within(Duration::ZERO, &mut |_| true)
@@ -559,7 +560,7 @@ impl Drop for Lock {
         self.date(LAST_WORDS, self.contender.options().record);
         let mut link = guard(&self.link);
         // What may have been granted unheard is looked for where an answer comes at once.
-        let patience = if self.contender.lease().is_some() { LAST_WORDS } else { ASIDE };
+        let patience = if self.contender.unsettled().is_some() { ASIDE } else { LAST_WORDS };
         link.hurry(patience, |link| {
             // Nobody is left to tell; a lease ends with its TTL. Where nobody answers, other leases on this link need
             // not try.

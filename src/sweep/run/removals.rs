@@ -164,8 +164,8 @@ impl Running<'_> {
     /// Whether a writer may have begun between the idle time that we go by and the script, which could not
     /// ask for it again.
     fn is_old(&self, visit: &Visit) -> bool {
-        let asked = visit.idle.wanted.get().is_some() || self.options.grace.is_zero();
-        !asked && visit.idle.asked.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
+        !self.is_asked_again(visit)
+            && visit.idle.asked.get().is_none_or(|at| Moment::now().since(at) > IDLE_FRESH)
     }
 
     /// The items of a fenced script's answer, unless it refused because the lock is not ours.
@@ -305,8 +305,13 @@ impl Running<'_> {
     /// Whether the server kept idle times from when we read a tag until after something was removed from it; and where
     /// the script could not ask for its idle time again, nobody wrote to any tag meanwhile.
     fn was_untouched(&self, visit: &Visit, read: Moment, removed: Moment) -> bool {
-        let asked = visit.idle.wanted.get().is_some() || self.options.grace.is_zero();
-        self.idle.was_still(read, removed) && (asked || self.idle.was_unwritten(read, removed))
+        self.idle.was_still(read, removed)
+            && (self.is_asked_again(visit) || self.idle.was_unwritten(read, removed))
+    }
+
+    /// Whether the script asks for the idle time of a tag once more; without a grace none is needed.
+    fn is_asked_again(&self, visit: &Visit) -> bool {
+        visit.idle.wanted.get().is_some() || self.options.grace.is_zero()
     }
 
     pub(super) fn restored(&mut self, batch: Batch, replies: Vec<Value>) -> Result<()> {
